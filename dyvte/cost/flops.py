@@ -1,0 +1,95 @@
+"""FLOPs of a prefill, from its trace.
+
+FLOPs are 2 x multiply-accumulate of the matrix products (norms, softmax and activations are not counted), prefill
+only, without the language head: vision tower and projector, then for each decoder layer
+``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d``, and the gates that ran. These are
+the columns of the paper's tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dyvte.decoding.adapters import adapter_for
+from dyvte.decoding.trace import ExitTrace
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """FLOPs per sample, one entry each.
+
+    Attributes:
+        vision: the tower on all of the sample's images (or tiles).
+        projector: the projector on all of the visual tokens.
+        decoder: all decoder layers.
+        gates: the gates that ran.
+    """
+
+    vision: list[int]
+    projector: list[int]
+    decoder: list[int]
+    gates: list[int]
+
+    @property
+    def total(self) -> list[int]:
+        """All parts together."""
+        return [sum(parts) for parts in zip(self.vision, self.projector, self.decoder, self.gates, strict=True)]
+
+
+def layer_params(config) -> int:
+    """Weights in the matrix products of one decoder layer (attention with GQA, gated MLP)."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    attention = 2 * config.hidden_size * width * (heads + kv_heads)
+    return attention + 3 * config.hidden_size * config.intermediate_size
+
+
+def layer_flops(config, tokens: int) -> int:
+    """FLOPs of one decoder layer over ``tokens`` tokens; attention counted in full, not halved for causality."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * layer_params(config) * tokens + 4 * tokens**2 * heads * width
+
+
+def vision_flops(config) -> int:
+    """FLOPs of a CLIP-like tower on one image: patch embedding and all layers over patches and class token."""
+    patches = (config.image_size // config.patch_size) ** 2
+    tokens, hidden = patches + 1, config.hidden_size
+    layer = 2 * tokens * (4 * hidden**2 + 2 * hidden * config.intermediate_size) + 4 * tokens**2 * hidden
+    embedding = 2 * patches * hidden * config.num_channels * config.patch_size**2
+    return embedding + config.num_hidden_layers * layer
+
+
+def projector_params(projector: nn.Module | None) -> int:
+    """Weights in the matrix products of a projector."""
+    modules = projector.modules() if projector is not None else ()
+    return sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
+
+
+def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
+    """FLOPs of every sample of a prefill.
+
+    Args:
+        model: the model that ran, unchanged since; it must have an adapter.
+        trace: the prefill's trace.
+
+    The number of images (tiles) of a sample is its visual tokens over the tower's patches, rounded up: exact
+    unless tiles were cut after the projector (anyres with unpad).
+    """
+    adapter = adapter_for(model)
+    tower, projector = adapter.vision(model)
+    config = adapter.decoder(model).config
+    per_image, patches = 0, 1
+    if tower is not None and any(trace.visual_tokens):
+        per_image = vision_flops(tower.config)
+        patches = (tower.config.image_size // tower.config.patch_size) ** 2
+    per_token = 2 * projector_params(projector)
+    return FlopsReport(
+        vision=[-(-tokens // patches) * per_image for tokens in trace.visual_tokens],
+        projector=[tokens * per_token for tokens in trace.visual_tokens],
+        decoder=[sum(layer_flops(config, n) for n in column) for column in trace.tokens_per_layer.T.tolist()],
+        gates=trace.gate_flops.sum(0).tolist(),
+    )

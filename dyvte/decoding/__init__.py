@@ -1,0 +1,1 @@
+"""The decoder loop over packed rows: layout, attention, ragged cache, policies, traces, attach."""

@@ -1,0 +1,174 @@
+"""Put a policy into a model, and take it out again.
+
+    handle = attach(model, LearnedExit(gates))     # or: with attach(model, policy) as handle:
+    model.generate(...)
+    handle.traces[-1].exit_layers
+    handle.detach()
+
+While attached, the model's decoder runs the packed layer loop. Nothing of the model's code is replaced: one
+instance attribute (the decoder's ``forward``) and, for some families, one hook; ``detach`` removes both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from dyvte.decoding.adapters import adapter_for
+from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.loop import packed_kernel, run_layers
+from dyvte.decoding.packed import Layout, PackedRow, pack, unpack
+from dyvte.decoding.policy import Policy
+from dyvte.decoding.trace import ExitTrace
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether a policy is attached to the model."""
+    return handle_of(model) is not None
+
+
+def handle_of(model: nn.Module) -> Handle | None:
+    """The handle of the policy attached to the model, or None."""
+    return vars(adapter_for(model).decoder(model)).get("_exit_handle")
+
+
+def attach(model: nn.Module, policy: Policy) -> Handle:
+    """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
+
+    Args:
+        model: LLaVA's own class here, or transformers' ``LlavaForConditionalGeneration``.
+        policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
+
+    Raises:
+        ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
+            policy is attached already, or the model's attention has no packed form.
+    """
+    decoder = adapter_for(model).decoder(model)
+    if is_attached(model):
+        raise ValueError("a policy is attached to this model already: call detach() on its handle first")
+    layer_types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(f"packed rows need full attention in every layer, this model has {sorted(layer_types)}")
+    with packed_kernel(decoder.config):
+        policy.check(len(decoder.layers), decoder.config.hidden_size)
+    return Handle(model, policy)
+
+
+class Handle:
+    """An attached policy; a context manager that detaches at its end.
+
+    Attributes:
+        policy: the policy; may be replaced between prefills.
+        traces: one :class:`ExitTrace` per prefill since attaching; clear the list as you like.
+    """
+
+    def __init__(self, model: nn.Module, policy: Policy):
+        adapter = adapter_for(model)
+        self.policy = policy
+        self.traces: list[ExitTrace] = []
+        self._decoder = adapter.decoder(model)
+        self._hook = None
+        if adapter.visual_mask is not None:
+
+            def add_visual_mask(module, args, kwargs):
+                if kwargs.get("visual_mask") is None and _columns(kwargs) > 1:
+                    kwargs["visual_mask"] = adapter.visual_mask(model, kwargs)
+                return args, kwargs
+
+            self._hook = adapter.entry(model).register_forward_pre_hook(add_visual_mask, with_kwargs=True)
+        # plain attributes, so that neither enters the module tree or the state dict
+        vars(self._decoder)["_exit_handle"] = self
+        vars(self._decoder)["forward"] = self._forward
+
+    def detach(self) -> None:
+        """Give the model its own forward back. A second call does nothing."""
+        if vars(self._decoder).get("_exit_handle") is not self:
+            return
+        del vars(self._decoder)["_exit_handle"], vars(self._decoder)["forward"]
+        if self._hook is not None:
+            self._hook.remove()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.detach()
+
+    def _forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        visual_mask: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Stands in for the decoder's forward: (B, S) ids or (B, S, D) embeddings -> states (B, S, D)."""
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is not available while a policy is attached: call handle.detach() first")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        decoder = self._decoder
+        if inputs_embeds is None:
+            inputs_embeds = decoder.embed_tokens(input_ids)
+        use_cache = decoder.config.use_cache if use_cache is None else use_cache
+        cache = _ragged(past_key_values, len(decoder.layers)) if use_cache or past_key_values is not None else None
+
+        batch, columns, _ = inputs_embeds.shape
+        if cache is not None and cache.columns:
+            row = _continue(cache, inputs_embeds, attention_mask, visual_mask)
+            row = self._prefill(row, cache) if columns > 1 else run_layers(decoder, row, cache=cache)
+        else:
+            row = pack(inputs_embeds, attention_mask, position_ids, visual_mask)
+            if cache is not None:
+                cache.advance(columns, row.layout.positions[row.layout.last_index] + 1)
+            row = self._prefill(row, cache)
+        return BaseModelOutputWithPast(last_hidden_state=unpack(row, batch, columns), past_key_values=cache)
+
+    def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
+        trace = ExitTrace(len(self._decoder.layers), row.layout)
+        row = run_layers(self._decoder, row, policy=self.policy, trace=trace, cache=cache)
+        self.traces.append(trace)
+        return row
+
+
+def _columns(kwargs: dict) -> int:
+    given = kwargs.get("input_ids")
+    return (kwargs["inputs_embeds"] if given is None else given).shape[1]
+
+
+def _ragged(past_key_values, num_layers: int) -> RaggedCache:
+    """The ragged cache to go on with; a fresh one for the empty cache that ``generate`` makes."""
+    if isinstance(past_key_values, RaggedCache):
+        return past_key_values
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        raise ValueError(
+            f"this {type(past_key_values).__name__} was filled before the policy was attached: start from an "
+            "empty cache"
+        )
+    return RaggedCache(num_layers)
+
+
+def _continue(
+    cache: RaggedCache, inputs_embeds: Tensor, attention_mask: Tensor | None, visual_mask: Tensor | None
+) -> PackedRow:
+    """Pack tokens that follow what the cache holds; positions go on from each sample's full length."""
+    batch, columns, _ = inputs_embeds.shape
+    if batch != len(cache.next_positions):
+        raise ValueError(f"the cache holds {len(cache.next_positions)} samples, the batch has {batch}")
+    offsets = cache.next_positions
+    if columns > 1:
+        new = None if attention_mask is None else attention_mask[:, -columns:]
+        if visual_mask is not None and visual_mask.shape[1] != columns:
+            visual_mask = None  # `generate` repeats the prompt's mask; what follows the prompt is text
+        row = pack(inputs_embeds, new, visual_mask=visual_mask)
+        cache.advance(columns, offsets + torch.tensor(row.layout.lengths, device=offsets.device))
+        positions = row.layout.positions + offsets[row.layout.segment_ids]
+        return PackedRow(row.hidden, row.layout.with_positions(positions))
+    layout = Layout.of_single_tokens(offsets)
+    cache.advance(1, offsets + 1)
+    return PackedRow(inputs_embeds.transpose(0, 1), layout)

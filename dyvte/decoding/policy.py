@@ -1,0 +1,59 @@
+"""What may happen between two decoder layers. The loop knows no method; a method knows no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dyvte.decoding.packed import PackedRow, drop_visual
+from dyvte.decoding.trace import ExitTrace
+
+
+class Policy(Protocol):
+    """Edits the packed row between layers, in prefill only.
+
+    A policy keeps no state of a run: what it decides is written to the ``trace``, and read from it.
+    """
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the policy does not fit a decoder of this depth and width."""
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """The row that enters layer ``layer + 1``, given the states after ``layer``."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoExit:
+    """The baseline: visual tokens stay to the last layer."""
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Fits every decoder."""
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """The row, unchanged."""
+        return row
+
+
+@dataclass(frozen=True)
+class FixedExit:
+    """All samples exit after ``layer`` (zero-based): the paper's manual exit (Fig. 4), and VTW (2405.05803)."""
+
+    layer: int
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the decoder has no such layer."""
+        if not 0 <= self.layer < num_layers:
+            raise ValueError(f"exit layer {self.layer} is not one of the model's layers 0..{num_layers - 1}")
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Drop the visual tokens of every sample that can do without them, after the chosen layer."""
+        return row if layer != self.layer else exit_segments(row, list(row.layout.can_exit), layer, trace)
+
+
+def exit_segments(row: PackedRow, leaving: list[bool], layer: int, trace: ExitTrace) -> PackedRow:
+    """Drop the visual tokens of the ``leaving`` segments and note the exits."""
+    if not any(leaving):
+        return row
+    trace.record_exit(layer, [s for s, gone in zip(row.layout.samples, leaving, strict=True) if gone])
+    return drop_visual(row, leaving)

@@ -1,0 +1,73 @@
+"""What one prefill did: exit layers, gate probabilities, tokens per layer, per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dyvte.decoding.packed import Layout
+
+
+class ExitTrace:
+    """Record of one prefill of a batch; policies write to it, reports read it.
+
+    Attributes:
+        num_layers: decoder layers.
+        exit_layers: one entry per sample, the zero-based exit layer or None when the image stayed to the end.
+        prompt_tokens: tokens per sample before any exit, visual ones included.
+        visual_tokens: visual tokens per sample.
+    """
+
+    def __init__(self, num_layers: int, layout: Layout):
+        self.num_layers = num_layers
+        self.exit_layers: list[int | None] = [None] * len(layout.lengths)
+        self.prompt_tokens = list(layout.lengths)
+        self.visual_tokens = list(layout.visual)
+        self._tokens: list[tuple[int, ...]] = []
+        self._probabilities: list[tuple[int, list[int], Tensor]] = []
+        self._gate_flops = torch.zeros(num_layers, len(layout.lengths), dtype=torch.long)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the batch."""
+        return len(self.exit_layers)
+
+    def record_layer(self, layout: Layout) -> None:
+        """Note the tokens that the next layer computes (called by the layer loop)."""
+        self._tokens.append(layout.lengths[: self.num_samples])
+
+    def record_gate(self, layer: int, samples: Sequence[int], probabilities: Tensor, flops: int) -> None:
+        """Note that a gate of ``flops`` FLOPs gave these exit ``probabilities`` (n,) for these ``samples``."""
+        self._probabilities.append((layer, list(samples), probabilities.detach()))
+        self._gate_flops[layer, list(samples)] += flops
+
+    def record_exit(self, layer: int, samples: Sequence[int]) -> None:
+        """Note that the visual tokens of these ``samples`` leave after ``layer``."""
+        for sample in samples:
+            self.exit_layers[sample] = layer
+
+    @property
+    def tokens_per_layer(self) -> Tensor:
+        """(layers, samples) long: tokens that each layer computed, and so the KV entries it holds after prefill."""
+        return torch.tensor(self._tokens, dtype=torch.long).view(-1, self.num_samples)
+
+    @property
+    def exit_probabilities(self) -> Tensor:
+        """(layers, samples) float32: exit probability from each gate, NaN where none ran."""
+        out = torch.full((self.num_layers, self.num_samples), float("nan"))
+        for layer, samples, probabilities in self._probabilities:
+            out[layer, samples] = probabilities.float().cpu()
+        return out
+
+    @property
+    def gate_flops(self) -> Tensor:
+        """(layers, samples) long: FLOPs (2 x multiply-accumulate) of the gates that ran."""
+        return self._gate_flops.clone()
+
+    @property
+    def mean_exit_layer(self) -> float:
+        """Mean over samples; a sample without exit counts as the number of layers."""
+        layers = [self.num_layers if layer is None else layer for layer in self.exit_layers]
+        return sum(layers) / len(layers)

@@ -1,0 +1,65 @@
+"""DyVTE itself: the first layer whose gate says so lets the image leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.policy import exit_segments
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.gate import ExitGates
+from dyvte.gates.states import gather_states, state_index
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedExit:
+    """Each sample exits after the first layer whose gate gives an exit probability above ``threshold``.
+
+    Args:
+        gates: trained gates that fit the model.
+        threshold: in [0, 1]; 0.5 compares the two logits, as the paper does; 1 never exits.
+        first_layer, last_layer: gates outside this range (zero-based, inclusive) are not asked.
+
+    Raises:
+        ValueError: when the threshold or the range makes no sense.
+    """
+
+    gates: ExitGates
+    threshold: float = 0.5
+    first_layer: int = 0
+    last_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.threshold <= 1) or math.isnan(self.threshold):
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
+        if not 0 <= self.first_layer <= last < self.gates.num_layers:
+            raise ValueError(
+                f"first_layer {self.first_layer} and last_layer {last} must be an ascending range within "
+                f"0..{self.gates.num_layers - 1}"
+            )
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the gates are those of another model."""
+        self.gates.check(num_layers, hidden_size)
+
+    @torch.no_grad()
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
+        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
+        if not self.first_layer <= layer <= last:
+            return row
+        segments = state_index(row.layout).segments
+        if not segments:
+            return row
+        probabilities = self.gates.exit_probability(layer, gather_states(row, self.gates.states))
+        samples = [row.layout.samples[segment] for segment in segments]
+        trace.record_gate(layer, samples, probabilities, self.gates.flops)
+        decisions = (probabilities > self.threshold).tolist()  # a NaN compares as False: it never exits
+        leaving = [False] * len(row.layout.lengths)
+        for segment, decision in zip(segments, decisions, strict=True):
+            leaving[segment] = decision
+        return exit_segments(row, leaving, layer, trace)

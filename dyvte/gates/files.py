@@ -1,0 +1,120 @@
+"""Gates on disk: our own small folder, and the paper's keys inside a whole checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dyvte.gates.gate import ExitGates
+
+WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
+PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d+)\.(w[12])\.weight$")
+PAPER_PREFIX = "model.visual_gates_router"
+
+
+def save_gates(gates: ExitGates, folder: str | Path) -> None:
+    """Write the gates to ``folder``: weights as safetensors, and what they are as JSON."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in gates.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    description = {
+        "format": "dyvte-gates",
+        "version": 1,
+        "num_layers": gates.num_layers,
+        "hidden_size": gates.hidden_size,
+        "width": gates.width,
+        "states": list(gates.states),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def has_gates(folder: str | Path) -> bool:
+    """Whether a local folder holds gates of either kind; reads names only."""
+    folder = Path(folder)
+    return (folder / WEIGHTS).is_file() or any(PAPER_KEY.search(key) for key, _ in _checkpoint_keys(folder))
+
+
+def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:
+    """See :meth:`ExitGates.from_pretrained`."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        gates = _load_own(folder)
+    else:
+        gates = _load_paper(folder)
+    for name, value in gates.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{folder}: gate weight {name} holds values that are not finite; train the gates again")
+    return gates.to(dtype) if dtype is not None else gates
+
+
+def _load_own(folder: Path) -> ExitGates:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it describes the gates in {WEIGHTS}")
+    described = json.loads(path.read_text())
+    if described.get("format") != "dyvte-gates" or described.get("version") != 1:
+        raise ValueError(f"{path} is not a description of gates that this version reads (format dyvte-gates, 1)")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width")}
+    return _assemble(weights, folder, states=described["states"], **sizes)
+
+
+def _load_paper(folder: Path) -> ExitGates:
+    weights: dict[str, Tensor] = {}
+    for key, read in _checkpoint_keys(folder):
+        if match := PAPER_KEY.search(key):
+            weights[f"layers.{match[1]}.{match[2]}.weight"] = read()
+    if not weights:
+        raise FileNotFoundError(
+            f"{folder} holds no gates: neither {WEIGHTS} nor a checkpoint with visual_gates_router keys; "
+            "make some with init_weight.py and train them"
+        )
+    first = weights.get("layers.0.w1.weight")
+    if first is None:
+        raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
+    num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
+    # the paper's gates look at two text states
+    return _assemble(weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0])
+
+
+def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:
+    """Gates around these tensors: built without storage, so the weights are held once."""
+    with torch.device("meta"):
+        gates = ExitGates(**sizes)
+    expected = {name: tuple(value.shape) for name, value in gates.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise ValueError(
+            f"{folder}: gate weight {wrong} should have shape {expected.get(wrong)} by its description, "
+            f"the file has {found.get(wrong)}"
+        )
+    gates.load_state_dict(weights, assign=True)
+    return gates
+
+
+def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, object]]:
+    """(key, function that reads the tensor) of all weights in a checkpoint folder, shard by shard."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                yield key, lambda key=key, file=file: file.get_tensor(key)
+    index = folder / "pytorch_model.bin.index.json"
+    if index.is_file():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        paths = {folder / shard for key, shard in weight_map.items() if PAPER_KEY.search(key)}
+    else:
+        paths = set(folder.glob("pytorch_model*.bin"))
+    for path in sorted(paths):
+        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for key in shard:
+            yield key, lambda key=key, shard=shard: shard[key].clone()

@@ -1,0 +1,114 @@
+"""What a gate looks at: means and last states of the text and visual tokens (paper, Eq. 1).
+
+Text states are those of the prompt's text tokens that follow the last visual token; answer tokens never count.
+``last_*`` is the last such token, ``mean_*`` the mean of the others (with one token: that token).
+
+Shapes: G segments, T tokens, D hidden size, K states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from dyvte.decoding.packed import Layout, PackedRow
+
+STATES = ("mean_visual", "last_visual", "mean_text", "last_text")
+PAPER_STATES = ("mean_text", "last_text")
+
+
+def check_states(states: Sequence[str]) -> tuple[str, ...]:
+    """The states as a tuple.
+
+    Raises:
+        ValueError: when one is unknown or repeated, or there is none.
+    """
+    states = tuple(states)
+    if not states or len(set(states)) != len(states) or not set(states) <= set(STATES):
+        raise ValueError(f"states must be one or more of {', '.join(STATES)}, each once; got {states}")
+    return states
+
+
+@dataclass(frozen=True, eq=False)
+class StateIndex:
+    """Where the states of a layout's segments are; made once per layout.
+
+    Attributes:
+        segments: the segments that have states: visual tokens, and prompt text after them.
+        last: {"text", "visual"} -> (n,) index of the last token.
+        others: {"text", "visual"} -> ((m,) tokens that the means are over, (m,) the row of ``segments`` of each,
+            (n,) how many).
+    """
+
+    segments: tuple[int, ...]
+    last: dict[str, Tensor]
+    others: dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+_INDICES: WeakKeyDictionary[Layout, StateIndex] = WeakKeyDictionary()
+
+
+def state_index(layout: Layout) -> StateIndex:
+    """The layout's :class:`StateIndex`."""
+    index = _INDICES.get(layout)
+    if index is None:
+        index = _INDICES[layout] = _make_index(layout)
+    return index
+
+
+def _make_index(layout: Layout) -> StateIndex:
+    ids, device = layout.segment_ids, layout.positions.device
+    token = torch.arange(len(ids), device=device)
+    count = len(layout.lengths)
+
+    def last_of(member: Tensor) -> Tensor:
+        """(G,) index of each segment's last member, -1 where it has none."""
+        where = torch.where(member, token, -1)
+        return torch.full((count,), -1, device=device).scatter_reduce(0, ids, where, "amax")
+
+    members = {"visual": layout.is_visual}
+    last_visual = last_of(members["visual"])
+    members["text"] = ~layout.is_visual & ~layout.is_answer & (token > last_visual[ids])
+    lasts = {"visual": last_visual, "text": last_of(members["text"])}
+    own = torch.tensor([origin is None for origin in layout.forked_at], device=device)
+    has_states = (lasts["visual"] >= 0) & (lasts["text"] >= 0) & own
+    segments = has_states.nonzero().flatten()
+    rank = torch.full((count,), -1, device=device)
+    rank[segments] = torch.arange(len(segments), device=device)
+
+    others = {}
+    for kind, member in members.items():
+        last = lasts[kind]
+        total = torch.zeros(count, dtype=torch.long, device=device).index_add_(0, ids, member.long())
+        # all but the last; a segment's only token stands for the mean
+        in_mean = member & has_states[ids] & ((token != last[ids]) | (total[ids] == 1))
+        tokens = in_mean.nonzero().flatten()
+        others[kind] = (tokens, rank[ids[tokens]], (total[segments] - 1).clamp(min=1))
+    return StateIndex(
+        segments=tuple(segments.tolist()),
+        last={kind: last[segments] for kind, last in lasts.items()},
+        others=others,
+    )
+
+
+def gather_states(row: PackedRow, states: Sequence[str] = PAPER_STATES) -> Tensor:
+    """States of the segments that have them, (n, K * D), detached; which segments: ``state_index(...).segments``.
+
+    Sums run in float32, the result has the row's dtype.
+    """
+    index, hidden = state_index(row.layout), row.hidden[0].detach()
+    parts = []
+    for state in states:
+        which, kind = state.split("_")
+        if which == "last":
+            parts.append(hidden[index.last[kind]])
+            continue
+        tokens, ranks, counts = index.others[kind]
+        total = torch.zeros(len(index.segments), hidden.shape[-1], device=hidden.device)
+        total.index_add_(0, ranks, hidden[tokens].float())
+        parts.append((total / counts[:, None]).to(hidden.dtype))
+    return torch.cat(parts, dim=-1)

@@ -1,0 +1,222 @@
+"""Labels for the gates: would the model answer the same without the image from here on?
+
+The label of layer ``l`` for a sample with a teacher-forced answer is 1 when, at every answer position, the argmax
+with exit at ``l`` equals the argmax without exit, and the mean answer cross-entropy with exit is below ``alpha``
+times the one without (paper, Section 3.3).
+
+One forward pass gives the labels of all layers: after each layer the text tokens of every sample are forked into a
+copy that goes on without the image. The paper's way, one layer per pass, is the same with one fork.
+
+Shapes: B samples, S columns, n samples with states, L supervised layers, K states, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dyvte.decoding.adapters import adapter_for
+from dyvte.decoding.loop import run_layers
+from dyvte.decoding.packed import PackedRow, fork, pack
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.gate import ExitGates
+from dyvte.gates.states import PAPER_STATES, check_states, gather_states, state_index
+
+IGNORE_INDEX = -100
+LOGIT_ROWS = 2048
+"""Answer positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What gates are trained on.
+
+    Attributes:
+        layers: the supervised layers.
+        samples: the samples of the batch that have states and an answer; the others say nothing.
+        states: (L, n, K * D), in the model's dtype.
+        labels: (L, n) long, 1 where the image may leave.
+        agreement: (L, n) float, share of answer positions with the same argmax.
+        loss_with_exit: (L, n) float64, mean answer cross-entropy with exit.
+        loss_without_exit: (n,) float64, the same without exit.
+    """
+
+    layers: tuple[int, ...]
+    samples: tuple[int, ...]
+    states: Tensor
+    labels: Tensor
+    agreement: Tensor
+    loss_with_exit: Tensor
+    loss_without_exit: Tensor
+
+
+class _ForkForLabels:
+    """Policy that, after each supervised layer, notes the states and forks the samples without their image."""
+
+    def __init__(self, layers: Sequence[int], states: Sequence[str]):
+        self.layers, self.names = set(layers), states
+        self.states: list[Tensor] = []
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when a supervised layer does not exist."""
+        if not self.layers or not self.layers <= set(range(num_layers)):
+            raise ValueError(f"layers must be some of 0..{num_layers - 1}, got {sorted(self.layers)}")
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """The row with one more text-only copy of each sample."""
+        if layer not in self.layers:
+            return row
+        self.states.append(gather_states(row, self.names))
+        return fork(row, layer)
+
+
+@torch.no_grad()
+def supervise(
+    model: nn.Module,
+    inputs_embeds: Tensor,
+    labels: Tensor,
+    visual_mask: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    states: Sequence[str] = PAPER_STATES,
+    alpha: float = 1.03,
+) -> Supervision:
+    """Run the frozen model once and label its layers.
+
+    Args:
+        model: a model that has an adapter, in evaluation mode.
+        inputs_embeds: (B, S, D) spliced prompts with their answers.
+        labels: (B, S), the token ids at answer positions and -100 elsewhere.
+        visual_mask: (B, S) bool.
+        attention_mask: (B, S), nonzero on real tokens.
+        layers: the layers to label; all by default, one for the paper's random-layer way.
+        states: what the gates look at.
+        alpha: allowed ratio of the cross-entropies.
+
+    Raises:
+        ValueError: on an unknown state or layer, or when alpha is not positive.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    decoder = adapter_for(model).decoder(model)
+    num_layers = len(decoder.layers)
+    layers = tuple(range(num_layers)) if layers is None else tuple(sorted(layers))
+    policy = _ForkForLabels(layers, check_states(states))
+    policy.check(num_layers, decoder.config.hidden_size)
+
+    answered = labels != IGNORE_INDEX
+    from_first_answer = answered.long().cumsum(1) > 0
+    row = pack(inputs_embeds, attention_mask, None, visual_mask, from_first_answer)
+    targets = _next_labels(row, labels)
+    index = state_index(row.layout)
+    has_answer = answered.any(1).tolist()
+    position = [i for i, sample in enumerate(index.segments) if has_answer[sample]]
+    samples = tuple(index.segments[i] for i in position)
+
+    row = run_layers(decoder, row, policy=policy, trace=ExitTrace(num_layers, row.layout))
+    losses, choices, counts = _answers(row, targets, model.get_output_embeddings())
+    # segments: the samples' own first, then one block of copies per layer, each in the order of the samples
+    batch = len(labels)
+    layout = row.layout
+    copies = {(layout.forked_at[g], layout.samples[g]): g for g in range(batch, len(layout.lengths))}
+    copy_ids = torch.tensor([[copies[layer, s] for s in samples] for layer in layers], dtype=torch.long)
+    copy_ids = copy_ids.view(len(layers), len(samples)).to(losses.device)
+    own = torch.tensor(samples, dtype=torch.long, device=losses.device)
+
+    without, with_exit = losses[own], losses[copy_ids]
+    agreement = _agreement(choices, counts, own, copy_ids)
+    return Supervision(
+        layers=layers,
+        samples=samples,
+        states=torch.stack(policy.states)[:, position],
+        labels=((agreement == 1) & (with_exit < alpha * without)).long(),
+        agreement=agreement,
+        loss_with_exit=with_exit,
+        loss_without_exit=without,
+    )
+
+
+def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
+    """(B * S,) by slot: the label that each token has to predict, -100 where there is none."""
+    layout = row.layout
+    by_token = labels.flatten()[layout.slots]
+    following = torch.cat([by_token[1:], by_token.new_full((1,), IGNORE_INDEX)])
+    following[layout.last_index] = IGNORE_INDEX
+    return torch.full_like(labels.flatten(), IGNORE_INDEX).index_copy(0, layout.slots, following)
+
+
+def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per segment (G,).
+
+    Cross-entropies are taken in float64: a confident model's are so small that float32 rounds them to zero.
+    """
+    layout = row.layout
+    target = targets[layout.slots]
+    at = (target != IGNORE_INDEX).nonzero().flatten()
+    losses, choices = [], []
+    for chunk in at.split(LOGIT_ROWS):
+        logits = head(row.hidden[0, chunk])
+        choices.append(logits.argmax(-1))
+        losses.append(nn.functional.cross_entropy(logits.double(), target[chunk], reduction="none"))
+    groups = len(layout.lengths)
+    segment = layout.segment_ids[at]
+    device = target.device
+    counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(0, segment, torch.ones_like(segment))
+    total = torch.zeros(groups, dtype=torch.float64, device=device)
+    if losses:
+        total.index_add_(0, segment, torch.cat(losses))
+    chosen = torch.cat(choices) if choices else at
+    return total / counts, chosen, counts
+
+
+def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> Tensor:
+    """(L, n) share of answer positions at which a copy chooses the token that the sample itself chooses."""
+    starts = counts.cumsum(0) - counts
+    out = torch.zeros(copies.shape, dtype=torch.float64, device=choices.device)
+    for i, segment in enumerate(own.tolist()):
+        count = int(counts[segment])
+        within = torch.arange(count, device=choices.device)
+        reference = choices[starts[segment] + within]
+        same = choices[starts[copies[:, i]][:, None] + within] == reference
+        out[:, i] = same.double().mean(1)
+    return out
+
+
+@dataclass(frozen=True)
+class GateStats:
+    """Counts behind one loss, per layer of the model; sum them over steps and processes.
+
+    Attributes:
+        seen, positive, correct: (num_layers,) long: labels seen, labels that say exit, decisions equal to labels.
+    """
+
+    seen: Tensor
+    positive: Tensor
+    correct: Tensor
+
+
+def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateStats]:
+    """Cross-entropy of the gates, summed over the supervised layers and averaged over samples.
+
+    The sum gives each gate the gradient that it gets when its layer alone is drawn. Without any sample the loss is
+    0, still connected to the gates.
+    """
+    device = next(gates.parameters()).device
+    zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)
+    stats = GateStats(zeros, zeros.clone(), zeros.clone())
+    # every gate takes part in every step, so that data-parallel reducers see all parameters
+    loss = sum(parameter.sum() for parameter in gates.parameters()) * 0.0
+    if not supervision.samples:
+        return loss, stats
+    for i, layer in enumerate(supervision.layers):
+        labels = supervision.labels[i].to(device)
+        logits = gates(layer, supervision.states[i].to(device)).float()
+        loss = loss + nn.functional.cross_entropy(logits, labels)
+        stats.seen[layer] = len(labels)
+        stats.positive[layer] = labels.sum()
+        stats.correct[layer] = ((logits[:, 1] > logits[:, 0]).long() == labels).sum()
+    return loss, stats

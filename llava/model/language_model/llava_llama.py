@@ -1,0 +1,124 @@
+"""LLaVA on a Llama decoder: transformers' own layers, with images spliced into the prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from dyvte.decoding.adapters import Adapter, register_adapter
+from dyvte.decoding.attach import is_attached
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+
+
+class LlavaConfig(LlamaConfig):
+    """Llama's config plus LLaVA's ``mm_*`` fields."""
+
+    model_type = "llava_llama"
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """Decoder, vision tower and projector under one roof (state-dict prefix ``model.``)."""
+
+    config_class = LlavaConfig
+
+
+class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
+    """LLaVA-1.5's model class, with its state-dict keys."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig):
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_model(self) -> LlavaLlamaModel:
+        """The inner module that holds tower, projector and decoder."""
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list | None = None,
+        visual_mask: Tensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, L, vocabulary), and the loss where ``labels`` are given.
+
+        Args:
+            input_ids: (B, S) with ``IMAGE_TOKEN_INDEX`` where images belong; or ``inputs_embeds`` (B, L, D) that
+                were spliced before, with ``visual_mask`` (B, L) saying where the images are.
+            images: see :meth:`LlavaMetaForCausalLM.image_features`.
+
+        Raises:
+            ValueError: when images and ``<image>`` tokens do not match in number.
+        """
+        if inputs_embeds is None and images is not None and input_ids.shape[1] > 1:
+            spliced = self.splice_images(input_ids, attention_mask, labels, images, image_sizes)
+            input_ids, inputs_embeds, visual_mask = None, spliced.inputs_embeds, spliced.visual_mask
+            if labels is not None:
+                labels = spliced.labels
+            if attention_mask is not None:
+                attention_mask = spliced.attention_mask
+                position_ids = spliced.position_ids if position_ids is not None else None
+        elif input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            raise ValueError("the prompt holds <image>, but no images were given: pass images=")
+        if visual_mask is not None and is_attached(self):
+            kwargs["visual_mask"] = visual_mask
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, images=None, image_sizes=None, **kwargs) -> Tensor:
+        """Generate; returns the new tokens only, (B, new), as LLaVA does.
+
+        Args:
+            inputs: (B, S) prompts with ``IMAGE_TOKEN_INDEX``, padded on either side when ``attention_mask`` says
+                where. The splice moves padding to the left.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is None or "inputs_embeds" in kwargs:
+            raise ValueError("generate() takes token ids with <image> sentinels and images=, not inputs_embeds")
+        if kwargs.get("use_cache") is False:
+            raise ValueError("generate() from spliced prompts needs its cache: leave use_cache at True")
+        kwargs.pop("position_ids", None)
+        spliced = self.splice_images(
+            input_ids, kwargs.pop("attention_mask", None), None, images, image_sizes, padding_side="left"
+        )
+        return super().generate(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask.long(),
+            visual_mask=spliced.visual_mask,
+            **kwargs,
+        )
+
+
+AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
+AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)
+register_adapter(
+    LlavaConfig.model_type,
+    Adapter(
+        decoder=lambda model: model.model,
+        vision=lambda model: (model.get_vision_tower(), model.get_model().mm_projector),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Vision towers: pixels in, one feature per patch out."""

@@ -1,0 +1,1 @@
+"""From the vision tower's features to the language model's embeddings."""
