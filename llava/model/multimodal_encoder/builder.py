@@ -20,7 +20,9 @@ def build_vision_tower(config, delay_load: bool = False, **kwargs) -> CLIPVision
     """
     name = getattr(config, "mm_vision_tower", None) or getattr(config, "vision_tower", None)
     if not name:
-        raise ValueError("no vision tower is named: set mm_vision_tower in the config, or pass --vision_tower")
+        raise ValueError(
+            "no vision tower is named: set mm_vision_tower in the config, or pass --vision_tower"
+        )
     if getattr(config, "s2", False):
         raise ValueError(f"the multi-scale (s2) form of vision tower {name!r} is not supported")
     path = resolve_tower_path(name, getattr(config, "_name_or_path", None))

@@ -22,8 +22,8 @@ class CLIPVisionTower(nn.Module):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         """Load the tower, or only its config with ``delay_load``.
 
-        With ``delay_load`` and ``args.unfreeze_mm_vision_tower`` the model is built without weights, because the
-        LLaVA checkpoint that is being loaded brings them.
+        With ``delay_load`` and ``args.unfreeze_mm_vision_tower`` the model is built without weights, because
+        the LLaVA checkpoint that is being loaded brings them.
         """
         super().__init__()
         self.is_loaded = False
@@ -31,7 +31,9 @@ class CLIPVisionTower(nn.Module):
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
-            raise ValueError(f"unknown mm_vision_select_feature {self.select_feature!r}: use patch or cls_patch")
+            raise ValueError(
+                f"unknown mm_vision_select_feature {self.select_feature!r}: use patch or cls_patch"
+            )
         self.register_load_state_dict_pre_hook(_accept_old_names)
         if not delay_load:
             self.load_model()
@@ -65,7 +67,9 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower.requires_grad_(False)
         layers = self.config.num_hidden_layers
         if not -layers - 1 <= self.select_layer <= layers:
-            raise ValueError(f"mm_vision_select_layer {self.select_layer} does not exist: the tower has {layers} layers")
+            raise ValueError(
+                f"mm_vision_select_layer {self.select_layer} does not exist: the tower has {layers} layers"
+            )
         self.is_loaded = True
 
     def feature_select(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
@@ -82,7 +86,9 @@ class CLIPVisionTower(nn.Module):
         """
         if isinstance(images, list):
             return [self.forward(image[None]) for image in images]
-        states = self.vision_tower(images.to(self.device, self.dtype), output_hidden_states=True).hidden_states
+        states = self.vision_tower(
+            images.to(self.device, self.dtype), output_hidden_states=True
+        ).hidden_states
         return self.feature_select(states).to(images.dtype)
 
     @property

@@ -8,9 +8,9 @@ from torch import nn
 
 
 def build_vision_projector(config, delay_load: bool = False, **kwargs) -> nn.Module:
-    """Make the projector that ``config.mm_projector_type`` names, (..., mm_hidden_size) -> (..., hidden_size).
+    """The projector that ``config.mm_projector_type`` names, (..., mm_hidden_size) -> (..., hidden_size).
 
-    An ``mlpNx_gelu`` projector keeps LLaVA's parameter names: linear layers at 0, 2, ..., 2(N-1), GELU between.
+    An ``mlpNx_gelu`` projector keeps LLaVA's names: linear layers at 0, 2, ..., 2(N-1), GELU between.
     ``delay_load`` and further keywords are accepted as in LLaVA and have no effect.
 
     Raises:

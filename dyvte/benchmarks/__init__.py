@@ -1,0 +1,21 @@
+"""Benchmarks, one per file: where its files lie, and how its official scorer turns answers into numbers."""
+
+from dyvte.benchmarks import gqa, pope, textvqa
+from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score
+
+BENCHMARKS: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (gqa, pope, textvqa)
+}
+
+__all__ = ["BENCHMARKS", "Benchmark", "QuestionScore", "Score", "get_benchmark"]
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"Unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]

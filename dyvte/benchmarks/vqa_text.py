@@ -1,0 +1,97 @@
+"""How TextVQA (and VQAv2) compare answers: the normaliser of the M4C evaluator, and its leave-one-out
+accuracy.
+
+Published numbers depend on every quirk of that normaliser, so they are kept, each with a remark.
+"""
+
+from __future__ import annotations
+
+import re
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+ARTICLES = {"a", "an", "the"}
+HUMANS_FOR_FULL_CREDIT = 3
+
+_DIGITS_WITH_COMMA = re.compile(r"\d,+\d")
+# Only a digit after the period protects it. The original looks behind as well, but through a mistyped
+# pattern.
+_PERIOD = re.compile(r"\.(?!\d)")
+# The original passes a regular-expression flag (value 32) where ``sub`` expects the largest number of
+# replacements.
+_MOST_PERIODS = 32
+
+# Words whose spelling without any apostrophe stands for the spelling with it.
+_WITHOUT_APOSTROPHE = (
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd "
+    "how'll how's I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've "
+    "o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's "
+    "something'd something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't "
+    "we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's "
+    "who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
+)
+
+
+def _contractions() -> dict[str, str]:
+    table = {word.replace("'", ""): word for word in _WITHOUT_APOSTROPHE.split()}
+    for verb in ("could", "had", "might", "should", "would"):
+        table[f"{verb}n'tve"] = table[f"{verb}nt've"] = f"{verb}n't've"
+    people = ("he", "I", "it", "she", "somebody", "someone", "something", "there", "they", "we", "who", "you")
+    for subject in people:
+        table[f"{subject}d've"] = table[f"{subject}'dve"] = f"{subject}'d've"
+    table["yall'll"] = table["y'allll"] = "y'all'll"
+    table["yall'd've"] = table["y'alld've"] = table["y'all'dve"] = "y'all'd've"
+    table["ow's'at"] = table["'ows'at"] = table["'ow'sat"] = "'ow's'at"
+    # The last one is a slip of the original that published scores contain.
+    table.update({"let's": "let's", "she's": "she's", "somebody'd": "somebodyd"})
+    return table
+
+
+CONTRACTIONS = _contractions()
+
+
+def normalise(answer: str) -> str:
+    """An answer as the M4C evaluator compares it. May be empty: ``the`` and ``?`` both are."""
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return normalise_words(strip_punctuation(text))
+
+
+def strip_punctuation(text: str) -> str:
+    """Without punctuation marks: deleted where the text has the mark beside a blank, else turned into a
+    blank.
+
+    The test looks at the text as it came in, and a comma between digits has every mark deleted.
+    """
+    delete_all = _DIGITS_WITH_COMMA.search(text) is not None
+    result = text
+    for mark in PUNCTUATION:
+        beside_blank = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if beside_blank or delete_all else " ")
+    return _PERIOD.sub("", result, count=_MOST_PERIODS)
+
+
+def normalise_words(text: str) -> str:
+    """Lower case, number words as digits, no articles, contractions with their apostrophes, single blanks."""
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def leave_one_out_accuracy(prediction: str, human_answers: list[str]) -> float:
+    """Mean over the humans of min(1, agreement with the others / 3); all answers come normalised."""
+    agree = [answer == prediction for answer in human_answers]
+    credits = [min(1.0, (sum(agree) - own) / HUMANS_FOR_FULL_CREDIT) for own in agree]
+    return sum(credits) / len(credits)

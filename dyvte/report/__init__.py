@@ -1,0 +1,1 @@
+"""Result records with provenance, and the tables and figures made from them."""

@@ -1,0 +1,218 @@
+"""The result of one evaluation, with all that is needed to judge it and to repeat it, as one JSON file.
+
+python -m dyvte.report.record NAME --data-dir DIR --answers FILE --output FILE --model PATH --method METHOD
+...
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks import BENCHMARKS, Benchmark, Score, get_benchmark
+from dyvte.benchmarks.benchmark import mean
+from dyvte.benchmarks.files import read_answers, read_json
+from dyvte.report.provenance import git_state, hardware, sha256_of, versions
+
+SCHEMA = 1
+NO_EXIT = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord:
+    """One benchmark, one model, one method.
+
+    Scores are unrounded; TFLOPs and seconds are means per sample. ``tflops`` counts one prefill with the
+    vision tower, the projector and the gates, ``decoder_tflops`` its decoder layers alone. ``exit_layers``
+    counts samples by exit layer (its keys are strings, "none" where no gate fired); ``mean_exit_layer``
+    counts those as the number of layers. ``seconds`` is the wall time of generation.
+    """
+
+    benchmark: str
+    model: str
+    method: str
+    settings: dict[str, str]
+    metric: str
+    score: float
+    parts: dict[str, float]
+    num_samples: int
+    num_layers: int
+    exit_layers: dict[str, int]
+    mean_exit_layer: float
+    tflops: float
+    decoder_tflops: float
+    seconds: float
+    prompt_tokens: float
+    visual_tokens: float
+    commit: str | None
+    dirty: bool | None
+    command: str
+    created: str
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    data_sha256: dict[str, str]
+    schema: int = SCHEMA
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, making the folder where needed."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> ResultRecord:
+        """Read what ``write`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no record, or one of another schema.
+        """
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} is not a result record of schema {SCHEMA}; write it again with this version."
+            )
+        wanted = {field.name for field in fields(cls)}
+        if content.keys() != wanted:
+            raise ValueError(f"{path} lacks or has too much: {sorted(wanted ^ content.keys())}.")
+        return cls(**content)
+
+
+def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
+    """Read record files; a folder stands for every ``record.json`` below it.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a folder holds no record.
+    """
+    records = []
+    for path in map(Path, paths):
+        files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(
+                f"{path} holds no record.json; run scripts/v1_5/eval/*.sh with OUT below it."
+            )
+        records.extend(ResultRecord.read(file) for file in files)
+    return records
+
+
+def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record's fields that come from the answers' ``metadata``.
+
+    Raises:
+        ValueError: an answer was written without measurements.
+    """
+    metadata = [answer.get("metadata") or {} for answer in answers]
+    if any("tokens_per_layer" not in entry for entry in metadata):
+        raise ValueError(
+            "Some answers hold no measurements in metadata; write them with llava.eval.model_vqa_loader."
+        )
+    num_layers = len(metadata[0]["tokens_per_layer"])
+    exits = [entry["exit_layer"] for entry in metadata]
+    counts = Counter(exits)
+    return {
+        "num_layers": num_layers,
+        "exit_layers": {
+            NO_EXIT if layer is None else str(layer): counts[layer]
+            for layer in sorted(counts, key=lambda layer: num_layers if layer is None else layer)
+        },
+        "mean_exit_layer": mean([num_layers if layer is None else layer for layer in exits]),
+        **{
+            name: mean([entry[name] for entry in metadata])
+            for name in ("tflops", "decoder_tflops", "seconds", "prompt_tokens", "visual_tokens")
+        },
+    }
+
+
+def make_record(
+    benchmark: Benchmark,
+    data_dir: Path,
+    answers_file: Path,
+    *,
+    model: str,
+    method: str,
+    settings: dict[str, str],
+    command: str,
+) -> tuple[ResultRecord, Score]:
+    """Score an answers file and put the outcome, its measurements and its provenance together.
+
+    Settings without a value are left out.
+
+    Raises:
+        FileNotFoundError: the answers or the benchmark's files are missing.
+        ValueError: the answers are broken, incomplete, or without measurements.
+    """
+    score = benchmark.score(data_dir, answers_file)
+    answers = read_answers(answers_file)
+    questions = data_dir / benchmark.question_file
+    data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
+    commit, dirty = git_state()
+    record = ResultRecord(
+        benchmark=benchmark.name,
+        model=model,
+        method=method,
+        settings={key: value for key, value in settings.items() if value},
+        metric=score.metric,
+        score=score.value,
+        parts=score.parts,
+        num_samples=len(answers),
+        **measurements(answers),
+        commit=commit,
+        dirty=dirty,
+        command=command.strip(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        versions=versions(),
+        hardware=hardware(),
+        data_sha256=sha256_of(sorted(data_files)),
+    )
+    return record, score
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.report.record", description="Score answers; keep all facts."
+    )
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="record to write")
+    parser.add_argument("--scores", type=Path, help="write the score of each question here (JSON)")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--command", default="")
+    options = parser.parse_args(arguments)
+
+    benchmark = get_benchmark(options.name)
+    try:
+        record, score = make_record(
+            benchmark,
+            options.data_dir,
+            options.answers,
+            model=options.model,
+            method=options.method,
+            settings=dict(entry.split("=", 1) for entry in options.setting),
+            command=options.command,
+        )
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    record.write(options.output)
+    if options.scores:
+        options.scores.write_text(
+            json.dumps([asdict(question) for question in score.questions]), encoding="utf-8"
+        )
+    print(
+        f"{benchmark.title}, {options.method}: {record.score:.2f} "
+        f"({record.metric}, {record.num_samples} questions), "
+        f"mean exit layer {record.mean_exit_layer:.2f} of {record.num_layers}, "
+        f"{record.decoder_tflops:.3g} decoder TFLOPs, {record.seconds:.4f} s per sample"
+    )
+
+
+if __name__ == "__main__":
+    main()

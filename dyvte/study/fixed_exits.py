@@ -1,0 +1,116 @@
+"""Answer a benchmark with the image dropped after one layer for all samples, for every layer (Fig. 4 of the
+paper).
+
+python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path PATH [flags of
+model_vqa_loader]
+
+The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the
+answers and the result record, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them. An
+interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dyvte.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from dyvte.decoding.policy import FixedExit
+from dyvte.report.record import make_record
+from llava.eval.answer import Answerer
+from llava.eval.model_vqa_loader import answer_line, build_parser, prepared_batches, read_questions, run
+from llava.eval.options import open_answerer
+from llava.eval.resume import AnswersFile, run_settings
+from llava.mm_utils import get_model_name_from_path
+
+
+def answer_at_layers(
+    answerer: Answerer,
+    rows: list[dict[str, Any]],
+    files: dict[int, AnswersFile],
+    image_folder: str,
+    batch_size: int,
+    model_name: str,
+) -> None:
+    """Write each layer's answers to the rows that its file does not hold yet."""
+    if answerer.handle is None:
+        raise ValueError("A sweep over exit layers needs a model with images.")
+    done = min(file.kept for file in files.values())
+    with tqdm(total=(len(rows) - done) * len(files), desc="fixed exits", unit="q") as progress:
+        for batch, prompts, pixels in prepared_batches(rows[done:], batch_size, answerer, image_folder):
+            for layer, file in files.items():
+                if file.kept < done + len(batch):
+                    answerer.handle.policy = FixedExit(layer)
+                    answers = answerer.complete(prompts, pixels)
+                    lines = [answer_line(*pair, model_name) for pair in zip(batch, answers, strict=True)]
+                    file.write(lines[max(0, file.kept - done) :])
+                progress.update(len(batch))
+            done += len(batch)
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Answer at all layers, then score each."""
+    benchmark = get_benchmark(args.name)
+    args.question_file = str(args.data_dir / benchmark.question_file)
+    rows = read_questions(args.question_file)
+    model_name = get_model_name_from_path(args.model_path)
+    answerer = open_answerer(argparse.Namespace(**{**vars(args), "method": "none"}), args.conv_mode)
+    layers = args.layers or range(answerer.model.config.num_hidden_layers)
+    for layer in layers:
+        FixedExit(layer).check(answerer.model.config.num_hidden_layers, answerer.model.config.hidden_size)
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for layer in layers:
+            path = args.output / f"exit{layer}" / "merge.jsonl"
+            file = AnswersFile(str(path), run_settings(_of_layer(args, layer)), model_name, rows)
+            files[layer] = stack.enter_context(file)
+        image_folder = str(args.data_dir / benchmark.image_folder)
+        answer_at_layers(answerer, rows, files, image_folder, args.batch_size, model_name)
+    for layer in layers:
+        _score(benchmark, args, layer)
+
+
+def _of_layer(args: argparse.Namespace, layer: int) -> argparse.Namespace:
+    """The settings that one layer's answers depend on."""
+    shared = {key: value for key, value in vars(args).items() if key not in ("layers", "output")}
+    return argparse.Namespace(**{**shared, "method": "fixed", "exit_layer": layer})
+
+
+def _score(benchmark: Benchmark, args: argparse.Namespace, layer: int) -> None:
+    folder = args.output / f"exit{layer}"
+    settings = {
+        "exit_layer": str(layer),
+        "conv_mode": args.conv_mode,
+        "batch_size": str(args.batch_size),
+        "temperature": str(args.temperature),
+    }
+    record, _ = make_record(
+        benchmark,
+        args.data_dir,
+        folder / "merge.jsonl",
+        model=args.model_path,
+        method="fixed",
+        settings=settings,
+        command=" ".join(["python -m dyvte.study.fixed_exits", *sys.argv[1:]]),
+    )
+    record.write(folder / "record.json")
+    print(f"{benchmark.title}, exit after layer {layer}: {record.score:.2f}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser()
+    parser.description = "Answer a benchmark at every fixed exit layer."
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder for answers and records")
+    parser.add_argument("--layers", type=int, nargs="+", help="zero-based layers (default: all)")
+    run(parser, sweep, arguments)
+
+
+if __name__ == "__main__":
+    main()

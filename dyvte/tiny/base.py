@@ -1,0 +1,72 @@
+"""The language model that Tiny-LLaVA starts from: a deep, thin Llama with random weights, and the tokenizer.
+
+Matrices have variance 1 / inputs; those that write into the residual stream (``o_proj``, ``down_proj``) are divided
+by sqrt(2 * layers) besides, so that the stream's size does not grow with depth.
+
+    python -m dyvte.tiny.base --tokenizer DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_EMBEDDING_STD = 0.2
+
+
+def build(vocabulary: int, hidden: int = 128, layers: int = 20, heads: int = 4, width: int = 352) -> LlamaForCausalLM:
+    """A Llama with fresh weights; seed torch before for reproducible ones."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            std = module.in_features**-0.5
+            if name.endswith(("o_proj", "down_proj")):
+                std /= (2 * layers) ** 0.5
+            nn.init.normal_(module.weight, std=std)
+    nn.init.normal_(model.get_input_embeddings().weight, std=_EMBEDDING_STD)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--width", type=int, default=352, help="MLP width")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    model = build(len(tokenizer), arguments.hidden, arguments.layers, arguments.heads, arguments.width)
+    out = Path(arguments.out)
+    model.save_pretrained(out)
+    for name in _TOKENIZER_FILES:
+        if Path(arguments.tokenizer) != out:
+            shutil.copyfile(Path(arguments.tokenizer) / name, out / name)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters written to {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Write Tiny-LLaVA's training data, in LLaVA's instruction format.
+
+    DIR/images/<number>.jpg   scenes of the training writers
+    DIR/pretrain.json         each scene read out as a caption (stage 1, template "plain")
+    DIR/finetune.json         six to ten questions about each scene (stage 2)
+
+Captions and questions share the images. Every scene depends on the seed and its number alone, so the files do not
+depend on the number of processes.
+
+    python -m dyvte.tiny.data --out DIR --scenes 40000 --processes 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from dyvte.tiny.questions import KINDS, Question, ask
+from dyvte.tiny.scenes import Scene, draw, render
+
+KIND_WEIGHTS = {"count_all": 0.5, "arithmetic": 0.5, "neighbor": 1.5, "count_side": 1.5, "add": 1.5, "read_line": 1.5}
+"""How often a kind is asked, relative to the others: hard ones more, those with few different questions less."""
+
+_FEWEST_TURNS, _MOST_TURNS = 6, 10
+_CHUNK = 100
+
+
+def save_images(scenes: Sequence[Scene], paths: Sequence[Path]) -> None:
+    """Render scenes of one split and write them as JPEG without chroma subsampling."""
+    for pixels, path in zip(render(scenes).numpy(), paths, strict=True):
+        Image.fromarray(pixels).save(path, quality=95, subsampling=0)
+
+
+def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Six to ten different questions about a scene, kinds drawn by ``KIND_WEIGHTS``."""
+    kinds = list(KINDS)
+    weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in kinds])
+    count = int(rng.integers(_FEWEST_TURNS, _MOST_TURNS + 1))
+    found: dict[str, Question] = {}
+    while len(found) < count:
+        question = ask(scene, kinds[rng.choice(len(kinds), p=weights / weights.sum())], rng)
+        if question:
+            found.setdefault(question.text, question)
+    return list(found.values())
+
+
+def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
+    """Turns in LLaVA's format; the image comes before the first question."""
+    turns = []
+    for number, question in enumerate(questions):
+        image = "<image>\n" if number == 0 else ""
+        turns.append({"from": "human", "value": image + question.prompt()})
+        turns.append({"from": "gpt", "value": question.answer})
+    return turns
+
+
+def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict, dict]]:
+    """Write the images of scenes ``start`` to ``start + _CHUNK`` (at most ``count``); their (caption, questions)."""
+    torch.set_num_threads(1)
+    numbers = range(start, min(start + _CHUNK, count))
+    scenes = [draw("train", seed, number) for number in numbers]
+    names = [f"{number:06d}.jpg" for number in numbers]
+    save_images(scenes, [out / "images" / name for name in names])
+    records = []
+    for number, name, scene in zip(numbers, names, scenes, strict=True):
+        rng = np.random.default_rng((seed, number, 2))
+        about = {"id": f"{number:06d}", "image": name}
+        caption = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": scene.caption()}]
+        asked = conversation(ask_many(scene, rng))
+        records.append(({**about, "conversations": caption}, {**about, "conversations": asked}))
+    return records
+
+
+def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> None:
+    """Write images and both instruction files of ``count`` scenes.
+
+    Raises:
+        ValueError: ``count`` or ``processes`` is below one.
+    """
+    if count < 1 or processes < 1:
+        raise ValueError(f"scenes and processes must be at least 1, got {count} and {processes}")
+    out = Path(out)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    work = partial(write_chunk, out=out, count=count, seed=seed)
+    records = []
+    with get_context("spawn").Pool(processes) as pool, tqdm(total=count, desc="scenes", unit="scene") as bar:
+        for chunk in pool.imap(work, range(0, count, _CHUNK)):
+            records += chunk
+            bar.update(len(chunk))
+    for name, part in (("pretrain.json", 0), ("finetune.json", 1)):
+        (out / name).write_text(json.dumps([record[part] for record in records]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    write(arguments.out, arguments.scenes, arguments.seed, arguments.processes)
+    print(f"{arguments.scenes} scenes, captions and conversations written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A small Llama-style SentencePiece tokenizer, trained on the instruction data's own words.
+
+BPE with byte fallback, unk 0, bos 1, eos 2, as Llama's. Pieces do not mix words with punctuation, so that a digit is
+the same piece wherever it stands. Each of LLaVA's two format instructions is a piece of its own, because spelled out
+they would be half of every prompt.
+
+    python -m dyvte.tiny.tokenizer --data DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dyvte.tiny.questions import LETTER_ANSWER, SHORT_ANSWER
+
+SYSTEM_TEXT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""The opening of Vicuna's prompts, so that they stay short as well."""
+
+_CUT = "\x1f"
+_CONFIG = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<unk>",
+    "legacy": False,
+    "padding_side": "right",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 512,
+}
+
+
+def train(texts: Iterable[str], folder: str | Path, vocabulary: int = 640) -> None:
+    """Learn the pieces and write ``tokenizer.model`` and its two JSON files into ``folder``.
+
+    Args:
+        texts: what is to be said in few pieces.
+        vocabulary: number of pieces, the 256 bytes included.
+
+    Raises:
+        RuntimeError: from SentencePiece, when the texts are too few for so many pieces.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    parts = (re.sub(r"([^\w\s])", rf"{_CUT}\1{_CUT}", text) for text in texts)
+    SentencePieceTrainer.train(
+        sentence_iterator=parts,
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocabulary,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pretokenization_delimiter=_CUT,
+        user_defined_symbols=[SHORT_ANSWER, LETTER_ANSWER],
+        minloglevel=2,
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps(_CONFIG, indent=2) + "\n")
+    special = {name: _CONFIG[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+
+
+def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
+    """The words of generated data (``dyvte.tiny.data``), as prompts have them.
+
+    Raises:
+        FileNotFoundError: the folder has no instruction files.
+    """
+    texts = [SYSTEM_TEXT] * limit + [str(number) for number in range(19)] * limit
+    for name in ("pretrain.json", "finetune.json"):
+        path = Path(data) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}")
+        for record in json.loads(path.read_text())[:limit]:
+            for turn in record["conversations"]:
+                lines = turn["value"].replace("<image>", "").replace(SHORT_ANSWER, "").split("\n")
+                # Words meet a template's marks without a blank in between: "</s>USER: What", "<image>\nWhat".
+                texts += [f"USER:{line} ASSISTANT:{line}|USER: {line}|{line}" for line in lines if line]
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder that dyvte.tiny.data wrote")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--vocabulary", type=int, default=640)
+    arguments = parser.parse_args()
+    train(training_texts(arguments.data), arguments.out, arguments.vocabulary)
+    print(f"tokenizer of {arguments.vocabulary} pieces written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Command lines that turn questions about images into answers."""

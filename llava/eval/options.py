@@ -1,0 +1,95 @@
+"""From command-line flags to a loaded model with the exit method they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.policy import FixedExit, NoExit
+from dyvte.gates.exit import LearnedExit
+from llava.eval.answer import Answerer, Generation, check_conv_mode
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+
+METHODS = ("none", "dyvte", "fixed")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags for which exit to use, and where and in which precision to run."""
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help="none: visual tokens stay; dyvte: gates decide; fixed: exit at --exit-layer. "
+        "Default: dyvte where --gates or the checkpoint brings gates, else none",
+    )
+    parser.add_argument("--gates", help="folder with gates; default: the checkpoint's own")
+    parser.add_argument("--threshold", type=float, default=0.5, help="exit above this gate probability")
+    parser.add_argument("--exit-layer", type=int, help="zero-based layer for --method fixed")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
+    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
+    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+
+
+def open_answerer(args, conv_mode: str) -> Answerer:
+    """Load the model that command-line arguments ask for; what they lack takes its default.
+
+    Raises:
+        ValueError: when the method's arguments do not fit together or do not fit the model, or there is no
+            such conversation template.
+        FileNotFoundError: when files are missing.
+    """
+    check_conv_mode(conv_mode)
+    method, gates = _option(args, "method"), _option(args, "gates")
+    if method == "fixed" and _option(args, "exit_layer") is None:
+        raise ValueError("--method fixed needs --exit-layer")
+    if gates and method not in (None, "dyvte"):
+        raise ValueError(f"--gates has no use with --method {method}")
+    generation = Generation(
+        max_new_tokens=_option(args, "max_new_tokens", 128),
+        temperature=_option(args, "temperature", 0.0),
+        top_p=_option(args, "top_p"),
+        num_beams=_option(args, "num_beams", 1),
+    )
+    options = {"dtype": _option(args, "dtype", "auto")}
+    if attention := _option(args, "attn_implementation"):
+        options["attn_implementation"] = attention
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        args.model_path,
+        args.model_base,
+        get_model_name_from_path(args.model_path),
+        load_8bit=_option(args, "load_8bit", False),
+        load_4bit=_option(args, "load_4bit", False),
+        device=_option(args, "device", "cuda"),
+        gates=gates,
+        **options,
+    )
+    if image_processor is None:
+        if method not in (None, "none"):
+            raise ValueError(
+                f"--method {method} needs a model with images: {args.model_path} is a language model"
+            )
+        return Answerer(model, tokenizer, None, conv_mode, None, generation)
+    handle = getattr(model, "exit_handle", None)
+    policy = _policy(args, method, handle)
+    policy.check(model.config.num_hidden_layers, model.config.hidden_size)
+    if handle is None:
+        handle = attach(model, policy)
+    handle.policy = policy
+    return Answerer(model, tokenizer, image_processor, conv_mode, handle, generation)
+
+
+def _policy(args, method: str | None, handle: Handle | None):
+    if method == "fixed":
+        return FixedExit(_option(args, "exit_layer"))
+    if method == "none" or (method is None and handle is None):
+        return NoExit()
+    if handle is None:
+        raise ValueError(f"--method dyvte needs gates: {args.model_path} has none, pass --gates FOLDER")
+    return LearnedExit(handle.policy.gates, threshold=_option(args, "threshold", 0.5))
+
+
+def _option(args, name: str, default: Any = None) -> Any:
+    value = getattr(args, name, None)
+    return default if value is None else value

@@ -1,0 +1,66 @@
+"""Ask one question about one or several images."""
+
+from __future__ import annotations
+
+import argparse
+
+from llava.eval.answer import Answer, Question, describe_exit
+from llava.eval.model_vqa_loader import run
+from llava.eval.options import add_method_arguments, open_answerer
+from llava.mm_utils import get_model_name_from_path, load_image
+
+
+def image_parser(args) -> list[str]:
+    """The image files or addresses, as ``--sep`` divides them."""
+    return args.image_file.split(args.sep)
+
+
+def load_images(image_files: list[str]) -> list:
+    """Read each as RGB."""
+    return [load_image(file) for file in image_files]
+
+
+def infer_conv_mode(model_name: str) -> str:
+    """The conversation template that LLaVA takes for a model of this name."""
+    name = model_name.lower()
+    modes = {
+        "llama-2": "llava_llama_2",
+        "mistral": "mistral_instruct",
+        "v1.6-34b": "chatml_direct",
+        "v1": "llava_v1",
+        "mpt": "mpt",
+    }
+    return next((mode for part, mode in modes.items() if part in name), "llava_v0")
+
+
+def eval_model(args) -> Answer:
+    """Print the answer to ``args.query``, and what the exit did when one is on."""
+    images = load_images(image_parser(args))
+    model_name = getattr(args, "model_name", None) or get_model_name_from_path(args.model_path)
+    answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name))
+    (answer,) = answerer.ask([Question(args.query, images)])
+    print(answer.text)
+    if answerer.exits:
+        print(describe_exit(answer))
+    return answer
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """LLaVA's flags, and those of the exit method."""
+    parser = argparse.ArgumentParser(description="Ask a model one question about images.")
+    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=str, default=None)
+    parser.add_argument("--image-file", type=str, required=True)
+    parser.add_argument("--query", type=str, required=True)
+    parser.add_argument("--conv-mode", type=str, default=None)
+    parser.add_argument("--sep", type=str, default=",")
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--top_p", type=float, default=None)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    add_method_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(build_parser(), eval_model)

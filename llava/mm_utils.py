@@ -1,0 +1,266 @@
+"""From files and text to what the model takes: images to pixels, prompts to token ids."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import logging
+import math
+import struct
+import urllib.request
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import StoppingCriteria
+
+from llava.constants import IMAGE_TOKEN_INDEX
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970  # where Pillow refuses to decode a file; canvases are held to it as well
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def load_image(source: str | Path | Image.Image, folder: str | Path | None = None) -> Image.Image:
+    """Read an image as RGB.
+
+    Args:
+        source: a path, an http(s) address, or an image.
+        folder: when given, ``source`` is a path inside this folder, and nothing outside it is read.
+
+    Raises:
+        FileNotFoundError: when the file does not exist.
+        ValueError: when the path leaves ``folder``, or the file is not a whole image, or is too large.
+    """
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    source = str(source)
+    if folder is None and source.startswith(("http://", "https://")):
+        with urllib.request.urlopen(source, timeout=30) as response:
+            return _decode(io.BytesIO(response.read()), source)
+    path = Path(source) if folder is None else _inside(Path(folder), source)
+    if not path.is_file():
+        raise FileNotFoundError(f"image file not found: {path}")
+    return _decode(path, str(path))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"image path {name!r} leaves the image folder {folder}: only files inside it are read"
+        )
+    return path
+
+
+def _decode(file, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels is too large")
+                return to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {name} is too large to decode: {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read image {name}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB; 16-bit and float modes are scaled to 8 bits, alpha is dropped."""
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits (mode I: when above 255) or floats (0 to 1, else 0 to 255) -> uint8."""
+    if values.dtype.kind == "f":
+        scale = 255.0 if values.size and values.max() <= 1 else 1.0
+    else:
+        wide = values.dtype.itemsize == 2 or values.max(initial=0) > 255
+        scale = 255 / 65535 if wide else 1.0
+    return np.clip(np.rint(np.nan_to_num(values.astype(np.float64)) * scale), 0, 255).astype(np.uint8)
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Decode a base64 text into an image, in the mode it was stored in."""
+    return Image.open(io.BytesIO(base64.b64decode(image)))
+
+
+def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
+    """Centre the image on a square canvas as wide as its longer side; square images come back unchanged.
+
+    An image so elongated that the canvas would not fit in memory is made smaller first.
+    """
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    if len(background_color) == 3 and pil_img.mode != "RGB":
+        pil_img = to_rgb(pil_img)
+    side = max(width, height)
+    if side * side > MAX_PIXELS:
+        scale = math.isqrt(MAX_PIXELS) / side
+        logger.warning("an image of %dx%d pixels is made smaller before it is padded", width, height)
+        width, height = max(1, int(width * scale)), max(1, int(height * scale))
+        pil_img = pil_img.resize((width, height))
+        side = max(width, height)
+    canvas = Image.new(pil_img.mode, (side, side), background_color)
+    canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def select_best_resolution(
+    original_size: tuple[int, int], possible_resolutions: list[tuple[int, int]]
+) -> tuple[int, int]:
+    """The (width, height) that keeps most of the image's pixels, and among equals wastes the least area."""
+    width, height = original_size
+
+    def merit(resolution: tuple[int, int]) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - resolution[0] * resolution[1]
+
+    return max(possible_resolutions, key=merit)
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:
+    """Fit the image into (width, height), keeping its ratio, centred on black."""
+    target_width, target_height = target_resolution
+    scale_width, scale_height = target_width / image.width, target_height / image.height
+    if scale_width < scale_height:
+        size = target_width, min(math.ceil(image.height * scale_width), target_height)
+    else:
+        size = min(math.ceil(image.width * scale_height), target_width), target_height
+    canvas = Image.new("RGB", target_resolution, (0, 0, 0))
+    canvas.paste(image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2))
+    return canvas
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Square tiles of the image, row by row."""
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, image.height, patch_size)
+        for left in range(0, image.width, patch_size)
+    ]
+
+
+def _pinpoints(grid_pinpoints) -> list[tuple[int, int]]:
+    """Resolutions as a list; configs hold either a list or its text."""
+    return ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
+
+
+def get_anyres_image_grid_shape(
+    image_size: tuple[int, int], grid_pinpoints, patch_size: int
+) -> tuple[int, int]:
+    """How many tiles (across, down) an image of (width, height) is cut into."""
+    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    return width // patch_size, height // patch_size
+
+
+def process_anyres_image(image: Image.Image, processor, grid_pinpoints) -> torch.Tensor:
+    """Pixels (1 + tiles, 3, crop, crop): the whole image squeezed to a square, then its tiles."""
+    image = to_rgb(image)
+    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    tiles = divide_to_patches(resize_and_pad_image(image, resolution), processor.crop_size["height"])
+    side = processor.size["shortest_edge"]
+    return torch.stack([_pixels(tile, processor) for tile in (image.resize((side, side)), *tiles)])
+
+
+def _pixels(image: Image.Image, processor) -> torch.Tensor:
+    """(3, H, W) from the processor."""
+    side = processor.size["shortest_edge"]
+    if side * side * max(image.size) // min(image.size) > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {image.width}x{image.height} pixels is too elongated to be cropped: pad it"
+        )
+    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+def process_images(
+    images: list[Image.Image], image_processor, model_cfg
+) -> torch.Tensor | list[torch.Tensor]:
+    """Pixels of the images, as ``model_cfg.image_aspect_ratio`` says: "pad", "anyres", or plain.
+
+    Returns:
+        (I, 3, H, W), or (I, 1 + tiles, 3, H, W) for anyres; a list when the tiles differ.
+    """
+    aspect = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect == "pad":
+        colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+        pixels = [_pixels(expand2square(to_rgb(image), colour), image_processor) for image in images]
+    elif aspect == "anyres":
+        pixels = [
+            process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images
+        ]
+    else:
+        pixels = [_pixels(to_rgb(image), image_processor) for image in images]
+    same = all(pixel.shape == pixels[0].shape for pixel in pixels)
+    return torch.stack(pixels) if pixels and same else pixels
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | torch.Tensor:
+    """Token ids of a prompt, with ``image_token_index`` at each ``<image>``.
+
+    The pieces between images are tokenised on their own, as in training; the beginning-of-text token stays
+    only in front. ``return_tensors="pt"`` gives a 1-D long tensor instead of a list.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"unsupported return_tensors {return_tensors!r}: use 'pt' or None")
+    pieces = [tokenizer(piece).input_ids for piece in prompt.split("<image>")]
+    starts = bool(pieces[0]) and pieces[0][0] == tokenizer.bos_token_id
+    ids = pieces[0][:1] if starts else []
+    for index, piece in enumerate(pieces):
+        if index:
+            ids.append(image_token_index)
+        ids += piece[int(starts) :]
+    return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """The folder's name; of a Trainer checkpoint, the parent's name comes first."""
+    parts = model_path.strip("/").split("/")
+    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stops a row once it ends with a keyword, by its token ids or in the text of the newest tokens."""
+
+    def __init__(self, keywords: list[str], tokenizer, input_ids: torch.Tensor) -> None:
+        self.keywords = keywords
+        self.tokenizer = tokenizer
+        self.start_len = input_ids.shape[1]
+        self.keyword_ids = []
+        for keyword in keywords:
+            ids = tokenizer(keyword).input_ids
+            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
+                ids = ids[1:]
+            self.keyword_ids.append(ids)
+        self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
+
+    def __call__(self, output_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(rows,) bool: which rows met a keyword. ``output_ids`` may hold the prompt or only new tokens."""
+        return torch.tensor([self._row_stops(row) for row in output_ids], device=output_ids.device)
+
+    def _row_stops(self, row: torch.Tensor) -> bool:
+        ids = row.tolist()
+        if any(ids[-len(keyword) :] == keyword for keyword in self.keyword_ids if keyword):
+            return True
+        generated = len(ids) - self.start_len if len(ids) > self.start_len else len(ids)
+        window = ids[len(ids) - min(generated, self.max_keyword_len) :]
+        text = self.tokenizer.decode([token for token in window if token >= 0], skip_special_tokens=True)
+        return any(keyword in text for keyword in self.keywords)

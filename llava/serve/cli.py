@@ -1,0 +1,70 @@
+"""Chat with a model about one image, in the terminal; an empty line or the end of input leaves."""
+
+from __future__ import annotations
+
+import argparse
+
+from transformers import TextStreamer
+
+from llava.conversation import conv_templates
+from llava.eval.answer import Question, describe_exit
+from llava.eval.model_vqa_loader import run
+from llava.eval.options import add_method_arguments, open_answerer
+from llava.eval.run_llava import infer_conv_mode
+from llava.mm_utils import get_model_name_from_path, load_image
+
+
+def main(args) -> None:
+    """Load the model and the image once, then answer turn after turn."""
+    image = load_image(args.image_file)
+    inferred = infer_conv_mode(get_model_name_from_path(args.model_path))
+    if args.conv_mode and args.conv_mode != inferred:
+        print(f"[conversation mode {args.conv_mode}; the model's name suggests {inferred}]")
+    answerer = open_answerer(args, args.conv_mode or inferred)
+    conversation = conv_templates[answerer.conv_mode].copy()
+    pixels = answerer.pixels([Question("", [image])])
+    streamer = TextStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    asked_before = False
+    while text := _read(f"{conversation.roles[0]}: "):
+        if not asked_before:
+            text = answerer.user_turn(Question(text, [image]))
+            asked_before = True
+        conversation.append_message(conversation.roles[0], text)
+        conversation.append_message(conversation.roles[1], None)
+        prompt = conversation.get_prompt()
+        print(f"{conversation.roles[1]}: ", end="", flush=True)
+        (answer,) = answerer.complete([prompt], pixels, streamer)
+        conversation.messages[-1][-1] = answer.text
+        if answerer.exits:
+            print(describe_exit(answer))
+        if args.debug:
+            print({"prompt": prompt, "outputs": answer.text, **answer.metadata})
+    print("bye")
+
+
+def _read(prompt: str) -> str:
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """LLaVA's flags, and those of the exit method."""
+    parser = argparse.ArgumentParser(description="Chat with a model about an image.")
+    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=str, default=None)
+    parser.add_argument("--image-file", type=str, required=True)
+    parser.add_argument("--conv-mode", type=str, default=None)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--load-8bit", action="store_true")
+    parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument("--debug", action="store_true", help="print each prompt and what was measured")
+    add_method_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

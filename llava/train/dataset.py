@@ -1,0 +1,243 @@
+"""Instruction data: a JSON list in LLaVA's format -> samples and padded batches.
+
+A record is ``{"id": ..., "image": path or list of paths, "conversations": [{"from", "value"}, ...]}``; one of
+text only has no image. The whole file is checked once when it is read; images are opened with their samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import Conversation, conv_templates
+from llava.mm_utils import load_image, process_images
+from llava.train.arguments import DataArguments
+from llava.train.targets import render, tokenize
+
+logger = logging.getLogger(__name__)
+
+
+def read_records(data_path: str | Path) -> list[dict]:
+    """Read an instruction file.
+
+    Raises:
+        FileNotFoundError: when it does not exist.
+        ValueError: when it is not a nonempty JSON list.
+    """
+    path = Path(data_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no instruction data at {path}: check --data_path")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{path} must hold a nonempty JSON list of samples")
+    return records
+
+
+def image_paths(record: dict) -> list[str]:
+    """The images of a record, in order; none for a text-only one."""
+    image = record.get("image")
+    if not image:
+        return []
+    return [image] if isinstance(image, str) else list(image)
+
+
+def find_template(version: str) -> Conversation:
+    """The prompt template named ``version``; vicuna_v1 where there is none, as in LLaVA."""
+    if version not in conv_templates:
+        logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
+        version = "vicuna_v1"
+    return conv_templates[version]
+
+
+def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
+    """A question with its image in LLaVA's place: on a line of its own, before the question.
+
+    With several images the text stays as it is, because their places carry meaning.
+    """
+    if text.count(DEFAULT_IMAGE_TOKEN) == 1:
+        text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
+        if "mmtag" in template.version:
+            text = text.replace(DEFAULT_IMAGE_TOKEN, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>")
+    if use_im_start_end:
+        wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+        text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+    return text
+
+
+class SupervisedDataset(Dataset):
+    """Samples ``{"input_ids": (S,), "labels": (S,), "images": list of (3, H, W), "image_sizes": list}``.
+
+    Args:
+        records: see the module.
+        image_processor: the vision tower's, or None when the model takes text only.
+
+    Raises:
+        ValueError: when records are malformed; the message names the first few.
+    """
+
+    def __init__(
+        self,
+        records: list[dict],
+        tokenizer,
+        template: Conversation,
+        data_args: DataArguments,
+        image_processor=None,
+        use_im_start_end: bool = False,
+    ) -> None:
+        self.records = records
+        self.tokenizer = tokenizer
+        self.template = template
+        self.data_args = data_args
+        self.image_processor = image_processor
+        self.use_im_start_end = use_im_start_end
+        problems = [problem for record in records if (problem := self._problem(record))]
+        if problems:
+            raise ValueError(f"{len(problems)} samples cannot be used, such as: " + "; ".join(problems[:5]))
+
+    def _problem(self, record: dict) -> str | None:
+        """What is wrong with a record, or None."""
+        name = f"sample {record.get('id', '?')!r}"
+        turns = record.get("conversations")
+        if not turns:
+            return f"{name} has no conversations"
+        if any("from" not in turn or not isinstance(turn.get("value"), str) for turn in turns):
+            return f"{name} has a turn without 'from' or text 'value'"
+        images = image_paths(record)
+        if images and self.image_processor is None:
+            return f"{name} has an image but no --vision_tower is given"
+        places = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in turns)
+        if images and places != len(images):
+            return f"{name} has {len(images)} images but {places} {DEFAULT_IMAGE_TOKEN} tokens"
+        return None
+
+    @property
+    def modality_lengths(self) -> list[int]:
+        """Words per sample, negative for text-only ones: what LLaVA's sampler groups by."""
+        lengths = []
+        for record in self.records:
+            words = sum(len(turn["value"].split()) for turn in record["conversations"])
+            lengths.append(words if image_paths(record) else -words)
+        return lengths
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.records[index]
+        paths = image_paths(record)
+        turns = record["conversations"]
+        if paths:
+            turns = [
+                {**turn, "value": place_images(turn["value"], self.template, self.use_im_start_end)}
+                for turn in turns
+            ]
+        try:
+            ids, labels = tokenize(render(turns, self.template), self.tokenizer, has_image=bool(paths))
+        except ValueError as error:
+            raise ValueError(f"sample {record.get('id', index)!r}: {error}") from error
+        limit = self.tokenizer.model_max_length
+        ids, labels = ids[:limit], labels[:limit]
+        images = [load_image(path, folder=self.data_args.image_folder) for path in paths]
+        images = images[: ids.count(IMAGE_TOKEN_INDEX)]
+        return {
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "images": list(process_images(images, self.image_processor, self.data_args)) if images else [],
+            "image_sizes": [image.size for image in images],
+        }
+
+
+@dataclass
+class SupervisedCollator:
+    """Samples -> a right-padded batch.
+
+    ``images`` holds one tensor per ``<image>``, in order over the batch, stacked when all shapes agree. A
+    batch of text only gets a blank image behind its shortest row, where no answer can see it: tower and
+    projector then take part in every step, as distributed training needs.
+
+    Attributes:
+        blank_image: (3, H, W) of that image; None to leave batches of text only as they are.
+    """
+
+    pad_token_id: int
+    blank_image: tuple[int, int, int] | None = None
+
+    def __call__(self, samples: list[dict]) -> dict[str, Tensor | list]:
+        if self.blank_image is not None and not any(sample["images"] for sample in samples):
+            samples = self._with_blank_image(samples, self.blank_image)
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        input_ids = torch.full((len(samples), longest), self.pad_token_id)
+        labels = torch.full((len(samples), longest), IGNORE_INDEX)
+        mask = torch.zeros((len(samples), longest), dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            length = len(sample["input_ids"])
+            input_ids[row, :length] = sample["input_ids"]
+            labels[row, :length] = sample["labels"]
+            mask[row, :length] = True
+        batch: dict[str, Tensor | list] = {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+        images = [image for sample in samples for image in sample["images"]]
+        if images:
+            same_shape = all(image.shape == images[0].shape for image in images)
+            batch["images"] = torch.stack(images) if same_shape else images
+            batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
+        return batch
+
+    @staticmethod
+    def _with_blank_image(samples: list[dict], shape: tuple[int, int, int]) -> list[dict]:
+        """The samples, the shortest one followed by an image that nothing attends to."""
+        shortest = min(range(len(samples)), key=lambda index: len(samples[index]["input_ids"]))
+        sample = samples[shortest]
+        carrier = {
+            "input_ids": torch.cat([sample["input_ids"], torch.tensor([IMAGE_TOKEN_INDEX])]),
+            "labels": torch.cat([sample["labels"], torch.tensor([IGNORE_INDEX])]),
+            "images": [torch.zeros(shape)],
+            "image_sizes": [(shape[2], shape[1])],
+        }
+        return [*samples[:shortest], carrier, *samples[shortest + 1 :]]
+
+
+def make_supervised_data_module(
+    tokenizer,
+    data_args: DataArguments,
+    template: Conversation,
+    vision_tower=None,
+    config=None,
+    blank_image: bool = True,
+) -> dict:
+    """The Trainer's ``train_dataset``, ``eval_dataset`` and ``data_collator``.
+
+    Args:
+        vision_tower: brings the image processor; None for a model that takes text only.
+        blank_image: whether batches of text only get a blank image (see :class:`SupervisedCollator`).
+    """
+    processor = None if vision_tower is None else vision_tower.image_processor
+    dataset = SupervisedDataset(
+        read_records(data_args.data_path or ""),
+        tokenizer,
+        template,
+        data_args,
+        processor,
+        use_im_start_end=bool(getattr(config, "mm_use_im_start_end", False)),
+    )
+    logger.info("training on %d samples of %s", len(dataset), data_args.data_path)
+    shape = None
+    if vision_tower is not None and blank_image:
+        shape = (3, vision_tower.config.image_size, vision_tower.config.image_size)
+    return {
+        "train_dataset": dataset,
+        "eval_dataset": None,
+        "data_collator": SupervisedCollator(tokenizer.pad_token_id, shape),
+    }

@@ -1,0 +1,183 @@
+"""From arguments to a model ready to train: weights, tokenizer, LoRA, vision modules, and what is frozen."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+LORA_TARGETS = r".*model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+"""The linear layers of the decoder; neither tower, projector nor language head."""
+
+
+def load_model(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+    model_class: type[LlamaForCausalLM] | None = None,
+) -> Any:
+    """The language model to train, without its vision modules; of LLaVA's class when a tower is to be added.
+
+    Raises:
+        ValueError: for a family other than Llama.
+    """
+    if "mpt" in model_args.model_name_or_path.lower():
+        raise ValueError("MPT models are not supported: give a Llama model as --model_name_or_path")
+    name = model_args.model_name_or_path
+    if model_class is None:
+        model_class = LlamaForCausalLM if model_args.vision_tower is None else LlavaLlamaForCausalLM
+    config_class = LlavaConfig if model_class is LlavaLlamaForCausalLM else LlamaConfig
+    fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
+    fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
+    model = model_class.from_pretrained(
+        name,
+        config=config_class.from_dict(fields),
+        cache_dir=training_args.cache_dir,
+        attn_implementation=attn_implementation,
+        dtype=training_args.weights_dtype,
+        **_quantization(training_args),
+    )
+    model.config.use_cache = False
+    if model_args.freeze_backbone:
+        model.model.requires_grad_(False)
+    checkpointing = training_args.gradient_checkpointing
+    if training_args.bits in (4, 8):
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(checkpointing))
+    if checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+def _quantization(training_args: TrainingArguments) -> dict:
+    """Keyword arguments of ``from_pretrained`` for 8 and 4 bits."""
+    if training_args.bits == 16:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=training_args.bits == 4,
+        load_in_8bit=training_args.bits == 8,
+        llm_int8_skip_modules=["mm_projector", "lm_head"],
+        bnb_4bit_compute_dtype=training_args.compute_dtype,
+        bnb_4bit_use_double_quant=training_args.double_quant,
+        bnb_4bit_quant_type=training_args.quant_type,
+    )
+    return {"device_map": {"": training_args.device}, "quantization_config": config}
+
+
+def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
+    """The tokenizer, padding on the right: with a token of its own for v0, else with unk, as in LLaVA."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path,
+        cache_dir=training_args.cache_dir,
+        model_max_length=training_args.model_max_length,
+        padding_side="right",
+        use_fast=False,
+    )
+    if model_args.version == "v0" and tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        model.resize_token_embeddings(len(tokenizer))
+    elif model_args.version != "v0" and tokenizer.unk_token is not None:
+        tokenizer.pad_token = tokenizer.unk_token
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def add_lora(model, training_args: TrainingArguments):
+    """Wrap the decoder's linear layers in LoRA adapters."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=training_args.lora_r,
+        lora_alpha=training_args.lora_alpha,
+        target_modules=LORA_TARGETS,
+        lora_dropout=training_args.lora_dropout,
+        bias=training_args.lora_bias,  # pyright: ignore[reportArgumentType]
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def add_vision(
+    model, tokenizer, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+):
+    """Build tower and projector, write LLaVA's fields into the config, and freeze what is not trained.
+
+    Returns:
+        The vision tower.
+    """
+    model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp or None)
+    tower = model.get_vision_tower()
+    tower.to(dtype=training_args.compute_dtype, device=training_args.device)
+    tower.requires_grad_(False)
+    data_args.is_multimodal = True
+    projector = model.get_model().mm_projector
+
+    config = model.config
+    config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.image_grid_pinpoints = data_args.image_grid_pinpoints
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
+    config.mm_projector_lr = training_args.mm_projector_lr
+    config.mm_use_im_start_end = model_args.mm_use_im_start_end
+    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+
+    if model_args.tune_mm_mlp_adapter:
+        model.requires_grad_(False)
+        projector.requires_grad_(True)
+    if training_args.freeze_mm_mlp_adapter:
+        projector.requires_grad_(False)
+    projector.to(dtype=training_args.weights_dtype, device=training_args.device)
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+    return tower
+
+
+def load_frozen_llava(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+):
+    """A finished LLaVA model and its tower, frozen, on the training device; its config says how images enter.
+
+    Raises:
+        ValueError: when the model has no vision tower, or DeepSpeed would shard it.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
+    model = load_model(model_args, training_args, attn_implementation, model_class=LlavaLlamaForCausalLM)
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError(
+            f"{model_args.model_name_or_path} has no vision tower: gates need a finished LLaVA model "
+            "as --model_name_or_path"
+        )
+    tower.load_model()
+    if training_args.bits == 16:
+        model.to(training_args.device)
+    tower.to(dtype=training_args.compute_dtype, device=training_args.device)
+    aspect = getattr(model.config, "image_aspect_ratio", None) or "square"
+    if aspect != data_args.image_aspect_ratio:
+        logger.warning("images are prepared with the model's own image_aspect_ratio, %r", aspect)
+    data_args.image_aspect_ratio = aspect
+    data_args.image_grid_pinpoints = getattr(model.config, "image_grid_pinpoints", None)
+    data_args.is_multimodal = True
+    return model.requires_grad_(False).eval(), tower
+
+
+def log_trainable(model: torch.nn.Module) -> None:
+    """Say how much of the model is trained."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    logger.info("training %s of %s parameters", f"{trained:,}", f"{total:,}")

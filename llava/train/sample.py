@@ -1,0 +1,110 @@
+"""Draw the sample that gates are trained on from instruction data in LLaVA's format.
+
+    python -m llava.train.sample --data-path llava_v1_5_mix665k.json --output gates.json --fraction 0.01
+
+Drawn are samples with one image, cut to their first question and answer, because later turns often lean on
+earlier ones. The fraction is of the whole file (the paper: 1% of LLaVA-1.5's 665k). A report of what was left
+out, and why, is printed and written beside the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.train.dataset import image_paths, read_records
+
+
+def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict | None, str]:
+    """The record cut to its first question and answer; or None, and why it cannot be used."""
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        return None, "missing fields"
+    if not record.get("image"):
+        return None, "text only"
+    images = image_paths(record)
+    if len(images) > 1:
+        return None, "several images"
+    turns = record["conversations"][:2]
+    if any(not isinstance(turn, dict) or not isinstance(turn.get("value"), str) for turn in turns):
+        return None, "missing fields"
+    if [turn.get("from") for turn in turns] != ["human", "gpt"]:
+        return None, "does not begin with a question and an answer"
+    if turns[0]["value"].count(DEFAULT_IMAGE_TOKEN) != 1:
+        return None, "first question does not hold the image"
+    if not turns[1]["value"].strip():
+        return None, "empty answer"
+    if image_folder is not None and not (image_folder / images[0]).is_file():
+        return None, "image file missing"
+    return {**record, "image": images[0], "conversations": turns}, ""
+
+
+def draw(
+    records: list, fraction: float, seed: int, image_folder: Path | None = None
+) -> tuple[list[dict], dict[str, object]]:
+    """The drawn samples, in the order of the file, and the report.
+
+    Raises:
+        ValueError: when the fraction is not in (0, 1], or no sample can be used.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"--fraction must lie in (0, 1], got {fraction}")
+    usable: list[dict] = []
+    left_out: Counter[str] = Counter()
+    later_turns = 0
+    for record in records:
+        cut, reason = first_turn(record, image_folder)
+        if cut is None:
+            left_out[reason] += 1
+        else:
+            usable.append(cut)
+            later_turns += len(record["conversations"]) > 2
+    if not usable:
+        raise ValueError(f"no sample has one image, a question and an answer; left out: {dict(left_out)}")
+    wanted = max(1, round(fraction * len(records)))
+    count = min(wanted, len(usable))
+    chosen = sorted(random.Random(seed).sample(range(len(usable)), count))
+    report = {
+        "fraction": fraction,
+        "seed": seed,
+        "read": len(records),
+        "usable": len(usable),
+        "usable_cut_to_first_turn": later_turns,
+        "wanted": wanted,
+        "drawn": count,
+        "left_out": dict(left_out.most_common()),
+    }
+    return [usable[index] for index in chosen], report
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-path", required=True, help="instruction data: a JSON list in LLaVA's format")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument(
+        "--fraction", type=float, default=0.01, help="share of the file to draw (default 0.01)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--image-folder", help="when given, samples whose image file is not there are left out"
+    )
+    args = parser.parse_args(argv)
+    folder = None if args.image_folder is None else Path(args.image_folder)
+    samples, report = draw(read_records(args.data_path), args.fraction, args.seed, folder)
+    report = {"data_path": args.data_path, **report}
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    report_path = output.with_suffix(".report.json")
+    report_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    print(f"wrote {output} and {report_path}")
+
+
+if __name__ == "__main__":
+    main()

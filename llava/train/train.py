@@ -1,0 +1,84 @@
+"""Train LLaVA: alignment of the projector, full or LoRA fine-tuning, or the exit gates of a finished model.
+
+    python -m llava.train.train --model_name_or_path ... --data_path ... --output_dir ...
+
+A run resumes from the newest complete checkpoint in its output folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+from llava.train import prepare
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.dataset import find_template, make_supervised_data_module
+from llava.train.gate_training import GateModel, GateTrainer, find_gates
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.saving import newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+) -> LLaVATrainer:
+    """Model, data and Trainer from arguments."""
+    template = find_template(model_args.version)
+    model = prepare.load_model(model_args, training_args, attn_implementation)
+    tokenizer = prepare.load_tokenizer(model, model_args, training_args)
+    if training_args.lora_enable:
+        model = prepare.add_lora(model, training_args)
+    tower = None
+    if model_args.vision_tower is not None:
+        tower = prepare.add_vision(model, tokenizer, model_args, data_args, training_args)
+    prepare.log_trainable(model)
+    data = make_supervised_data_module(tokenizer, data_args, template, tower, model.config)
+    trains = (
+        "lora" if training_args.lora_enable else "projector" if model_args.tune_mm_mlp_adapter else "full"
+    )
+    return LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
+
+
+def build_gate_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+) -> GateTrainer:
+    """A finished model, gates, data and Trainer from arguments."""
+    template = find_template(model_args.version)
+    base, tower = prepare.load_frozen_llava(model_args, data_args, training_args, attn_implementation)
+    tokenizer = prepare.load_tokenizer(base, model_args, training_args)
+    set_seed(training_args.seed)  # every process draws the same fresh gates
+    gates = find_gates(model_args, base.config.num_hidden_layers, base.config.hidden_size)
+    model = GateModel(gates, base, training_args.gate_alpha)
+    prepare.log_trainable(model)
+    data = make_supervised_data_module(tokenizer, data_args, template, tower, base.config, blank_image=False)
+    return GateTrainer(model=model, args=training_args, **data)
+
+
+def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, train, and save to ``--output_dir``."""
+    model_args, data_args, training_args = parse_arguments(argv)
+    level = logging.INFO if training_args.process_index == 0 else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
+    trainer = build(model_args, data_args, training_args, attn_implementation)
+    checkpoint = training_args.resume_from_checkpoint or newest_checkpoint(str(training_args.output_dir))
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    trainer.model.config.use_cache = True
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,94 @@
+# Shared by the benchmark scripts of this folder (sourced, not run). Settings, all environment variables:
+#
+#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed
+#   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability
+#   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   conversation template
+#   DATA         the benchmark's folder                   OUT         where answers and the record go
+#   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
+#   CUDA_VISIBLE_DEVICES  GPUs; one shard for each unless CHUNKS says otherwise
+#   PYTHON       interpreter (default: .venv/bin/python where it exists, else python)
+#
+# Further arguments of a script go to llava.eval.model_vqa_loader. An interrupted run goes on where it
+# stopped when it is started again with the same settings.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
+METHOD=${METHOD:-none}
+GATES=${GATES:-}
+THRESHOLD=${THRESHOLD:-0.5}
+EXIT_LAYER=${EXIT_LAYER:-}
+CONV_MODE=${CONV_MODE:-vicuna_v1}
+BATCH_SIZE=${BATCH_SIZE:-1}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [ -z "${PYTHON:-}" ]; then
+    if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; else PYTHON=python; fi
+fi
+
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+# method_arguments: fill `method_flags`, `method_settings` (for the record) and `variant` (for the folder).
+method_arguments() {
+    method_flags=(--method "$METHOD")
+    method_settings=("temperature=0" "conv_mode=$CONV_MODE" "batch_size=$BATCH_SIZE")
+    case $METHOD in
+    none) variant="" ;;
+    dyvte)
+        [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
+        method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$GATES"})
+        method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
+        variant=-dyvte
+        [ "$THRESHOLD" = 0.5 ] || variant=-dyvte$THRESHOLD
+        ;;
+    fixed)
+        [ -n "$EXIT_LAYER" ] || die "METHOD=fixed needs EXIT_LAYER=<layer>"
+        method_flags+=(--exit-layer "$EXIT_LAYER")
+        method_settings+=("exit_layer=$EXIT_LAYER")
+        variant=-exit$EXIT_LAYER
+        ;;
+    *) die "METHOD=$METHOD is not one of none, dyvte, fixed" ;;
+    esac
+}
+
+# run_shards QUESTIONS IMAGES ARGUMENTS...: one process per chunk; returns when all ended, and fails if one failed.
+run_shards() {
+    local questions=$1 images=$2 index failed=() gpus pids=()
+    shift 2
+    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-0}"
+    chunks=${CHUNKS:-${#gpus[@]}}
+    trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
+    for ((index = 0; index < chunks; index++)); do
+        CUDA_VISIBLE_DEVICES=${gpus[index % ${#gpus[@]}]} "$PYTHON" -m llava.eval.model_vqa_loader \
+            --model-path "$MODEL" --question-file "$questions" --image-folder "$images" \
+            --answers-file "$OUT/${chunks}_$index.jsonl" --num-chunks "$chunks" --chunk-idx "$index" \
+            --temperature 0 --conv-mode "$CONV_MODE" --batch-size "$BATCH_SIZE" "${method_flags[@]}" "$@" &
+        pids+=($!)
+    done
+    for index in "${!pids[@]}"; do
+        wait "${pids[index]}" || failed+=("$index")
+    done
+    trap - INT TERM
+    [ ${#failed[@]} -eq 0 ] || die "shard ${failed[*]} of $chunks failed (see above); a new run goes on from here"
+}
+
+# run_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: answer, merge, score, and write the record, all into OUT.
+run_benchmark() {
+    local name=$1 questions=$2 images=$3 index
+    shift 3
+    [ -f "$questions" ] || die "$questions is missing; docs/evaluation.md says where it comes from (DATA=$DATA)"
+    [ -d "$images" ] || die "the image folder $images is missing (DATA=$DATA)"
+    method_arguments
+    OUT=${OUT:-$DATA/answers/$(basename "$questions" .jsonl)/$(basename "$MODEL")$variant}
+    mkdir -p "$OUT"
+    rm -f "$OUT/merge.jsonl" "$OUT/record.json" # of an earlier run: none is left behind if this one fails
+    run_shards "$questions" "$images" "$@"
+    for ((index = 0; index < chunks; index++)); do
+        cat "$OUT/${chunks}_$index.jsonl"
+    done >"$OUT/merge.jsonl"
+    "$PYTHON" -m dyvte.report.record "$name" --data-dir "$DATA" --answers "$OUT/merge.jsonl" \
+        --output "$OUT/record.json" --scores "$OUT/scores.json" \
+        --model "$MODEL" --method "$METHOD" --command "$0 $*" \
+        --setting "${method_settings[@]}" "chunks=$chunks" "arguments=$*"
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# DyVTE: train the exit gates of a finished LLaVA model, the model itself frozen.
+#
+#   MODEL=liuhaotian/llava-v1.5-7b DATA=gates.json IMAGES=playground/data scripts/v1_5/finetune_visual_gate.sh
+#
+# DATA is what `python -m llava.train.sample` draws. GATES is a folder of gates to start from (init_weight.py makes
+# one); without it, gates start from those in MODEL, or fresh. Settings are the paper's: one epoch, learning rate
+# 4e-5, alpha 1.03, and GLOBAL_BATCH samples per step over all processes.
+set -euo pipefail
+DEEPSPEED=${DEEPSPEED-}
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+GLOBAL_BATCH=${GLOBAL_BATCH:-128}
+BATCH=${BATCH:-16}   # per process and forward pass
+PROCESSES=$((NPROC * ${NNODES:-1}))
+if ((BATCH * PROCESSES > GLOBAL_BATCH)); then BATCH=$((GLOBAL_BATCH / PROCESSES)); fi
+if ((BATCH < 1 || GLOBAL_BATCH % (BATCH * PROCESSES) != 0)); then
+    echo "GLOBAL_BATCH=$GLOBAL_BATCH must be a multiple of BATCH x processes = $BATCH x $PROCESSES" >&2
+    exit 2
+fi
+START=()
+if [[ -n ${GATES:-} ]]; then START=(--visual_gates "$GATES"); fi
+
+launch \
+    --tune_visual_gates True \
+    ${START[@]+"${START[@]}"} \
+    --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-7b}" \
+    --version "${VERSION:-v1}" \
+    --data_path "${DATA:-playground/data/llava_v1_5_mix665k_gates.json}" \
+    --image_folder "${IMAGES:-playground/data}" \
+    --image_aspect_ratio "${ASPECT:-pad}" \
+    --group_by_modality_length True \
+    --gate_supervision "${SUPERVISION:-all}" \
+    --gate_alpha "${ALPHA:-1.03}" \
+    --bf16 "$BF16" \
+    --output_dir "${OUTPUT:-checkpoints/llava-v1.5-7b-gates}" \
+    --num_train_epochs "${EPOCHS:-1}" \
+    --per_device_train_batch_size "$BATCH" \
+    --gradient_accumulation_steps "$((GLOBAL_BATCH / (BATCH * PROCESSES)))" \
+    --eval_strategy no \
+    --save_strategy steps \
+    --save_steps "${SAVE_STEPS:-10}" \
+    --save_total_limit 2 \
+    --learning_rate "${LR:-4e-5}" \
+    --weight_decay 0. \
+    --warmup_ratio 0.03 \
+    --lr_scheduler_type cosine \
+    --logging_steps 1 \
+    --tf32 True \
+    --model_max_length "${MAX_LENGTH:-2048}" \
+    --dataloader_num_workers "${WORKERS:-4}" \
+    --seed "${SEED:-42}" \
+    --report_to "${REPORT_TO:-none}" \
+    "$@"

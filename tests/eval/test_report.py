@@ -1,0 +1,207 @@
+"""Records, tables, the verdict, and figures."""
+
+import json
+from dataclasses import asdict
+
+import matplotlib
+import pytest
+
+from dyvte.report import compare, figures, provenance, record, summary, table
+from dyvte.report.record import ResultRecord
+
+
+@pytest.fixture
+def study(make_record):
+    """Two benchmarks: baseline, two fixed exits, DyVTE."""
+    records = []
+    for name, best in (("gqa", 80.0), ("pope", 90.0)):
+        for method, settings, score, decoder, layers, mean in (
+            ("none", {}, best, 8.0, {"none": 10}, 4.0),
+            ("fixed", {"exit_layer": "1"}, best - 20, 4.0, {"1": 10}, 1.0),
+            ("fixed", {"exit_layer": "2"}, best - 0.5, 6.0, {"2": 10}, 2.0),
+            ("dyvte", {"threshold": "0.5"}, best - 1, 5.0, {"1": 5, "2": 4, "none": 1}, 1.7),
+        ):
+            costs = {"decoder_tflops": decoder, "tflops": decoder + 2, "seconds": decoder / 10}
+            records.append(
+                make_record(
+                    benchmark=name,
+                    method=method,
+                    settings=settings,
+                    score=score,
+                    exit_layers=layers,
+                    mean_exit_layer=mean,
+                    **costs,
+                )
+            )
+    return records
+
+
+def test_record_round_trip(tmp_path, make_record):
+    original = make_record(score=100 / 3)
+    original.write(tmp_path / "deep/record.json")
+    assert ResultRecord.read(tmp_path / "deep/record.json") == original
+    assert record.read_records([tmp_path]) == [original]
+
+
+@pytest.mark.parametrize("change", [{"schema": 99}, {"stranger": 1}, {"score": None}])
+def test_foreign_record_is_refused(tmp_path, make_record, change):
+    content = {**asdict(make_record()), **change}
+    if change.get("score", 0) is None:
+        del content["score"]
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="record.json"):
+        ResultRecord.read(tmp_path / "record.json")
+
+
+def test_no_records(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no record.json"):
+        record.read_records([tmp_path])
+
+
+def metadata(exit_layer, tokens, tflops):
+    return {
+        "exit_layer": exit_layer,
+        "tokens_per_layer": tokens,
+        "tflops": tflops,
+        "decoder_tflops": tflops / 2,
+        "seconds": 0.25,
+        "prompt_tokens": tokens[0],
+        "visual_tokens": 6,
+    }
+
+
+def test_measurements_count_no_exit_as_the_number_of_layers():
+    answers = [
+        {"metadata": metadata(1, [10, 10, 4, 4], 2.0)},
+        {"metadata": metadata(None, [10, 10, 10, 10], 4.0)},
+        {"metadata": metadata(3, [12, 12, 12, 12], 3.0)},
+    ]
+    found = record.measurements(answers)
+    assert found["mean_exit_layer"] == pytest.approx((1 + 4 + 3) / 3)
+    assert found["exit_layers"] == {"1": 1, "3": 1, "none": 1} and list(found["exit_layers"])[-1] == "none"
+    assert (found["tflops"], found["decoder_tflops"], found["seconds"]) == (3.0, 1.5, 0.25)
+    with pytest.raises(ValueError, match="no measurements"):
+        record.measurements([*answers, {"metadata": {}}])
+
+
+def test_record_command_scores_and_hashes(tmp_path, files, capsys):
+    files.json(
+        tmp_path / "data/testdev_balanced_questions.json", {"1": {"answer": "red", "isBalanced": True}}
+    )
+    files.lines(tmp_path / "llava_gqa_testdev_balanced.jsonl", [{"question_id": "1"}])
+    row = {"question_id": "1", "text": "Red.", "metadata": metadata(1, [10, 10, 4, 4], 2.0)}
+    answers = files.lines(tmp_path / "a.jsonl", [row])
+    out = tmp_path / "out/record.json"
+    record.main(
+        f"gqa --data-dir {tmp_path} --answers {answers} --output {out} --model m "
+        f"--method dyvte --scores {tmp_path}/scores.json --setting threshold=0.5 gates= arguments=a=b".split()
+    )
+    made = ResultRecord.read(out)
+    assert made.score == 100.0 and made.exit_layers == {"1": 1}
+    assert made.settings == {"threshold": "0.5", "arguments": "a=b"}
+    assert set(made.data_sha256) == {"testdev_balanced_questions.json", "llava_gqa_testdev_balanced.jsonl"}
+    assert made.versions["torch"] and made.hardware["cores"] >= 1
+    assert json.loads((tmp_path / "scores.json").read_text()) == [{"question_id": "1", "score": 1.0}]
+    assert "GQA, dyvte: 100.00" in capsys.readouterr().out
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert provenance.sha256_of([tmp_path / "empty"]) == {"empty": digest}
+
+
+def test_git_state_outside_a_repository(tmp_path):
+    assert provenance.git_state(tmp_path) == (None, None)
+
+
+def test_markdown_table(study):
+    text = table.to_markdown(table.rows_of(compare.runs_of(study)))
+    lines = [[cell.strip() for cell in line.strip("| \n").split(" | ")] for line in text.splitlines()]
+    assert len(lines) == 2 + 3 * 2
+    assert lines[2][:3] == ["GQA", "Baseline", "80.00"]
+    assert lines[3] == [
+        "GQA", "DyVTE", "79.00 (-1.2%)", "7 (-30.0%)", "5 (-37.5%)", "1.70", "0.5 (-37.5%)",
+    ]  # fmt: skip
+    assert lines[-1][:3] == ["Average", "DyVTE", "84.00 (-1.2%)"]
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_fixed_rows_latex_and_csv(study):
+    runs = compare.runs_of(study)
+    labels = [row[1] for row in table.rows_of(runs, with_fixed=True)[1:5]]
+    assert labels == ["Baseline", "Exit after layer 1", "Exit after layer 2", "DyVTE"]
+    latex = table.to_latex(table.rows_of(runs))
+    assert r"79.00 (-1.2\%)" in latex and latex.count(r"\midrule") == 3
+    csv = table.to_csv(runs).splitlines()
+    assert csv[2] == "gqa,dyvte,DyVTE,79.0,7.0,5.0,1.7,0.5" and len(csv) == 7
+
+
+def test_small_models_are_shown_in_gflops(study, make_record):
+    small = [make_record(tflops=0.002, decoder_tflops=0.001)]
+    header, row = table.rows_of(compare.runs_of(small))
+    assert header[3] == "GFLOPs" and row[3:5] == ["2", "1"]
+
+
+def test_one_model_and_one_record_each(study, make_record):
+    with pytest.raises(ValueError, match="of one model"):
+        compare.runs_of([*study, make_record(model="other")])
+    with pytest.raises(ValueError, match="two records of 'Baseline' on gqa"):
+        compare.runs_of([*study, make_record()])
+
+
+def test_method_without_every_benchmark_has_no_average(study):
+    runs = compare.runs_of(
+        [entry for entry in study if not (entry.method == "dyvte" and entry.benchmark == "pope")]
+    )
+    assert compare.find(runs, compare.AVERAGE, "dyvte") == []
+    with pytest.raises(ValueError, match="every benchmark"):
+        compare.verdict(runs)
+
+
+def test_verdict_compares_with_exits_of_same_or_lower_cost(study):
+    """Layer 2 scores more than DyVTE but costs more; layer 1 costs less and scores less."""
+    result = compare.verdict(compare.runs_of(study))
+    assert result.best_cheaper_exit is not None and result.best_cheaper_exit.label == "Exit after layer 1"
+    assert result.kept_score == pytest.approx(84 / 85) and result.saved_compute == pytest.approx(0.375)
+    assert result.reached and "All targets reached" in compare.sentence_of(result)
+
+
+@pytest.mark.parametrize("change", [{"score": 60.0}, {"decoder_tflops": 7.0}, {"decoder_tflops": 6.0}])
+def test_verdict_says_so_when_a_target_is_missed(study, make_record, change):
+    """A lower score; less saved; as costly as layer 2, which scores more."""
+    from dataclasses import replace
+
+    worse = [replace(entry, **change) if entry.method == "dyvte" else entry for entry in study]
+    result = compare.verdict(compare.runs_of(worse))
+    assert not result.reached and "Not all targets are reached" in compare.sentence_of(result)
+
+
+def test_exit_shares(study):
+    dyvte = next(entry for entry in study if entry.method == "dyvte")
+    assert figures.exit_shares(dyvte) == [0.0, 50.0, 40.0, 0.0, 10.0]
+
+
+def test_figures_are_drawn(tmp_path, study):
+    matplotlib.use("Agg")
+    for index, entry in enumerate(study):
+        entry.write(tmp_path / str(index) / "record.json")
+    for name in ("exits", "tradeoff"):
+        figures.main([name, str(tmp_path), "--out", str(tmp_path / f"{name}.png")])
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="METHOD=dyvte"):
+        figures.exit_histograms([study[0]])
+
+
+def test_summary_writes_and_says_everything(tmp_path, study, capsys):
+    matplotlib.use("Agg")
+    for index, entry in enumerate(study):
+        entry.write(tmp_path / "runs" / str(index) / "record.json")
+    summary.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--setting", "seed=7"])
+    shown = capsys.readouterr().out
+    assert "84.00 (-1.2%)" in shown and "DyVTE keeps 98.8%" in shown and "exits.png" in shown
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"table.md", "table.tex", "table.csv", "exits.png", "tradeoff.png", "results.json"}
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert content["verdict"]["reached"] is True and content["settings"] == {"seed": "7"}
+    assert len(content["records"]) == len(study) and content["records"][0]["commit"] == "0" * 40

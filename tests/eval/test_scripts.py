@@ -1,0 +1,182 @@
+"""The shell scripts: what they run, what they keep, and how they fail. A stub stands for the model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EVAL = ROOT / "scripts/v1_5/eval"
+
+# Stands for `python`: answers every question with its number, fails the shards named in FAIL, and notes what
+# it was asked. Scoring is really done only where SCORE is set, because it takes seconds.
+STUB = f"""#!{sys.executable}
+import json, os, sys
+arguments = sys.argv[1:]
+if "llava.eval.model_vqa_loader" not in arguments:
+    if not os.environ.get("SCORE"):
+        sys.exit()
+    os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
+flags = dict(zip(arguments[2::2], arguments[3::2]))
+index, chunks = int(flags["--chunk-idx"]), int(flags["--num-chunks"])
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps({{**flags, "gpu": os.environ["CUDA_VISIBLE_DEVICES"]}}) + "\\n")
+rows = [json.loads(line) for line in open(flags["--question-file"])]
+rows = rows[index * len(rows) // chunks : (index + 1) * len(rows) // chunks]
+meta = dict(exit_layer=1, tokens_per_layer=[9, 9, 4], tflops=1, decoder_tflops=1, seconds=1, prompt_tokens=9,
+            visual_tokens=5)
+with open(flags["--answers-file"], "w") as out:
+    for row in rows:
+        out.write(json.dumps(dict(question_id=row["question_id"], text=row["question_id"], metadata=meta)) +
+        "\\n")
+sys.exit(str(index) in os.environ.get("FAIL", "").split(","))
+"""
+
+
+@pytest.fixture
+def gqa(tmp_path, files):
+    """Run gqa.sh with the stub on five questions; settings are environment variables."""
+    data = tmp_path / "gqa data"
+    names = [str(number) for number in range(5)]
+    files.lines(data / "llava_gqa_testdev_balanced.jsonl", [{"question_id": name} for name in names])
+    files.json(data / "data/testdev_balanced_questions.json", {name: {"answer": name} for name in names})
+    (data / "data/images").mkdir()
+    stub, calls = tmp_path / "python", tmp_path / "calls"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def run(*arguments, **settings):
+        calls.write_text("")
+        plain = {
+            **os.environ,
+            "PYTHON": stub,
+            "CALLS": calls,
+            "DATA": data,
+            "OUT": tmp_path / "out",
+            "MODEL": "a/model",
+        }
+        plain.pop("CUDA_VISIBLE_DEVICES", None)
+        environment = {key: str(value) for key, value in {**plain, **settings}.items()}
+        command = ["bash", str(EVAL / "gqa.sh"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done.calls = sorted(json.loads(line)["--chunk-idx"] for line in calls.read_text().splitlines())
+        done.flags = [json.loads(line) for line in calls.read_text().splitlines()]
+        return done
+
+    run.out, run.data = tmp_path / "out", data
+    return run
+
+
+def test_one_shard_to_record(gqa):
+    done = gqa(
+        "--dtype", "bfloat16", METHOD="dyvte", GATES=gqa.data, THRESHOLD="0.7", BATCH_SIZE="8", SCORE=1
+    )
+    assert done.returncode == 0, done.stderr
+    flags = done.flags[0]
+    assert (flags["--method"], flags["--gates"], flags["--threshold"]) == ("dyvte", str(gqa.data), "0.7")
+    assert (flags["--batch-size"], flags["--dtype"], flags["--temperature"]) == ("8", "bfloat16", "0")
+    record = json.loads((gqa.out / "record.json").read_text())
+    assert (
+        record["score"] == 100.0 and record["num_samples"] == 5 and record["settings"]["threshold"] == "0.7"
+    )
+    predictions = json.loads((gqa.out / "testdev_balanced_predictions.json").read_text())
+    assert len(predictions) == 5
+
+
+def test_shards_over_gpus_merge_in_order(gqa):
+    done = gqa(CUDA_VISIBLE_DEVICES="2,5", CHUNKS="4")
+    assert done.returncode == 0, done.stderr
+    assert {(flags["--chunk-idx"], flags["gpu"]) for flags in done.flags} == {
+        ("0", "2"),
+        ("1", "5"),
+        ("2", "2"),
+        ("3", "5"),
+    }
+    merged = [json.loads(line)["question_id"] for line in (gqa.out / "merge.jsonl").read_text().splitlines()]
+    assert merged == ["0", "1", "2", "3", "4"]
+
+
+def test_failed_shard_fails_and_leaves_no_older_result(gqa):
+    assert gqa(CHUNKS="3").returncode == 0
+    (gqa.out / "record.json").write_text("older")
+    done = gqa(CHUNKS="3", FAIL="1")
+    assert done.returncode != 0 and "shard 1 of 3 failed" in done.stderr
+    assert not (gqa.out / "merge.jsonl").exists() and not (gqa.out / "record.json").exists()
+    done = gqa(CHUNKS="3")
+    assert done.returncode == 0, done.stderr
+    assert len((gqa.out / "merge.jsonl").read_text().splitlines()) == 5
+
+
+def test_shards_of_another_split_are_not_merged(gqa):
+    assert gqa(CHUNKS="5").returncode == 0 and gqa(CHUNKS="2").returncode == 0
+    assert len((gqa.out / "merge.jsonl").read_text().splitlines()) == 5
+
+
+def test_fixed_exit(gqa):
+    done = gqa(METHOD="fixed", EXIT_LAYER="3")
+    assert (done.flags[0]["--method"], done.flags[0]["--exit-layer"]) == ("fixed", "3")
+
+
+def test_default_answers_folder_is_llavas(gqa):
+    done = gqa(OUT="", MODEL="some/llava-v1.5-7b/")
+    assert done.returncode == 0, done.stderr
+    assert (gqa.data / "answers/llava_gqa_testdev_balanced/llava-v1.5-7b/1_0.jsonl").is_file()
+    gqa(OUT="", MODEL="some/llava-v1.5-7b", METHOD="dyvte")
+    assert (gqa.data / "answers/llava_gqa_testdev_balanced/llava-v1.5-7b-dyvte/merge.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"METHOD": "magic"}, "METHOD=magic is not one of"),
+        ({"METHOD": "fixed"}, "needs EXIT_LAYER"),
+        ({"METHOD": "dyvte", "GATES": "/nowhere"}, "GATES=/nowhere is no folder"),
+        ({"DATA": "/nowhere"}, "is missing"),
+    ],
+)
+def test_wrong_settings(gqa, settings, message):
+    done = gqa(**settings)
+    assert done.returncode == 1 and message in done.stderr and done.calls == []
+
+
+@pytest.fixture
+def bare_path(tmp_path):
+    """A PATH with the shell's tools and no Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "dirname", "cat", "cksum", "df", "awk", "mkdir", "grep", "chmod"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def setup(bare_path, tmp_path, **settings):
+    environment = {"PATH": str(bare_path), "VENV": str(tmp_path / "venv"), **settings}
+    bash = str(bare_path / "bash")
+    return subprocess.run(
+        [bash, str(ROOT / "scripts/setup.sh")], env=environment, capture_output=True, text=True
+    )
+
+
+def test_setup_without_python(bare_path, tmp_path):
+    done = setup(bare_path, tmp_path)
+    assert done.returncode == 1 and "no Python 3.10 or newer" in done.stderr and "apt install" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_setup_with_old_python(bare_path, tmp_path):
+    (bare_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (bare_path / "python3").chmod(0o755)
+    assert "no Python 3.10 or newer" in setup(bare_path, tmp_path).stderr
+    assert "PYTHON=python3 is not a working" in setup(bare_path, tmp_path, PYTHON="python3").stderr
+
+
+def test_setup_without_venv_module_or_disk(bare_path, tmp_path):
+    (bare_path / "python3").write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')
+    (bare_path / "python3").chmod(0o755)
+    assert "no venv module" in setup(bare_path, tmp_path, MIN_DISK_GB="0").stderr
+    done = setup(bare_path, tmp_path, MIN_DISK_GB="99999999")
+    assert done.returncode == 1 and "MB are free" in done.stderr

@@ -1,0 +1,202 @@
+"""Images: files of every kind to RGB, and RGB to pixels, against numpy and PIL."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+import llava.mm_utils as mm_utils
+from llava.mm_utils import (
+    expand2square,
+    get_anyres_image_grid_shape,
+    load_image,
+    load_image_from_base64,
+    process_images,
+    resize_and_pad_image,
+    select_best_resolution,
+    to_rgb,
+)
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+@pytest.fixture
+def processor():
+    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
+def noise(width, height, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def normalised(image):
+    """(3, H, W) of a PIL image that has its final size."""
+    return ((np.asarray(image, dtype=np.float64) / 255 - MEAN) / STD).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(40, 24), (24, 40), (31, 31), (45, 20), (1, 1), (1, 60), (60, 1)])
+def test_pad_matches_numpy(size, processor):
+    image = noise(*size)
+    side = max(size)
+    canvas = np.tile(np.array([122, 116, 104], dtype=np.uint8), (side, side, 1))
+    left, top = (side - size[0]) // 2, (side - size[1]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = np.asarray(image)
+    expected = normalised(Image.fromarray(canvas).resize((28, 28), Image.Resampling.BICUBIC))
+    pixels = process_images([image], processor, SimpleNamespace(image_aspect_ratio="pad"))
+    np.testing.assert_allclose(pixels[0].numpy(), expected, atol=2e-6)
+
+
+def test_plain_crops_the_centre(processor):
+    image = noise(56, 28)
+    expected = normalised(image.crop((14, 0, 42, 28)))
+    for config in (SimpleNamespace(), SimpleNamespace(image_aspect_ratio=None)):
+        pixels = process_images([image, image], processor, config)
+        assert pixels.shape == (2, 3, 28, 28)
+        np.testing.assert_allclose(pixels[1].numpy(), expected, atol=2e-6)
+
+
+def test_anyres_tiles(processor):
+    image = noise(50, 30)
+    points = [(28, 56), (56, 28), (56, 56)]
+    config = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=str(points))
+    assert select_best_resolution(image.size, points) == (56, 56)
+    height = math.ceil(30 * 56 / 50)
+    canvas = Image.new("RGB", (56, 56))
+    canvas.paste(image.resize((56, height)), (0, (56 - height) // 2))
+    boxes = [(0, 0, 28, 28), (28, 0, 56, 28), (0, 28, 28, 56), (28, 28, 56, 56)]
+    expected = [image.resize((28, 28))] + [canvas.crop(box) for box in boxes]
+    pixels = process_images([image], processor, config)
+    assert pixels.shape == (1, 5, 3, 28, 28)
+    np.testing.assert_allclose(
+        pixels[0].numpy(), np.stack([normalised(tile) for tile in expected]), atol=2e-6
+    )
+    assert get_anyres_image_grid_shape(image.size, points, 28) == (2, 2)
+    mixed = process_images([image, noise(60, 20)], processor, config)
+    assert isinstance(mixed, list) and [len(tiles) for tiles in mixed] == [5, 3]
+
+
+def test_best_resolution_by_brute_force():
+    points = [(w, h) for w in (336, 672, 1008) for h in (336, 672, 1008)]
+    for size in [(640, 480), (100, 900), (2000, 500), (336, 336), (1, 1000)]:
+        best, kept, waste = None, -1, math.inf
+        for width, height in points:
+            scale = min(width / size[0], height / size[1])
+            effective = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+            if effective > kept or (effective == kept and width * height - effective < waste):
+                best, kept, waste = (width, height), effective, width * height - effective
+        assert select_best_resolution(size, points) == best
+
+
+def test_resize_and_pad_stays_inside():
+    for size in [(3, 1000), (1000, 3), (500, 500)]:
+        assert resize_and_pad_image(noise(*size), (56, 28)).size == (56, 28)
+
+
+def test_modes_become_rgb():
+    deep = np.array([[0, 257, 65535]], dtype=np.uint16)
+    assert np.asarray(to_rgb(Image.fromarray(deep)))[0, :, 0].tolist() == [0, 1, 255]
+    wide = Image.fromarray(deep.astype(np.int32))
+    assert wide.mode == "I" and np.asarray(to_rgb(wide))[0, :, 1].tolist() == [0, 1, 255]
+    small = Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32))
+    assert np.asarray(to_rgb(small))[0, :, 2].tolist() == [0, 7, 255]
+    real = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert np.asarray(to_rgb(real))[0, :, 0].tolist() == [0, 128, 255]
+    assert to_rgb(Image.new("CMYK", (2, 2), (0, 255, 255, 0))).getpixel((0, 0)) == (255, 0, 0)
+    assert to_rgb(Image.new("L", (1, 1), 77)).getpixel((0, 0)) == (77, 77, 77)
+    assert to_rgb(Image.new("RGBA", (1, 1), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30)
+    assert to_rgb(Image.new("LA", (1, 1), (9, 0))).getpixel((0, 0)) == (9, 9, 9)
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    palette.info["transparency"] = b"\x00\x00"
+    assert to_rgb(palette).getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_sixteen_bit_and_cmyk_files(tmp_path):
+    Image.fromarray(np.full((3, 4), 32896, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert load_image("deep.png", tmp_path).getpixel((0, 0)) == (128, 128, 128)
+    Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(tmp_path / "print.jpg")
+    loaded = load_image(tmp_path / "print.jpg")
+    assert loaded.mode == "RGB" and max(loaded.getpixel((4, 4))) < 10
+
+
+def test_grey_images_are_padded(processor):
+    pixels = process_images(
+        [Image.new("L", (9, 3), 50)], processor, SimpleNamespace(image_aspect_ratio="pad")
+    )
+    assert pixels.shape == (1, 3, 28, 28)
+    assert expand2square(Image.new("L", (9, 3), 50), (1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "gif", "tiff"])
+def test_truncated_files_are_named(tmp_path, format):
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, format="jpeg" if format == "jpg" else format)
+    path = tmp_path / f"cut.{format}"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(ValueError, match=f"cut.{format}"):
+        load_image(path)
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "notes.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("notes.jpg", "empty.jpg"):
+        with pytest.raises(ValueError, match=name):
+            load_image(name, tmp_path)
+    for name in ("none.jpg", ""):
+        with pytest.raises(FileNotFoundError, match="not found"):
+            load_image(name, tmp_path)
+
+
+def test_huge_files_are_refused(tmp_path, monkeypatch):
+    noise(40, 40).save(tmp_path / "huge.png")
+    monkeypatch.setattr(mm_utils, "MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match="huge.png.*too large"):
+        load_image("huge.png", tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="huge.png"):
+        load_image("huge.png", tmp_path)
+
+
+def test_a_very_long_image_is_padded_within_memory(processor, monkeypatch):
+    monkeypatch.setattr(mm_utils, "MAX_PIXELS", 1_000_000)
+    long = Image.new("RGB", (60000, 1), (255, 255, 255))
+    square = expand2square(long, (0, 0, 0))
+    assert square.size == (1000, 1000)
+    assert square.getpixel((5, 499)) == (255, 255, 255)
+    pixels = process_images([long], processor, SimpleNamespace(image_aspect_ratio="pad"))
+    assert torch.isfinite(pixels).all()
+    with pytest.raises(ValueError, match="60000x1 .*elongated"):
+        process_images([long], processor, SimpleNamespace(image_aspect_ratio=None))
+
+
+def test_paths_stay_inside_the_folder(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    noise(4, 4).save(folder / "sub" / "in.png")
+    noise(4, 4).save(tmp_path / "out.png")
+    assert load_image("sub/in.png", folder).size == (4, 4)
+    assert load_image("sub/../sub/in.png", folder).size == (4, 4)
+    os.symlink(tmp_path / "out.png", folder / "link.png")
+    for name in ("../out.png", str(tmp_path / "out.png"), "sub/../../out.png", "link.png"):
+        with pytest.raises(ValueError, match="leaves the image folder"):
+            load_image(name, folder)
+    assert load_image(tmp_path / "out.png").size == (4, 4)
+
+
+def test_base64_round_trip():
+    import base64
+
+    buffer = io.BytesIO()
+    noise(5, 7).save(buffer, format="png")
+    assert load_image_from_base64(base64.b64encode(buffer.getvalue())).size == (5, 7)

@@ -1,0 +1,309 @@
+"""Question files to answer files: order, resuming, batches, and what bad input does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from dyvte import ExitGates, LearnedExit
+from llava.eval import model_vqa, model_vqa_loader
+from llava.eval.answer import Answerer, Generation, Question
+from llava.eval.model_vqa_loader import build_parser, eval_model, get_chunk, prepare, split_list
+from llava.eval.options import open_answerer
+
+KEYS = {
+    "exit_layer",
+    "tokens_per_layer",
+    "tflops",
+    "decoder_tflops",
+    "seconds",
+    "prompt_tokens",
+    "visual_tokens",
+}
+COUNT = 7
+
+
+@pytest.fixture
+def run_loader(checkpoint, tmp_path):
+    """A function that runs the loader on seven questions; it returns the lines of the answers file."""
+    images = tmp_path / "images"
+    images.mkdir()
+    rows = []
+    for index in range(COUNT):
+        Image.new("RGB", (20 + 9 * index, 30), (30 * index, 99, 200 - 20 * index)).save(
+            images / f"{index}.png"
+        )
+        text = "What colour is the ball?" + " red" * index
+        rows.append(
+            {"question_id": f"q{index}", "image": f"{index}.png", "text": text, "category": "default"}
+        )
+    del rows[3]["image"]
+
+    def run(name="answers.jsonl", rows=rows, parser=None, **options):
+        questions = tmp_path / "questions.jsonl"
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        if not questions.exists() or questions.read_text() != content:
+            questions.write_text(content)
+        given = {
+            "model_path": checkpoint,
+            "image_folder": images,
+            "question_file": questions,
+            "answers_file": tmp_path / name,
+            "conv_mode": "vicuna_v1",
+            "temperature": 0,
+            "max_new_tokens": 4,
+        } | options
+        flags = {"top_p": "_", "num_beams": "_", "max_new_tokens": "_"}
+        argv = []
+        for key, value in given.items():
+            argv += [f"--{key.replace('_', flags.get(key, '-'))}", str(value)]
+        eval_model((parser or build_parser()).parse_args(argv))
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    run.rows, run.folder = rows, tmp_path
+    return run
+
+
+def essence(answers):
+    """What must not depend on how a run was cut into batches or processes."""
+    return [
+        (a["question_id"], a["text"], {k: v for k, v in a["metadata"].items() if k != "seconds"})
+        for a in answers
+    ]
+
+
+def test_rows_in_order(run_loader):
+    answers = run_loader()
+    assert [answer["question_id"] for answer in answers] == [row["question_id"] for row in run_loader.rows]
+    assert [answer["prompt"] for answer in answers] == [row["text"] for row in run_loader.rows]
+    assert {answer["model_id"] for answer in answers} == {"llava-v1.5-tiny"}
+    assert len({answer["answer_id"] for answer in answers}) == COUNT
+    for index, answer in enumerate(answers):
+        metadata = answer["metadata"]
+        assert set(metadata) == KEYS and metadata["exit_layer"] is None and metadata["seconds"] > 0
+        assert metadata["visual_tokens"] == (0 if index == 3 else 4)
+        assert metadata["tokens_per_layer"] == [metadata["prompt_tokens"]] * 3
+        assert metadata["tflops"] >= metadata["decoder_tflops"] > 0
+    assert answers[0]["metadata"]["tflops"] > answers[0]["metadata"]["decoder_tflops"]
+    assert answers[3]["metadata"]["tflops"] == answers[3]["metadata"]["decoder_tflops"]
+
+
+def test_batches_change_nothing(run_loader):
+    one = essence(run_loader())
+    assert essence(run_loader("three.jsonl", batch_size=3)) == one
+    assert essence(run_loader("all.jsonl", batch_size=50)) == one
+
+
+def test_fixed_exit(run_loader):
+    for answer in run_loader(method="fixed", exit_layer=0, batch_size=4):
+        metadata = answer["metadata"]
+        visual = metadata["visual_tokens"]
+        assert metadata["exit_layer"] == (0 if visual else None)
+        rest = metadata["prompt_tokens"] - visual
+        assert metadata["tokens_per_layer"] == [metadata["prompt_tokens"], rest, rest]
+
+
+def test_learned_exit_and_its_threshold(run_loader, tmp_path):
+    ExitGates(3, 32, width=8).save_pretrained(tmp_path / "gates")
+    always = run_loader(gates=tmp_path / "gates", threshold=0)
+    assert {answer["metadata"]["exit_layer"] for answer in always} == {0, None}
+    never = run_loader("never.jsonl", method="dyvte", gates=tmp_path / "gates", threshold=1)
+    assert {answer["metadata"]["exit_layer"] for answer in never} == {None}
+    # gates that were asked cost something, beside the decoder
+    baseline = run_loader("baseline.jsonl")
+    assert never[0]["metadata"]["decoder_tflops"] == baseline[0]["metadata"]["decoder_tflops"]
+    assert never[0]["metadata"]["tflops"] > baseline[0]["metadata"]["tflops"]
+
+
+def test_resuming_keeps_answers(run_loader):
+    full = run_loader()
+    path = run_loader.folder / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:40])  # cut in the middle of a line
+    again = run_loader()
+    assert [a["answer_id"] for a in again[:3]] == [a["answer_id"] for a in full[:3]]
+    assert not {a["answer_id"] for a in again[3:]} & {a["answer_id"] for a in full}
+    assert essence(again) == essence(full)
+    untouched = run_loader()
+    assert untouched == again
+
+
+def test_other_settings_start_anew(run_loader):
+    full = run_loader()
+    assert run_loader(max_new_tokens=2)[0]["answer_id"] != full[0]["answer_id"]
+    second = run_loader()
+    rows = [dict(row, text=row["text"] + " again") for row in run_loader.rows]
+    changed = run_loader(rows=rows)
+    assert changed[0]["answer_id"] != second[0]["answer_id"] and changed[0]["prompt"].endswith("again")
+
+
+def test_answers_of_unknown_origin(run_loader):
+    """Without the run's marker, answers are kept only when model and questions are the same."""
+    full = run_loader()
+    path, marker = run_loader.folder / "answers.jsonl", run_loader.folder / ".answers.jsonl.run"
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in full[:2]))
+    marker.unlink()
+    assert [a["answer_id"] for a in run_loader()[:2]] == [a["answer_id"] for a in full[:2]]
+    path.write_text("".join(json.dumps(answer | {"model_id": "other"}) + "\n" for answer in full[:2]))
+    marker.unlink()
+    assert run_loader()[0]["answer_id"] not in {a["answer_id"] for a in full}
+
+
+def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
+    expected = essence(run_loader("whole.jsonl", max_new_tokens=3))
+    answers = tmp_path / "killed.jsonl"
+    slow = (
+        "import time, llava.eval.answer as a; old = a.Answerer.complete\n"
+        "def new(*args, **kwargs): time.sleep(0.5); return old(*args, **kwargs)\n"
+        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\n"
+        "run(build_parser(), eval_model)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        slow,
+        "--model-path",
+        str(checkpoint),
+        "--image-folder",
+        str(tmp_path / "images"),
+        "--question-file",
+        str(tmp_path / "questions.jsonl"),
+        "--answers-file",
+        str(answers),
+        "--conv-mode",
+        "vicuna_v1",
+        "--temperature",
+        "0",
+        "--max_new_tokens",
+        "3",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (not answers.exists() or answers.read_bytes().count(b"\n") < 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = [json.loads(line)["answer_id"] for line in answers.read_text().splitlines()]
+    assert 2 <= len(kept) < COUNT
+    resumed = run_loader("killed.jsonl", max_new_tokens=3)
+    assert [answer["answer_id"] for answer in resumed[: len(kept)]] == kept
+    assert essence(resumed) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": ""}, "question 'q4' has no text"),
+        ({"text": None}, "question 'q4' has no text"),
+        ({"image": "none.png"}, "question 'q4': image file not found: .*none.png"),
+        ({"image": "../images.png"}, "question 'q4': .*leaves the image folder"),
+        ({"text": "<image> and <image>?"}, "question 'q4': .*2 images"),
+    ],
+)
+def test_bad_questions_are_named_and_nothing_is_lost(run_loader, change, message):
+    rows = [dict(row) for row in run_loader.rows]
+    rows[4].update(change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_loader(rows=rows)
+    kept = (run_loader.folder / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["question_id"] for line in kept] == ["q0", "q1", "q2", "q3"]
+
+
+def test_bad_arguments(run_loader, tmp_path):
+    for options, message in (
+        ({"conv_mode": "vicuna_v9"}, "vicuna_v9"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"method": "dyvte"}, "needs gates"),
+        ({"method": "fixed"}, "--exit-layer"),
+        ({"method": "fixed", "exit_layer": 3}, "exit layer 3"),
+        ({"method": "none", "gates": tmp_path}, "--gates"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"num_chunks": 2, "chunk_idx": 2}, "--chunk-idx 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_loader("bad.jsonl", **options)
+    with pytest.raises(FileNotFoundError, match="question file not found"):
+        run_loader(question_file=tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="line 1"):
+        run_loader(rows=[{"text": "no id"}])
+
+
+def test_chunks(run_loader):
+    assert split_list(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [get_chunk(list(range(5)), 4, k) for k in range(4)] == [[0, 1], [2, 3], [4], []]
+    whole = essence(run_loader("whole.jsonl"))
+    pieces = [run_loader(f"{k}.jsonl", num_chunks=5, chunk_idx=k) for k in range(5)]
+    assert [len(piece) for piece in pieces] == [2, 2, 2, 1, 0]
+    assert essence([answer for piece in pieces for answer in piece]) == whole
+
+
+def test_beams_and_sampling(run_loader):
+    beams = run_loader("beams.jsonl", num_beams=2, batch_size=3, method="fixed", exit_layer=1)
+    greedy = run_loader("greedy.jsonl", batch_size=3, method="fixed", exit_layer=1)
+    strip = [[a["metadata"] | {"seconds": 0} for a in answers] for answers in (beams, greedy)]
+    assert strip[0] == strip[1]
+    torch.manual_seed(0)
+    assert len(run_loader("sampled.jsonl", temperature=1.0, top_p=0.9)) == COUNT
+
+
+def test_model_vqa_asks_for_longer_answers(run_loader):
+    assert build_parser(model_vqa.MAX_NEW_TOKENS).parse_args([]).max_new_tokens == 1024
+    assert build_parser().parse_args([]).max_new_tokens == 128
+    assert model_vqa.eval_model is model_vqa_loader.eval_model
+
+
+def test_defaults_are_llavas():
+    args = vars(build_parser().parse_args([]))
+    expected = {
+        "model_path": "facebook/opt-350m",
+        "model_base": None,
+        "image_folder": "",
+        "question_file": "tables/question.jsonl",
+        "answers_file": "answer.jsonl",
+        "conv_mode": "llava_v1",
+        "num_chunks": 1,
+        "chunk_idx": 0,
+        "temperature": 0.2,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 128,
+    }
+    assert {key: args[key] for key in expected} == expected
+
+
+def test_several_images_in_one_question(run_loader, checkpoint):
+    args = build_parser().parse_args(["--model-path", str(checkpoint), "--max_new_tokens", "2"])
+    answerer = open_answerer(args, "vicuna_v1")
+    question = prepare(
+        {"question_id": 1, "text": "Same?", "image": ["0.png", "1.png"]}, run_loader.folder / "images"
+    )
+    assert answerer.user_turn(question) == "<image>\n<image>\nSame?"
+    placed = Question("first <image-placeholder>, then <image-placeholder>", question.images)
+    assert answerer.user_turn(placed) == "first <image>, then <image>"
+    pair, alone = answerer.ask([question, Question("Hello")])
+    assert (pair.metadata["visual_tokens"], alone.metadata["visual_tokens"]) == (8, 0)
+    assert isinstance(answerer, Answerer)
+    with pytest.raises(ValueError, match="temperature"):
+        Generation(temperature=-1)
+
+
+def test_the_checkpoints_gates_are_used_unless_told_otherwise(copy_of, weights):
+    from safetensors.torch import save_file
+
+    folder = copy_of("merged")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ExitGates(3, 32, width=8).save_pretrained(folder)
+    parse = build_parser().parse_args
+    given = ["--model-path", str(folder)]
+    learned = open_answerer(parse([*given, "--threshold", "0.25"]), "v1")
+    assert isinstance(learned.handle.policy, LearnedExit) and learned.handle.policy.threshold == 0.25
+    assert learned.exits
+    assert not open_answerer(parse([*given, "--method", "none"]), "v1").exits

@@ -1,0 +1,168 @@
+"""Gate training through the command line's entry: what it changes, writes, logs, and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dyvte import ExitGates
+from llava.train.gate_training import step_layer
+from llava.train.train import train
+
+REPOSITORY = Path(__file__).parents[2]
+"""Where the subprocesses run."""
+
+
+def gate_flags(model, data, output, *more: str) -> list[str]:
+    path, images = data
+    return [
+        "--tune_visual_gates", "True", "--model_name_or_path", str(model), "--version", "v1",
+        "--data_path", str(path), "--image_folder", str(images), "--image_aspect_ratio", "pad",
+        "--output_dir", str(output), "--model_max_length", "256", "--num_train_epochs", "1",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine",
+        "--warmup_ratio", "0.03", "--weight_decay", "0", "--logging_steps", "2", "--report_to", "none",
+        "--save_strategy", "steps", "--save_steps", "2", "--use_cpu", "True", *more,
+    ]  # fmt: skip
+
+
+def launch(arguments: list[str], processes: int = 1) -> subprocess.Popen:
+    launcher = ["-m", "llava.train.train"]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "DS_ACCELERATOR": "cpu",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(arguments: list[str], processes: int = 1) -> str:
+    process = launch(arguments, processes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(llava_model, instruction_data, tmp_path_factory) -> Path:
+    """One uninterrupted gate training in this process."""
+    output = tmp_path_factory.mktemp("gates") / "whole"
+    train(argv=gate_flags(llava_model, instruction_data, output))
+    return output
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "gates.safetensors")
+
+
+def assert_same(first: Path, second: Path, tolerance: float = 0.0) -> None:
+    left, right = weights(first), weights(second)
+    assert set(left) == set(right) and left
+    for key, value in left.items():
+        torch.testing.assert_close(
+            right[key], value, rtol=0, atol=tolerance, msg=lambda text, key=key: key + text
+        )
+
+
+def test_only_gates_are_written(finished):
+    names = {path.name for path in finished.iterdir() if path.is_file()}
+    assert names == {"gates.safetensors", "gates.json", "trainer_state.json"}
+    checkpoint = {path.name for path in (finished / "checkpoint-8").iterdir()}
+    assert checkpoint == {
+        "gates.safetensors", "gates.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+        "trainer_state.json",
+    }  # fmt: skip
+
+
+def test_every_gate_moved(finished, llava_model):
+    torch.manual_seed(42)  # the Trainer's default seed
+    fresh = ExitGates(4, 32).state_dict()
+    trained = weights(finished)
+    assert set(fresh) == set(trained)
+    assert all(not torch.equal(fresh[key], trained[key]) for key in fresh)
+
+
+def test_logs_label_rate_and_accuracy_by_layer(finished):
+    history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
+    logged = [entry for entry in history if "loss" in entry]
+    assert len(logged) == 4
+    for entry in logged:
+        for name in ("label_rate", "accuracy"):
+            layers = [entry[f"gates/{name}/layer_{layer:02d}"] for layer in range(4)]
+            assert all(0 <= value <= 1 for value in layers)
+            assert entry[f"gates/{name}"] == pytest.approx(sum(layers) / 4)
+
+
+def test_killed_run_resumes_to_the_same_gates(finished, llava_model, instruction_data, tmp_path):
+    arguments = gate_flags(llava_model, instruction_data, tmp_path / "killed")
+    process = launch(arguments)
+    deadline = time.time() + 120
+    while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if (tmp_path / "killed" / "gates.safetensors").exists():
+        pytest.skip("the run ended before it could be killed")
+    output = run(arguments)
+    assert "resuming from" in output
+    assert_same(finished, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_two_processes_train_the_same_gates(engine, llava_model, instruction_data, tmp_path):
+    """Text-only samples fall unevenly on the processes, and still the gradient is that of one process."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    more = ("--group_by_modality_length", "True", "--save_strategy", "no")
+    train(argv=gate_flags(llava_model, instruction_data, alone, *more, "--per_device_train_batch_size", "8"))
+    if engine == "zero2":
+        more += ("--deepspeed", str(REPOSITORY / "scripts" / "zero2.json"))
+    run(gate_flags(llava_model, instruction_data, together, *more), processes=2)
+    assert_same(alone, together, tolerance=2e-5)
+
+
+def test_accumulated_batches_train_the_same_gates(llava_model, instruction_data, tmp_path):
+    more = ("--save_strategy", "no", "--group_by_modality_length", "True", "--seed", "1")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(argv=gate_flags(llava_model, instruction_data, whole, *more, "--per_device_train_batch_size", "8"))
+    train(argv=gate_flags(llava_model, instruction_data, parts, *more, "--gradient_accumulation_steps", "2"))
+    assert len(weights(whole)) == 8
+    left, right = weights(whole), weights(parts)
+    assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-4
+
+
+def test_random_layers_depend_on_seed_and_step_alone(llava_model, instruction_data, tmp_path):
+    layers = [step_layer(7, step, 4) for step in range(64)]
+    assert set(layers) == {0, 1, 2, 3}
+    assert layers == [step_layer(7, step, 4) for step in range(64)]
+    assert layers != [step_layer(8, step, 4) for step in range(64)]
+    output = tmp_path / "random"
+    more = ("--gate_supervision", "random", "--seed", "7", "--save_strategy", "no", "--logging_steps", "1")
+    train(argv=gate_flags(llava_model, instruction_data, output, *more))
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    logged = [key for entry in history for key in entry if key.startswith("gates/accuracy/")]
+    assert logged == [f"gates/accuracy/layer_{layer:02d}" for layer in layers[:8]]
+
+
+def test_gates_of_another_depth_are_refused(llava_model, instruction_data, tmp_path):
+    ExitGates(5, 32, width=8).save_pretrained(tmp_path / "other")
+    more = ("--visual_gates", str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="5 layers.*4"):
+        train(argv=gate_flags(llava_model, instruction_data, tmp_path / "out", *more))
