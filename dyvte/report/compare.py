@@ -32,7 +32,7 @@ class Run:
 class Verdict:
     """How DyVTE on average compares with the baseline, and with fixed exits of the same or lower cost.
 
-    The saved compute is the decoder's. Fixed exits are chosen by the cost of the whole prefill, so that the gates
+    The saved compute is the decoder's. Fixed exits are chosen by the cost of the whole prefill, so that gates
     count against DyVTE.
     """
 

@@ -45,7 +45,50 @@ def build(hidden: int, layers: int, heads: int, patch: int) -> CLIPVisionModel:
         projection_dim=hidden,
         hidden_act="gelu",
     )
-    return CLIPVisionModel(config)
+    tower = CLIPVisionModel(config)
+    _initialise(tower)
+    return tower
+
+
+@torch.no_grad()
+def _initialise(tower: CLIPVisionModel) -> None:
+    """Weights that learn several times sooner here than CLIP's own initial ones, found by trial.
+
+    Matrices have variance 1 / inputs (less where they write into the residual stream); position embeddings are
+    alike within a cell, and alike at the same place of two cells; keys start equal to queries, so that patches
+    attend to those of their own cell from the start.
+    """
+    config = tower.config
+    depth = (2 * config.num_hidden_layers) ** 0.5
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.Linear):
+            scale = 1 / depth if name.endswith(("out_proj", "fc2")) else 1.0
+            nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+    kernel = tower.embeddings.patch_embedding.weight
+    nn.init.normal_(kernel, std=kernel[0].numel() ** -0.5)
+    positions = tower.embeddings.position_embedding.weight
+    cell_of_patch, place_in_cell = patch_places(config.patch_size)
+    by_cell = torch.randn(9, config.hidden_size)[cell_of_patch]
+    by_place = torch.randn(int(place_in_cell.max()) + 1, config.hidden_size)[place_in_cell]
+    positions.normal_(std=0.15)
+    positions[1:] += 0.3 * (by_cell + by_place)
+    for layer in tower.encoder.layers:
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+
+
+def patch_places(patch: int) -> tuple[Tensor, Tensor]:
+    """Of each patch, row by row: the cell it lies in (P,), 0..8, and its place within the cell (P,).
+
+    Raises:
+        ValueError: patches of this size do not divide cells evenly.
+    """
+    if CELL_SIZE % patch:
+        raise ValueError(f"the patch size must divide {CELL_SIZE}, got {patch}")
+    side = CELL_SIZE // patch
+    along = torch.arange(3 * side)
+    cell = 3 * (along[:, None] // side) + along // side
+    place = side * (along[:, None] % side) + along % side
+    return cell.flatten(), place.flatten()
 
 
 def processor() -> CLIPImageProcessorPil:
@@ -73,21 +116,14 @@ def cell_labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
 
 
 class CellReader(nn.Module):
-    """Linear heads over the features of one tower layer. P patches.
-
-    Raises:
-        ValueError: patches do not divide cells evenly.
-    """
+    """Linear heads over the features of one tower layer. P patches."""
 
     def __init__(self, tower: CLIPVisionModel) -> None:
         super().__init__()
         config = tower.config
-        if CELL_SIZE % config.patch_size:
-            raise ValueError(f"the patch size must divide {CELL_SIZE}, got {config.patch_size}")
         self.norm = nn.LayerNorm(config.hidden_size)
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, classes) for classes in _CLASSES)
-        rows = torch.arange(IMAGE_SIZE // config.patch_size) * config.patch_size // CELL_SIZE
-        self.register_buffer("cell_of_patch", (3 * rows[:, None] + rows).flatten())
+        self.register_buffer("cell_of_patch", patch_places(config.patch_size)[0])
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Features (N, P, hidden) -> logits of digits (N, P, 11) and of colours (N, P, 6)."""
@@ -112,29 +148,34 @@ class CellReader(nn.Module):
 
 
 def pretrain(tower: CLIPVisionModel, steps: int, batch: int, rate: float, seed: int) -> CellReader:
-    """Train all layers but the last, in place; returns the heads."""
+    """Train all layers but the last, in place, matrices with Muon (torch 2.9 or later); returns the heads."""
     reader = CellReader(tower)
     parameters = [*tower.parameters(), *reader.parameters()]
-    decayed = [p for p in parameters if p.ndim > 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": [p for p in parameters if p.ndim < 2]}],
-        lr=rate,
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    matrices = [weight for weight in tower.encoder.parameters() if weight.ndim == 2]
+    others = [weight for weight in parameters if not any(weight is matrix for matrix in matrices)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=2 * rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     bar = tqdm(range(steps), desc="tower", unit="step")
     for step in bar:
         scenes = [draw("train", seed, step * batch + number, most=9) for number in range(batch)]
         loss = reader.loss(read_features(tower, normalise(render(scenes))), cell_labels(scenes))
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, highest in zip(optimizers, (2 * rate, rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = highest * _share_of_rate(step / steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return reader
+
+
+def _share_of_rate(progress: float) -> float:
+    """The learning rate's schedule: up over 8% of the steps, level, and down to zero over the second half."""
+    return min(1.0, progress / 0.08 + 0.01, 2 * (1 - progress))
 
 
 def read_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:

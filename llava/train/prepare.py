@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from llava.model.builder import _load_tokenizer
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -75,13 +76,9 @@ def _quantization(training_args: TrainingArguments) -> dict:
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
     """The tokenizer, padding on the right: with a token of its own for v0, else with unk, as in LLaVA."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path,
-        cache_dir=training_args.cache_dir,
-        model_max_length=training_args.model_max_length,
-        padding_side="right",
-        use_fast=False,
-    )
+    tokenizer = _load_tokenizer(model_args.model_name_or_path)  # as for inference, so that ids agree
+    tokenizer.model_max_length = training_args.model_max_length
+    tokenizer.padding_side = "right"
     if model_args.version == "v0" and tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         model.resize_token_embeddings(len(tokenizer))

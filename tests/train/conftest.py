@@ -25,8 +25,8 @@ from llava.train.saving import save_full
 
 CORPUS = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. USER: What colour is the ball? ASSISTANT: red green "
-    "blue. How many digits are there? Three, four, five. INST SYS human system \n 0 1 2 3 4 5 6 7 8 9"
+    "detailed, and polite answers to the user's questions. USER: What colour is the ball? ASSISTANT: red "
+    "green blue. How many digits are there? Three, four, five. INST SYS human system \n 0 1 2 3 4 5 6 7 8 9"
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_logs_label_rate_and_accuracy_by_layer(finished):
 def test_killed_run_resumes_to_the_same_gates(finished, llava_model, instruction_data, tmp_path):
     arguments = gate_flags(llava_model, instruction_data, tmp_path / "killed")
     process = launch(arguments)
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.01)
@@ -166,3 +167,25 @@ def test_gates_of_another_depth_are_refused(llava_model, instruction_data, tmp_p
     more = ("--visual_gates", str(tmp_path / "other"))
     with pytest.raises(ValueError, match="5 layers.*4"):
         train(argv=gate_flags(llava_model, instruction_data, tmp_path / "out", *more))
+
+
+def test_checkpoint_that_carries_its_tower_and_its_gates(
+    llava_model, vision_tower, instruction_data, tmp_path
+):
+    """A tower named relative to the checkpoint is found, and gates inside it are where training starts."""
+    carrying = tmp_path / "carrying"
+    shutil.copytree(llava_model, carrying)
+    shutil.copytree(vision_tower, carrying / "tower")
+    config = json.loads((carrying / "config.json").read_text())
+    (carrying / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "tower"}))
+    torch.manual_seed(5)
+    start = ExitGates(4, 32, width=8)
+    start.save_pretrained(carrying)
+    more = ("--learning_rate", "0", "--max_steps", "1")
+    train(argv=gate_flags(carrying, instruction_data, tmp_path / "out", *more))
+    assert_same(carrying, tmp_path / "out")
+
+
+def test_gates_need_a_model_with_a_tower(language_model, instruction_data, tmp_path):
+    with pytest.raises(ValueError, match="no vision tower"):
+        train(argv=gate_flags(language_model, instruction_data, tmp_path / "out"))
