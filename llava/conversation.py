@@ -35,7 +35,7 @@ class Conversation:
 
     system: str
     roles: tuple[str, str] | list[str]
-    messages: list | tuple
+    messages: Any  # a list of [role, message]; a tuple in templates, which are copied before use
     offset: int
     sep_style: SeparatorStyle = SeparatorStyle.SINGLE
     sep: str = "###"

@@ -1,7 +1,7 @@
 """The language model that Tiny-LLaVA starts from: a deep, thin Llama with random weights, and the tokenizer.
 
-Matrices have variance 1 / inputs; those that write into the residual stream (``o_proj``, ``down_proj``) are divided
-by sqrt(2 * layers) besides, so that the stream's size does not grow with depth.
+Matrices have variance 1 / inputs; those that write into the residual stream (``o_proj``, ``down_proj``) are
+divided by sqrt(2 * layers) besides, so that the stream's size does not grow with depth.
 
     python -m dyvte.tiny.base --tokenizer DIR --out DIR
 """
@@ -20,7 +20,9 @@ _TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_
 _EMBEDDING_STD = 0.2
 
 
-def build(vocabulary: int, hidden: int = 128, layers: int = 20, heads: int = 4, width: int = 352) -> LlamaForCausalLM:
+def build(
+    vocabulary: int, hidden: int = 128, layers: int = 20, heads: int = 4, width: int = 352
+) -> LlamaForCausalLM:
     """A Llama with fresh weights; seed torch before for reproducible ones."""
     config = LlamaConfig(
         vocab_size=vocabulary,

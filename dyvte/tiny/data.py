@@ -4,8 +4,8 @@
     DIR/pretrain.json         each scene read out as a caption (stage 1, template "plain")
     DIR/finetune.json         six to ten questions about each scene (stage 2)
 
-Captions and questions share the images. Every scene depends on the seed and its number alone, so the files do not
-depend on the number of processes.
+Captions and questions share the images. Every scene depends on the seed and its number alone, so the files do
+not depend on the number of processes.
 
     python -m dyvte.tiny.data --out DIR --scenes 40000 --processes 2
 """
@@ -27,8 +27,15 @@ from tqdm import tqdm
 from dyvte.tiny.questions import KINDS, Question, ask
 from dyvte.tiny.scenes import Scene, draw, render
 
-KIND_WEIGHTS = {"count_all": 0.5, "arithmetic": 0.5, "neighbor": 1.5, "count_side": 1.5, "add": 1.5, "read_line": 1.5}
-"""How often a kind is asked, relative to the others: hard ones more, those with few different questions less."""
+KIND_WEIGHTS = {
+    "count_all": 0.5,
+    "arithmetic": 0.5,
+    "neighbor": 1.5,
+    "count_side": 1.5,
+    "add": 1.5,
+    "read_line": 1.5,
+}
+"""How often a kind is asked, relative to the others: hard ones more, those with few questions less."""
 
 _FEWEST_TURNS, _MOST_TURNS = 6, 10
 _CHUNK = 100
@@ -54,17 +61,21 @@ def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
-    """Turns in LLaVA's format; the image comes before the first question."""
+    """Turns in LLaVA's format: image and format instruction come with the first question.
+
+    As in LLaVA-1.5's mix, later questions go without the instruction to answer briefly; a choice always says
+    so.
+    """
     turns = []
     for number, question in enumerate(questions):
-        image = "<image>\n" if number == 0 else ""
-        turns.append({"from": "human", "value": image + question.prompt()})
+        asked = question.prompt() if number == 0 or question.kind == "choice" else question.text
+        turns.append({"from": "human", "value": "<image>\n" + asked if number == 0 else asked})
         turns.append({"from": "gpt", "value": question.answer})
     return turns
 
 
 def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict, dict]]:
-    """Write the images of scenes ``start`` to ``start + _CHUNK`` (at most ``count``); their (caption, questions)."""
+    """Write the images of ``_CHUNK`` scenes from number ``start`` on; return their (caption, questions)."""
     torch.set_num_threads(1)
     numbers = range(start, min(start + _CHUNK, count))
     scenes = [draw("train", seed, number) for number in numbers]

@@ -1,9 +1,9 @@
 """Handwritten digits: the UCI set that scikit-learn bundles, split by writer.
 
-The file has no writer ids. Its order shows them: the labels start over (0..9, three times, and then a fixed mixed
-sequence) every 124 to 131 samples, as when one person after another fills in the same form. The split is at
-one of these restarts, so that, as far as the file can tell, nobody who wrote an evaluation digit wrote a training
-digit.
+The file has no writer ids. Its order shows them: the labels start over (0..9, three times, and then a fixed
+mixed sequence) every 124 to 131 samples, as when one person after another fills in the same form. The split
+is at one of these restarts, so that, as far as the file can tell, nobody who wrote an evaluation digit wrote
+a training digit.
 """
 
 from __future__ import annotations

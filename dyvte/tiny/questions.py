@@ -1,9 +1,9 @@
 """Questions about a scene, with the answer that the scene gives.
 
-A kind is a function ``(scene, rng) -> (question, answer) | None``; None when this scene has no unambiguous question
-of the kind. Answers are drawn first and evenly where a scene allows it, so that guessing without the image gains
-little. Kinds differ in what they need: a look-up, a search, a count, a relation, several digits, or arithmetic on
-what was read.
+A kind is a function ``(scene, rng) -> (question, answer) | None``; None when this scene has no unambiguous
+question of the kind. Answers are drawn first and evenly where a scene allows it, so that guessing without the
+image gains little. Kinds differ in what they need: a look-up, a search, a count, a relation, several digits,
+or arithmetic on what was read.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
     pair = _pick_pair(_single(scene, lambda thing: thing.colour), lambda a, b: True, rng)
     if not pair:
         return None
-    return f"What is the {pair[0].colour} digit plus the {pair[1].colour} digit?", str(pair[0].digit + pair[1].digit)
+    return f"What is the {pair[0].colour} digit plus the {pair[1].colour} digit?", str(
+        pair[0].digit + pair[1].digit
+    )
 
 
 def larger(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -230,7 +232,12 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], Asked | None]] = {
 TEXT_ONLY = ("arithmetic",)
 """Kinds that can be answered without the image."""
 
-_DIRECTIONS = (("left of", 0, -1), ("right of", 0, 1), ("above", -1, 0), ("below", 1, 0))  # words, rows, columns
+_DIRECTIONS = (
+    ("left of", 0, -1),
+    ("right of", 0, 1),
+    ("above", -1, 0),
+    ("below", 1, 0),
+)  # words, rows, columns
 
 
 def _even_or_odd(digit: int) -> str:
@@ -264,5 +271,3 @@ def _single(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
 def _named(scene: Scene) -> list[Thing]:
     """Things that colour and digit together single out."""
     return _single(scene, lambda thing: thing.name)
-
-

@@ -1,7 +1,7 @@
 """Scenes: three to seven coloured handwritten digits on a 3 x 3 grid, 72 x 72 pixels.
 
-A scene is drawn from (split, seed, index) alone, looks included, so any scene can be made again by itself. N scenes,
-K digits in all of them.
+A scene is drawn from (split, seed, index) alone, looks included, so any scene can be made again by itself. N
+scenes, K digits in all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOOKS_PER_SCENE = 7
 
 @dataclass(frozen=True)
 class Thing:
-    """A digit in its cell. ``cell`` counts row by row from the top left; ``sample`` is the handwriting used."""
+    """A digit in its cell. ``cell`` counts row by row from the top left; ``sample`` is the handwriting."""
 
     cell: int
     digit: int
@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is where, in reading order. ``looks`` (uniform numbers) and ``key`` decide pose, light and noise."""
+    """What is where, in reading order. ``looks`` (uniform) and ``key`` decide pose, light and noise."""
 
     things: tuple[Thing, ...]
     split: str
@@ -92,8 +92,14 @@ def draw(split: str, seed: int, index: int, most: int = _MOST) -> Scene:
     return Scene(tuple(things), split, key, tuple(looks.tolist()))
 
 
-def render(scenes: Sequence[Scene]) -> Tensor:
+def render(
+    scenes: Sequence[Scene], distortion: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
     """Scenes of one split -> pixels (N, 72, 72, 3), uint8.
+
+    Args:
+        distortion: bends strokes, by about so many pixels, to make new handwriting for training.
+        generator: what the distortion is drawn from.
 
     Raises:
         ValueError: scenes of both splits at once.
@@ -103,7 +109,8 @@ def render(scenes: Sequence[Scene]) -> Tensor:
     glyphs = digits.load(scenes[0].split)
     things = [thing for scene in scenes for thing in scene.things]
     looks = torch.tensor([look for scene in scenes for look in scene.looks[_LOOKS_PER_SCENE:]])
-    ink, alpha = _draw_things(glyphs, things, looks.view(len(things), _LOOKS_PER_THING))
+    bends = _bends(len(things), distortion, generator) if distortion else None
+    ink, alpha = _draw_things(glyphs, things, looks.view(len(things), _LOOKS_PER_THING), bends)
     cells = _backgrounds(scenes).view(len(scenes), 3, 3, CELL_SIZE, 3, CELL_SIZE)  # N, rgb, row, y, column, x
     owner = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene.things])
     rows, columns = torch.tensor([[thing.row, thing.column] for thing in things]).T
@@ -113,7 +120,9 @@ def render(scenes: Sequence[Scene]) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _draw_things(glyphs: digits.Digits, things: Sequence[Thing], looks: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_things(
+    glyphs: digits.Digits, things: Sequence[Thing], looks: Tensor, bends: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Ink colours (K, 3) and coverage (K, 24, 24) of posed digits; ``looks`` (K, 9) uniform in [0, 1]."""
     signed = 2 * looks - 1
     angle, shear = signed[:, 0] * 0.26, signed[:, 1] * 0.25
@@ -130,11 +139,18 @@ def _draw_things(glyphs: digits.Digits, things: Sequence[Thing], looks: Tensor) 
     )
     chosen = torch.tensor([glyphs.samples_of[thing.digit][thing.sample] for thing in things])
     grid = F.affine_grid(theta, [len(things), 1, CELL_SIZE, CELL_SIZE], align_corners=False)
+    grid = grid if bends is None else grid + bends
     coverage = F.grid_sample(glyphs.glyphs[chosen][:, None], grid, align_corners=False)[:, 0]
     weight = 0.9 + 0.7 * looks[:, 6]  # a light or a heavy hand
     ink = _INK[torch.tensor([COLOURS.index(thing.colour) for thing in things])]
     ink = ink * (0.8 + 0.2 * looks[:, 7:8]) + 0.08 * signed[:, 8:9]
     return ink.clamp(0, 1), (coverage * weight[:, None, None]).clamp(0, 1)
+
+
+def _bends(count: int, pixels: float, generator: torch.Generator | None) -> Tensor:
+    """Smooth random displacements (K, 24, 24, 2) of about so many pixels, in affine_grid's coordinates."""
+    knots = torch.randn(count, 2, 4, 4, generator=generator) * (2 * pixels / CELL_SIZE)
+    return F.interpolate(knots, size=CELL_SIZE, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _backgrounds(scenes: Sequence[Scene]) -> Tensor:

@@ -1,8 +1,8 @@
 """A small Llama-style SentencePiece tokenizer, trained on the instruction data's own words.
 
-BPE with byte fallback, unk 0, bos 1, eos 2, as Llama's. Pieces do not mix words with punctuation, so that a digit is
-the same piece wherever it stands. Each of LLaVA's two format instructions is a piece of its own, because spelled out
-they would be half of every prompt.
+BPE with byte fallback, unk 0, bos 1, eos 2, as Llama's. Pieces do not mix words with punctuation, so that a
+digit is the same piece wherever it stands. Each of LLaVA's two format instructions is a piece of its own,
+because spelled out they would be half of every prompt.
 
     python -m dyvte.tiny.tokenizer --data DIR --out DIR
 """
@@ -85,7 +85,9 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
     for name in ("pretrain.json", "finetune.json"):
         path = Path(data) / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}")
+            raise FileNotFoundError(
+                f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}"
+            )
         for record in json.loads(path.read_text())[:limit]:
             for turn in record["conversations"]:
                 lines = turn["value"].replace("<image>", "").replace(SHORT_ANSWER, "").split("\n")

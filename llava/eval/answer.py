@@ -178,7 +178,7 @@ class Answerer:
 
     def _batch(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask (B, S), padded on the left."""
-        rows = [tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts]
+        rows = [torch.tensor(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
         ids = torch.full((len(rows), max(len(row) for row in rows)), self._pad_id())
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):
@@ -202,7 +202,7 @@ class Answerer:
                 "exit_layer": trace.exit_layers[at],
                 "tokens_per_layer": tokens[at],
                 "tflops": flops.total[at] / 1e12,
-                "decoder_tflops": flops.decoder[at] / 1e12,
+                "decoder_tflops": (flops.decoder[at] + flops.gates[at]) / 1e12,  # gates included
                 "seconds": seconds,
                 "prompt_tokens": trace.prompt_tokens[at],
                 "visual_tokens": trace.visual_tokens[at],

@@ -87,7 +87,8 @@ def _policy(args, method: str | None, handle: Handle | None):
         return NoExit()
     if handle is None:
         raise ValueError(f"--method dyvte needs gates: {args.model_path} has none, pass --gates FOLDER")
-    return LearnedExit(handle.policy.gates, threshold=_option(args, "threshold", 0.5))
+    learned: Any = handle.policy
+    return LearnedExit(learned.gates, threshold=_option(args, "threshold", 0.5))
 
 
 def _option(args, name: str, default: Any = None) -> Any:

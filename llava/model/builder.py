@@ -27,7 +27,6 @@ from llava.model.multimodal_encoder.builder import resolve_tower_path
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 2048
-OLD_TOWER_NAMES = {r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.vision_tower."}
 WEIGHT_FILES = tuple(
     name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
 )
@@ -199,9 +198,10 @@ def _load_projector(path: str, base: str, config: LlavaConfig, options: dict[str
 
 
 def _from_pretrained(path: str, config: LlavaConfig, options: dict[str, Any], **more):
-    model, info = LlavaLlamaForCausalLM.from_pretrained(
-        path, config=config, key_mapping=OLD_TOWER_NAMES, output_loading_info=True, **options, **more
+    loaded: Any = LlavaLlamaForCausalLM.from_pretrained(
+        path, config=config, output_loading_info=True, **options, **more
     )
+    model, info = loaded
     if unknown := sorted(key for key in info["unexpected_keys"] if not _EXPECTED_EXTRAS.search(key)):
         logger.warning(
             "%s holds %d weights that the model does not use: %s", path, len(unknown), _some(unknown)

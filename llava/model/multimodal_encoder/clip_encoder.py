@@ -78,7 +78,7 @@ class CLIPVisionTower(nn.Module):
         return features[:, 1:] if self.select_feature == "patch" else features
 
     @torch.no_grad()
-    def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    def forward(self, images: Tensor | list[Tensor]) -> Any:
         """Pixels (N, 3, H, W) -> features (N, num_patches, hidden_size) in the pixels' dtype.
 
         A list of (3, H, W) pixels gives a list of (1, num_patches, hidden_size). One more feature, the class
@@ -119,7 +119,8 @@ class CLIPVisionTower(nn.Module):
     @property
     def num_patches_per_side(self) -> int:
         """Patches along one side of an image."""
-        return self.config.image_size // self.config.patch_size
+        config: Any = self.config  # sizes may be typed as pairs; LLaVA's towers are square
+        return config.image_size // config.patch_size
 
     @property
     def num_patches(self) -> int:

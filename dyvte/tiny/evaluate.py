@@ -1,0 +1,138 @@
+"""How well Tiny-LLaVA answers, by question kind: with the image, blind, and with a fixed exit at every layer.
+
+Blind means: the same prompt without the image and its place in it. An answer counts when it equals the right
+one letter by letter, upper and lower case alike. Writes OUT.json and OUT.md.
+
+    python -m dyvte.tiny.evaluate --model-path DIR --data DIR/eval/heldout --out FILE_WITHOUT_SUFFIX
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+WITH_IMAGE, BLIND = "image", "blind"
+
+Rows = list[dict[str, Any]]
+
+
+def read_rows(folder: str | Path) -> Rows:
+    """The questions that ``dyvte.tiny.sets`` wrote.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
+    path = Path(folder) / "questions.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: write it with python -m dyvte.tiny.sets --out ...")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, float]:
+    """Percent right of each kind, and the mean over kinds as "mean"."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row, answer in zip(rows, answers, strict=True):
+        right[row["kind"]].append(answer.strip().lower() == row["answer"].lower())
+    values = {kind: 100 * sum(marks) / len(marks) for kind, marks in right.items()}
+    return {**values, "mean": sum(values.values()) / len(values)}
+
+
+def evaluate(
+    model_path: str,
+    folder: str | Path,
+    conv_mode: str,
+    batch_size: int = 32,
+    layers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Ask every question in every way.
+
+    Args:
+        layers: exit layers to try; all by default.
+
+    Returns:
+        "questions" (their number), "layers" (the model's), and under "accuracy", by way of asking ("image",
+        "blind",
+        or an exit layer as text), what ``accuracy_by_kind`` gives.
+    """
+    from dyvte import FixedExit, NoExit, attach
+    from llava.eval.answer import Answerer, Generation
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import load_pretrained_model
+
+    rows = sorted(read_rows(folder), key=lambda row: (len(row["text"]), row["question_id"]))
+    name = get_model_name_from_path(model_path)
+    tokenizer, model, processor, _ = load_pretrained_model(
+        model_path, None, name if "llava" in name.lower() else f"llava-{name}", device="cpu"
+    )
+    depth = model.config.num_hidden_layers
+    ways = [WITH_IMAGE, BLIND, *(range(depth) if layers is None else layers)]
+    accuracy = {}
+    with attach(model, NoExit()) as handle, tqdm(total=len(ways) * len(rows), unit="q") as bar:
+        answerer = Answerer(model, tokenizer, processor, conv_mode, handle, Generation(max_new_tokens=8))
+        for way in ways:
+            bar.set_description(f"exit {way}" if isinstance(way, int) else way)
+            handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
+            answers = []
+            for batch in _batches(rows, batch_size):
+                questions = _questions(batch, Path(folder) / "images", with_image=way != BLIND)
+                answers += [answer.text for answer in answerer.ask(questions)]
+                bar.update(len(batch))
+            accuracy[str(way)] = accuracy_by_kind(rows, answers)
+    return {"questions": len(rows), "layers": depth, "accuracy": accuracy}
+
+
+def _batches(rows: Rows, size: int) -> Iterator[Rows]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _questions(rows: Rows, images: Path, with_image: bool) -> list:
+    from llava.eval.answer import Question
+    from llava.mm_utils import load_image
+
+    return [
+        Question(row["text"], [load_image(row["image"], folder=images)] if with_image else ()) for row in rows
+    ]
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """One row per kind; columns are the ways of asking."""
+    accuracy = result["accuracy"]
+    ways = list(accuracy)
+    lines = [
+        "| kind | " + " | ".join(f"exit {way}" if way.isdigit() else way for way in ways) + " |",
+        "|---|" + "---:|" * len(ways),
+    ]
+    for kind in accuracy[WITH_IMAGE]:
+        values = " | ".join(f"{accuracy[way][kind]:.1f}" for way in ways)
+        lines.append(f"| {kind} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--data", required=True, help="folder of questions.jsonl and images")
+    parser.add_argument("--out", required=True, help="where to write, without .json or .md")
+    parser.add_argument("--conv-mode", default="vicuna_v1_nosys")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--layers", type=int, nargs="*", help="exit layers to try (default: all)")
+    arguments = parser.parse_args()
+    result = evaluate(
+        arguments.model_path, arguments.data, arguments.conv_mode, arguments.batch_size, arguments.layers
+    )
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    out.with_suffix(".md").write_text(as_markdown(result))
+    print(as_markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Make a trained decoder deeper: add layers on top that at first pass everything through unchanged.
+
+Trained from scratch in an hour, a deep decoder spreads its work over all of its layers. Pretrained LLMs have spare
+depth. Tiny-LLaVA gets it by growing: it is trained shallow, then identity layers (their two projections into the
+residual stream are zero) are added on top and training goes on, all layers trained. The technique is known from
+progressive stacking (Gong et al., 2019) and block expansion (LLaMA Pro, arXiv:2401.02415).
+
+    python -m dyvte.tiny.grow --model DIR --out DIR --layers 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+
+
+def grow(weights: dict[str, Tensor], old: int, new: int, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of a Llama-like checkpoint with layers ``old .. new - 1`` added as identities.
+
+    Raises:
+        ValueError: when the model has not ``old`` layers, or would not grow.
+    """
+    layers = {int(key.split(".")[2]) for key in weights if key.startswith("model.layers.")}
+    if layers != set(range(old)) or new <= old:
+        raise ValueError(f"cannot grow a model with layers {sorted(layers)} from {old} to {new} layers")
+    generator = torch.Generator().manual_seed(seed)
+    grown = dict(weights)
+    for layer in range(old, new):
+        for key, value in weights.items():
+            if not key.startswith("model.layers.0."):
+                continue
+            name = key.replace("layers.0.", f"layers.{layer}.", 1)
+            if value.ndim == 1:  # norms
+                grown[name] = torch.ones_like(value)
+            elif "o_proj" in key or "down_proj" in key:
+                grown[name] = torch.zeros_like(value)
+            else:
+                noise = torch.randn(value.shape, generator=generator) * value.shape[1] ** -0.5
+                grown[name] = noise.to(value.dtype)
+    return grown
+
+
+def main() -> None:
+    """Read one checkpoint folder, write another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="checkpoint folder with model.safetensors")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--layers", required=True, type=int, help="depth of the grown model")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    config = json.loads((args.model / "config.json").read_text())
+    weights = grow(load_file(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
+    ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS)
+    shutil.copytree(args.model, args.out, dirs_exist_ok=True, ignore=ignored)
+    config["num_hidden_layers"] = args.layers
+    config.pop("layer_types", None)
+    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
+    print(f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters")
+
+
+if __name__ == "__main__":
+    main()

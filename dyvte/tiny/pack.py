@@ -1,0 +1,66 @@
+"""Put a trained Tiny-LLaVA into one folder in LLaVA's format, in bfloat16, its tower in a subfolder.
+
+python -m dyvte.tiny.pack --model DIR --tower DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+TOWER_FOLDER = "vision_tower"
+_TOWER_KEY = "model.vision_tower."
+_COPIED = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+def pack(model: str | Path, tower: str | Path, out: str | Path) -> int:
+    """Write ``out`` from the folders of a trained model and of its tower; returns its size in bytes.
+
+    Raises:
+        FileNotFoundError: a folder lacks its config or weights.
+    """
+    model, tower, out = Path(model), Path(tower), Path(out)
+    (out / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
+    _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, "tokenizer_padding_side": "right"})
+    _halve(tower, out / TOWER_FOLDER, {})
+    shutil.copyfile(tower / "preprocessor_config.json", out / TOWER_FOLDER / "preprocessor_config.json")
+    for name in _COPIED:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, out / name)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _halve(source: Path, target: Path, changes: dict) -> None:
+    """Copy weights as bfloat16, without a tower that has its own folder, and the config with ``changes``."""
+    for name in ("model.safetensors", "config.json"):
+        if not (source / name).is_file():
+            raise FileNotFoundError(f"{source / name} is missing: train it first with scripts/tiny/train.sh")
+    weights = {
+        key: value.to(torch.bfloat16)
+        for key, value in load_file(source / "model.safetensors").items()
+        if not key.startswith(_TOWER_KEY)
+    }
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    config |= {"dtype": "bfloat16", **changes}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="output folder of stage 2")
+    parser.add_argument("--tower", required=True)
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    size = pack(arguments.model, arguments.tower, arguments.out)
+    print(f"{size / 1e6:.1f} MB written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

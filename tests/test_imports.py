@@ -1,0 +1,44 @@
+"""Which part may import which: the method knows nothing of LLaVA, models know nothing of training."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW_LLAVA = ("dyvte/decoding", "dyvte/gates", "dyvte/reduction", "dyvte/cost")
+
+
+def imported(path: Path) -> set[str]:
+    """All modules that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            names.add(node.module)
+    return names
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [p for f in BELOW_LLAVA for p in files(f)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_method_knows_no_llava(path):
+    above = ("llava", "dyvte.benchmarks", "dyvte.study", "dyvte.report", "dyvte.tiny")
+    assert not [name for name in imported(path) if name.startswith(above)]
+
+
+@pytest.mark.parametrize("path", files("llava/model"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_models_know_no_training(path):
+    above = ("llava.train", "llava.eval", "llava.serve", "dyvte.benchmarks", "dyvte.study", "dyvte.report")
+    assert not [name for name in imported(path) if name.startswith(above)]
+
+
+@pytest.mark.parametrize("path", files("dyvte/decoding"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_loop_knows_no_method(path):
+    assert not [name for name in imported(path) if name.startswith(("dyvte.gates", "dyvte.reduction"))]
