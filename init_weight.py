@@ -29,10 +29,16 @@ INDEX = "model.safetensors.index.json"
 
 def main() -> None:
     """Parse the command line and write the gates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="folder or hub name of the model the gates are for")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model-path", required=True, help="folder or hub name of the model the gates are for"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--width", type=int, default=2048, help="hidden units of a gate (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=2048, help="hidden units of a gate (default: %(default)s)"
+    )
     parser.add_argument("--states", nargs="+", choices=STATES, default=list(PAPER_STATES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--seed", type=int, default=0)

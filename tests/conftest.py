@@ -8,7 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers import LlavaConfig as HFLlavaConfig
 
 IMAGE = 199  # placeholder id in transformers' class
@@ -20,7 +26,12 @@ def tiny_hf_llava(seed: int = 0, kv_heads: int = 2) -> LlavaForConditionalGenera
     """Transformers' own LLaVA, 4 layers, weights scaled up so that argmaxes and exits differ between samples."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
     )
     text = LlamaConfig(
         hidden_size=64,
@@ -50,7 +61,9 @@ def tower_folder(tmp_path_factory, hf_llava):
     tower = CLIPVisionModel(hf_llava.config.vision_config)
     tower.load_state_dict(hf_llava.model.vision_tower.state_dict())
     tower.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -116,7 +129,10 @@ class Prompts:
 
     def hf(self, side: str = "left") -> dict:
         """Arguments for transformers' class."""
-        rows = [[t for piece in p for t in ([IMAGE] * PATCHES if piece == "image" else piece)] for p in self.prompts]
+        rows = [
+            [t for piece in p for t in ([IMAGE] * PATCHES if piece == "image" else piece)]
+            for p in self.prompts
+        ]
         out = _padded(rows, side)
         return {**out, "pixel_values": self.pixels} if len(self.pixels) else out
 
@@ -128,7 +144,10 @@ class Prompts:
 
 def _padded(rows: list[list[int]], side: str) -> dict:
     longest = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), longest, dtype=torch.long),
+        torch.zeros(len(rows), longest, dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
         ids[i, at], mask[i, at] = torch.tensor(row), 1

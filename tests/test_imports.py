@@ -27,7 +27,9 @@ def files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", [p for f in BELOW_LLAVA for p in files(f)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for f in BELOW_LLAVA for p in files(f)], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_the_method_knows_no_llava(path):
     above = ("llava", "dyvte.benchmarks", "dyvte.study", "dyvte.report", "dyvte.tiny")
     assert not [name for name in imported(path) if name.startswith(above)]

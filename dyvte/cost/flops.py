@@ -35,7 +35,9 @@ class FlopsReport:
     @property
     def total(self) -> list[int]:
         """All parts together."""
-        return [sum(parts) for parts in zip(self.vision, self.projector, self.decoder, self.gates, strict=True)]
+        return [
+            sum(parts) for parts in zip(self.vision, self.projector, self.decoder, self.gates, strict=True)
+        ]
 
 
 def layer_params(config) -> int:

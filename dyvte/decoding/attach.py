@@ -49,7 +49,9 @@ def attach(model: nn.Module, policy: Policy) -> Handle:
         raise ValueError("a policy is attached to this model already: call detach() on its handle first")
     layer_types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
-        raise ValueError(f"packed rows need full attention in every layer, this model has {sorted(layer_types)}")
+        raise ValueError(
+            f"packed rows need full attention in every layer, this model has {sorted(layer_types)}"
+        )
     with packed_kernel(decoder.config):
         policy.check(len(decoder.layers), decoder.config.hidden_size)
     return Handle(model, policy)
@@ -109,14 +111,20 @@ class Handle:
         """Stands in for the decoder's forward: (B, S) ids or (B, S, D) embeddings -> states (B, S, D)."""
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.get(name):
-                raise ValueError(f"{name} is not available while a policy is attached: call handle.detach() first")
+                raise ValueError(
+                    f"{name} is not available while a policy is attached: call handle.detach() first"
+                )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         decoder = self._decoder
         if inputs_embeds is None:
             inputs_embeds = decoder.embed_tokens(input_ids)
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
-        cache = _ragged(past_key_values, len(decoder.layers)) if use_cache or past_key_values is not None else None
+        cache = (
+            _ragged(past_key_values, len(decoder.layers))
+            if use_cache or past_key_values is not None
+            else None
+        )
 
         batch, columns, _ = inputs_embeds.shape
         if cache is not None and cache.columns:

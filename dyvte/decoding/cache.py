@@ -47,7 +47,9 @@ class RaggedLayer(CacheLayerMixin):
         if any(total > room for total, room in zip(grown, self.capacities, strict=True)):
             self._make_room(grown)
         index = _stretches(
-            [start + held for start, held in zip(self.starts, self.lengths, strict=True)], lengths, keys.device
+            [start + held for start, held in zip(self.starts, self.lengths, strict=True)],
+            lengths,
+            keys.device,
         )
         self.keys.index_copy_(1, index, keys[0])
         self.values.index_copy_(1, index, values[0])
@@ -204,5 +206,8 @@ def _stretches(starts: list[int], lengths, device) -> Tensor:
     if all(length == 1 for length in lengths):
         return torch.tensor(starts, device=device)
     return torch.cat(
-        [torch.arange(start, start + length, device=device) for start, length in zip(starts, lengths, strict=True)]
+        [
+            torch.arange(start, start + length, device=device)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
     )

@@ -141,7 +141,9 @@ def pack(
     answer = _as_mask(answer_mask, "answer_mask", batch, columns, device, default=False) & keep
     lengths, visual_counts = torch.stack([keep.sum(1), visual.sum(1)]).tolist()
     if min(lengths) == 0:
-        raise ValueError(f"sample {lengths.index(0)} of the batch holds no token: every prompt needs at least one")
+        raise ValueError(
+            f"sample {lengths.index(0)} of the batch holds no token: every prompt needs at least one"
+        )
     if position_ids is None:
         position_ids = keep.long().cumsum(1) - 1
     if sum(lengths) == batch * columns:

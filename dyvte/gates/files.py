@@ -45,13 +45,12 @@ def has_gates(folder: str | Path) -> bool:
 def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:
     """See :meth:`ExitGates.from_pretrained`."""
     folder = Path(folder)
-    if (folder / WEIGHTS).is_file():
-        gates = _load_own(folder)
-    else:
-        gates = _load_paper(folder)
+    gates = _load_own(folder) if (folder / WEIGHTS).is_file() else _load_paper(folder)
     for name, value in gates.state_dict().items():
         if not torch.isfinite(value).all():
-            raise ValueError(f"{folder}: gate weight {name} holds values that are not finite; train the gates again")
+            raise ValueError(
+                f"{folder}: gate weight {name} holds values that are not finite; train the gates again"
+            )
     return gates.to(dtype) if dtype is not None else gates
 
 
@@ -61,7 +60,9 @@ def _load_own(folder: Path) -> ExitGates:
         raise FileNotFoundError(f"{path} is missing: it describes the gates in {WEIGHTS}")
     described = json.loads(path.read_text())
     if described.get("format") != "dyvte-gates" or described.get("version") != 1:
-        raise ValueError(f"{path} is not a description of gates that this version reads (format dyvte-gates, 1)")
+        raise ValueError(
+            f"{path} is not a description of gates that this version reads (format dyvte-gates, 1)"
+        )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width")}
@@ -83,7 +84,9 @@ def _load_paper(folder: Path) -> ExitGates:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
     # the paper's gates look at two text states
-    return _assemble(weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0])
+    return _assemble(
+        weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0]
+    )
 
 
 def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:

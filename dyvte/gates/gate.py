@@ -45,10 +45,14 @@ class ExitGates(nn.Module):
     ):
         super().__init__()
         if min(num_layers, hidden_size, width) < 1:
-            raise ValueError(f"sizes must be positive, got {num_layers} layers, {hidden_size} hidden, {width} wide")
+            raise ValueError(
+                f"sizes must be positive, got {num_layers} layers, {hidden_size} hidden, {width} wide"
+            )
         self.num_layers, self.hidden_size, self.width = num_layers, hidden_size, width
         self.states = check_states(states)
-        self.layers = nn.ModuleList(ExitGate(len(self.states) * hidden_size, width) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            ExitGate(len(self.states) * hidden_size, width) for _ in range(num_layers)
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -73,7 +77,9 @@ class ExitGates(nn.Module):
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError, naming both values, when the gates do not fit a decoder of this depth and width."""
         if self.num_layers != num_layers:
-            raise ValueError(f"these gates are for a model of {self.num_layers} layers, this one has {num_layers}")
+            raise ValueError(
+                f"these gates are for a model of {self.num_layers} layers, this one has {num_layers}"
+            )
         if self.hidden_size != hidden_size:
             raise ValueError(
                 f"these gates are for a model of hidden size {self.hidden_size}, this one has {hidden_size}"

@@ -165,7 +165,9 @@ def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, 
     groups = len(layout.lengths)
     segment = layout.segment_ids[at]
     device = target.device
-    counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(0, segment, torch.ones_like(segment))
+    counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(
+        0, segment, torch.ones_like(segment)
+    )
     total = torch.zeros(groups, dtype=torch.float64, device=device)
     if losses:
         total.index_add_(0, segment, torch.cat(losses))

@@ -50,7 +50,9 @@ def grow(weights: dict[str, Tensor], old: int, new: int, seed: int = 0) -> dict[
 
 def main() -> None:
     """Read one checkpoint folder, write another."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, type=Path, help="checkpoint folder with model.safetensors")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--layers", required=True, type=int, help="depth of the grown model")
@@ -64,7 +66,9 @@ def main() -> None:
     config.pop("layer_types", None)
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
-    print(f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters")
+    print(
+        f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters"
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def write_gqa(folder: str | Path, questions: int) -> None:
 
 
 def write_pope(folder: str | Path, questions: int) -> None:
-    """``questions`` questions, rounded up to whole scenes, in POPE's layout: three splits, six a scene in each.
+    """``questions`` questions, in whole scenes, in POPE's layout: three splits, six a scene in each.
 
     Half of them ask for things that are there.
     Things that are not there are drawn at random, or are the commonest ones of the set (popular), or have a

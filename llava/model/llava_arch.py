@@ -237,7 +237,9 @@ class LlavaMetaForCausalLM:
         if merge_type == "flat":
             return [feature.flatten(0, 1) for feature in encoded]
         if not merge_type.startswith("spatial"):
-            raise ValueError(f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial or spatial_unpad")
+            raise ValueError(
+                f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial or spatial_unpad"
+            )
         if image_sizes is None:
             raise ValueError("image_sizes is needed to merge image tiles: pass each image's (width, height)")
         merged = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +32,11 @@ def test_equal_to_torchs_counter(prompts, gates, policy):
 LLAMA = {
     "7B": LlamaConfig(),
     "13B": LlamaConfig(
-        hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
     ),
 }
 CLIP_L_336 = CLIPVisionConfig(

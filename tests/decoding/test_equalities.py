@@ -109,7 +109,9 @@ def test_batch_equals_one_by_one(named, prompts, gates, side):
         trace, cache = handle.traces[-1], outputs.past_key_values
         tokens = new_tokens(name, model, prompts, side)
         beams = new_tokens(name, model, prompts, side, num_beams=3)
-        assert len(set(trace.exit_layers)) > 2, "the samples must exit at different layers for this to say anything"
+        assert len(set(trace.exit_layers)) > 2, (
+            "the samples must exit at different layers for this to say anything"
+        )
         for i in range(len(prompts)):
             alone = model(**arguments(name, prompts[i]), use_cache=True)
             one = handle.traces[-1]
@@ -117,7 +119,11 @@ def test_batch_equals_one_by_one(named, prompts, gates, side):
             assert one.exit_layers == [trace.exit_layers[i]]
             assert torch.equal(one.tokens_per_layer[:, 0], trace.tokens_per_layer[:, i])
             torch.testing.assert_close(
-                one.exit_probabilities[:, 0], trace.exit_probabilities[:, i], equal_nan=True, rtol=1e-4, atol=1e-5
+                one.exit_probabilities[:, 0],
+                trace.exit_probabilities[:, i],
+                equal_nan=True,
+                rtol=1e-4,
+                atol=1e-5,
             )
             assert [layer[i] for layer in cache.kv_lengths] == [n for [n] in alone.past_key_values.kv_lengths]
             assert same_until_end(tokens[i], new_tokens(name, model, prompts[i])[0])
@@ -207,7 +213,9 @@ def test_kv_bytes_equal_the_traces_formula(prompts, gates, dtype):
             held[storage.data_ptr()] = storage.nbytes()
     expected = sum(kv_bytes(model.config.text_config, trace, dtype))
     assert sum(held.values()) == expected == cache.nbytes
-    assert any(trace.exit_layers) and expected < sum(trace.prompt_tokens) * LAYERS * 2 * 2 * 16 * dtype.itemsize
+    assert (
+        any(trace.exit_layers) and expected < sum(trace.prompt_tokens) * LAYERS * 2 * 2 * 16 * dtype.itemsize
+    )
 
 
 @torch.no_grad()
@@ -223,7 +231,9 @@ def test_chat_goes_on_from_the_cache(hf_llava, prompts, gates):
             steps = hf_llava(input_ids=column, past_key_values=steps.past_key_values)
         torch.testing.assert_close(whole.logits[:, -1], steps.logits[:, -1], rtol=1e-4, atol=1e-4)
         whole.past_key_values.crop(-2)
-        assert [n - 1 for n in whole.past_key_values.kv_lengths[0]] == inputs["attention_mask"].sum(1).tolist()
+        assert [n - 1 for n in whole.past_key_values.kv_lengths[0]] == inputs["attention_mask"].sum(
+            1
+        ).tolist()
 
 
 @torch.no_grad()
@@ -307,9 +317,8 @@ def test_attach_and_detach_leave_no_trace(named, prompts, gates):
 
 @torch.no_grad()
 def test_what_cannot_be_done_is_said(hf_llava, llava, prompts):
-    with attach(hf_llava, NoExit()):
-        with pytest.raises(ValueError, match="output_attentions"):
-            hf_llava(**prompts.hf(), output_attentions=True)
+    with attach(hf_llava, NoExit()), pytest.raises(ValueError, match="output_attentions"):
+        hf_llava(**prompts.hf(), output_attentions=True)
     with pytest.raises(ValueError, match=r"layers 0\.\.3"):
         attach(hf_llava, FixedExit(4))
     with pytest.raises(ValueError, match="no adapter"):

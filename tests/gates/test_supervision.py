@@ -127,7 +127,9 @@ def test_states_equal_those_at_inference(hf_llava, batch):
             visual_mask=batch["visual_mask"][sample : sample + 1, cut],
         )
     got = supervise(hf_llava, **batch, states=STATES)
-    torch.testing.assert_close(torch.cat(seen), got.states[:, got.samples.index(sample)], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat(seen), got.states[:, got.samples.index(sample)], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_batch_that_says_nothing_gives_zero(hf_llava, batch, gates):
@@ -137,6 +139,10 @@ def test_a_batch_that_says_nothing_gives_zero(hf_llava, batch, gates):
 
 
 def test_bad_settings_are_refused(hf_llava, batch):
-    for bad, message in (({"alpha": 0}, "alpha"), ({"layers": [9]}, r"0\.\.3"), ({"states": ["x"]}, "states")):
+    for bad, message in (
+        ({"alpha": 0}, "alpha"),
+        ({"layers": [9]}, r"0\.\.3"),
+        ({"states": ["x"]}, "states"),
+    ):
         with pytest.raises(ValueError, match=message):
             supervise(hf_llava, **batch, **bad)

@@ -130,4 +130,6 @@ def test_bfloat16_on_cpu(prompts, gates, tower_folder, llava):
     inputs["images"] = inputs["images"].to(torch.bfloat16)
     with attach(model, LearnedExit(gates)) as handle:
         tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
-    assert tokens.shape[0] == len(prompts) and any(layer is not None for layer in handle.traces[-1].exit_layers)
+    assert tokens.shape[0] == len(prompts) and any(
+        layer is not None for layer in handle.traces[-1].exit_layers
+    )

@@ -73,7 +73,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             if attention_mask is not None:
                 attention_mask = spliced.attention_mask
                 position_ids = spliced.position_ids if position_ids is not None else None
-        elif input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+        elif (
+            input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any())
+        ):
             raise ValueError("the prompt holds <image>, but no images were given: pass images=")
         if visual_mask is not None and is_attached(self):
             kwargs["visual_mask"] = visual_mask
@@ -98,7 +100,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None or "inputs_embeds" in kwargs:
-            raise ValueError("generate() takes token ids with <image> sentinels and images=, not inputs_embeds")
+            raise ValueError(
+                "generate() takes token ids with <image> sentinels and images=, not inputs_embeds"
+            )
         if kwargs.get("use_cache") is False:
             raise ValueError("generate() from spliced prompts needs its cache: leave use_cache at True")
         kwargs.pop("position_ids", None)
