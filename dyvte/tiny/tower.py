@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=1200, help="of the first run")
     parser.add_argument(
-        "--distorted-steps", type=int, default=600, help="of the second run, with bent strokes"
+        "--distorted-steps", type=int, default=400, help="of the second run, with bent strokes"
     )
     parser.add_argument("--distortion", type=float, default=1.5, help="pixels by which strokes are bent")
     parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
@@ -242,17 +242,11 @@ def main() -> None:
         tower = CLIPVisionModel.from_pretrained(arguments.start)
     else:
         tower = build(arguments.hidden, arguments.layers, arguments.heads, arguments.patch)
-    common = {"batch": arguments.batch, "rate": arguments.rate}
+    batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
     if not arguments.start:
-        reader = pretrain(tower, arguments.steps, seed=arguments.seed + 1000, **common)
-    if arguments.distorted_steps:
-        reader = pretrain(
-            tower,
-            arguments.distorted_steps,
-            seed=arguments.seed + 1001,
-            distortion=arguments.distortion,
-            **common,
-        )
+        reader = pretrain(tower, arguments.steps, batch, rate, seed)
+    if arguments.start or arguments.distorted_steps:
+        reader = pretrain(tower, arguments.distorted_steps, batch, rate / 2, seed + 1, arguments.distortion)
     seconds = time.perf_counter() - began
     tower.save_pretrained(Path(arguments.out))
     processor().save_pretrained(Path(arguments.out))

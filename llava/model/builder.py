@@ -89,7 +89,7 @@ def load_pretrained_model(
         model = _load_projector(model_path, model_base, config, options)
     model.config.mm_vision_tower = tower_name
 
-    tokenizer = _load_tokenizer(model_base or model_path)
+    tokenizer = load_tokenizer(model_base or model_path)
     _add_image_tokens(model, tokenizer)
     image_processor = _load_tower(model, keep_float32=device_map == "auto" and model.device.type == "cuda")
     _attach_gates(model, gates, model_path)
@@ -148,7 +148,7 @@ def _tower_path(name: str, model_path: str, model_base: str | None) -> str:
         return resolve_tower_path(name, model_base)
 
 
-def _load_tokenizer(path: str):
+def load_tokenizer(path: str):
     """The tokenizer of a LLaVA checkpoint: Llama's, unless ``tokenizer_config.json`` names another class."""
     if not find_file(path, "tokenizer_config.json") and not find_file(path, "tokenizer.json"):
         needed_file(path, "tokenizer.model", "the checkpoint, or its base, brings the tokenizer")

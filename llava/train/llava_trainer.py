@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from llava.train import saving
 from llava.train.arguments import TrainingArguments
+from llava.train.muon import MuonAdamW
 from llava.train.samplers import ModalityLengthSampler
 
 logger = logging.getLogger(__name__)
@@ -50,25 +51,35 @@ class LLaVATrainer(Trainer):
         )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Weight decay as usual; the projector in groups of its own when ``mm_projector_lr`` is set."""
-        projector_lr = self.args.mm_projector_lr
-        if self.optimizer is not None or projector_lr is None:
+        """Weight decay as usual; groups of their own for the projector when ``mm_projector_lr`` is set, and for
+        the decoder layers' matrices when ``muon_lr`` is.
+        """
+        rates = {"projector": self.args.mm_projector_lr, "muon": self.args.muon_lr}
+        if self.optimizer is not None or not any(rate is not None for rate in rates.values()):
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         model = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, bool], list] = {}
+        groups: dict[tuple[bool, str], list] = {}
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault((name in decayed, "mm_projector" in name), []).append(parameter)
+            if not parameter.requires_grad:
+                continue
+            kind = "projector" if "mm_projector" in name else "other"
+            if rates["muon"] is not None and parameter.ndim == 2 and ".layers." in name:
+                kind = "muon"
+            groups.setdefault((name in decayed, kind), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if rates["muon"] is not None:
+            optimizer_class = MuonAdamW
+            options = {name: value for name, value in options.items() if name in ("lr", "betas", "eps")}
         self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "weight_decay": self.args.weight_decay if decay else 0.0,
-                    **({"lr": projector_lr} if projector else {}),
+                    **({"lr": rates[kind]} if rates.get(kind) is not None else {}),
+                    **({"muon": True} if kind == "muon" else {}),
                 }
-                for (decay, projector), parameters in groups.items()
+                for (decay, kind), parameters in groups.items()
             ],
             **options,
         )

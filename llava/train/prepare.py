@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llava.model.builder import _load_tokenizer
+from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -76,7 +76,7 @@ def _quantization(training_args: TrainingArguments) -> dict:
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
     """The tokenizer, padding on the right: with a token of its own for v0, else with unk, as in LLaVA."""
-    tokenizer = _load_tokenizer(model_args.model_name_or_path)  # as for inference, so that ids agree
+    tokenizer = builder.load_tokenizer(model_args.model_name_or_path)  # as for inference, so that ids agree
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     if model_args.version == "v0" and tokenizer.pad_token is None:

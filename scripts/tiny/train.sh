@@ -3,7 +3,7 @@
 # What is finished is kept, and an interrupted stage resumes from its newest checkpoint; to start anew, remove OUT.
 #
 #   OUT, DATA        models (checkpoints/tiny) and data (playground/data/tiny)    SCENES, PROCESSES, SEED   of the data
-#   TOWER_STEPS      of the tower's training          HIDDEN, LAYERS, HEADS, WIDTH     shape of the language model
+#   TOWER_STEPS, TOWER_DISTORTED_STEPS   of the tower's two runs     HIDDEN, LAYERS, HEADS, WIDTH     shape of the language model
 #   PRETRAIN_EPOCHS, PRETRAIN_BATCH, PRETRAIN_LR      stage 1: captions, the whole language model trained
 #   FINETUNE_EPOCHS, FINETUNE_BATCH, FINETUNE_LR      stage 2: conversations
 #   VERSION          template of stage 2 (vicuna_v1_nosys)          TRAIN_FLAGS   more flags for both stages
@@ -55,7 +55,7 @@ make "$OUT/tokenizer/special_tokens_map.json" "$PYTHON" -m dyvte.tiny.tokenizer 
 make "$OUT/base/special_tokens_map.json" "$PYTHON" -m dyvte.tiny.base --tokenizer "$OUT/tokenizer" --out "$OUT/base" \
     --hidden "${HIDDEN:-128}" --layers "${LAYERS:-20}" --heads "${HEADS:-4}" --width "${WIDTH:-352}" --seed "$SEED"
 make "$OUT/tower/preprocessor_config.json" "$PYTHON" -m dyvte.tiny.tower --out "$OUT/tower" \
-    --steps "${TOWER_STEPS:-1200}" --seed "$SEED"
+    --steps "${TOWER_STEPS:-1200}" --distorted-steps "${TOWER_DISTORTED_STEPS:-400}" --seed "$SEED"
 stage stage1 "$OUT/base" plain "$DATA/pretrain.json" \
     "${PRETRAIN_EPOCHS:-1}" "${PRETRAIN_BATCH:-32}" "${PRETRAIN_LR:-2e-3}"
 stage stage2 "$OUT/stage1" "$VERSION" "$DATA/finetune.json" \

@@ -186,7 +186,7 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
         "3",
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while (not answers.exists() or answers.read_bytes().count(b"\n") < 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

@@ -125,7 +125,7 @@ def test_heldout_has_every_kind_equally(tmp_path: Path) -> None:
 def test_tokenizer_and_base(made: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    tokenizer.train(tokenizer.training_texts(made), tmp_path)
+    tokenizer.train(tokenizer.training_texts(made, limit=200), tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path, use_fast=False)
     assert (loaded.unk_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 2)
     assert loaded("</s>").input_ids == [1, 2]

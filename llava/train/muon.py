@@ -1,0 +1,69 @@
+"""AdamW whose matrices inside the decoder take Muon's steps instead (Jordan et al., 2024; arXiv:2502.16982).
+
+Muon makes a momentum's singular values nearly equal before it is applied, by a Newton-Schulz iteration. Small models
+that are trained from scratch learn several times faster with it. PyTorch's own Muon iterates in bfloat16, one matrix
+at a time, which is slow on CPUs; here equal shapes are iterated together, in float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+MOMENTUM = 0.95
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW for ordinary parameter groups, Muon for groups with ``"muon": True``, whose parameters are matrices.
+
+    A Muon step of learning rate ``lr`` changes weights about as much as an AdamW step of that rate would.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step of all groups."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group.get("muon"):
+                self._muon_step(group)
+        super().step()
+        return loss
+
+    def _muon_step(self, group: dict) -> None:
+        """Update the group's matrices and clear their gradients, so that AdamW passes them over."""
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is not None:
+                by_shape[weight.shape].append(weight)
+        for shape, weights in by_shape.items():
+            updates = []
+            for weight in weights:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - MOMENTUM)
+                updates.append(weight.grad.lerp(momentum, MOMENTUM))  # Nesterov
+                weight.grad = None
+            size = 0.2 * max(shape) ** 0.5  # the root mean square that AdamW's updates have
+            for weight, update in zip(weights, orthogonalise(torch.stack(updates)), strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update.to(weight), alpha=-group["lr"] * size)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(N, rows, columns) -> the same with all singular values between about 0.7 and 1.2, in float32."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.float()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
