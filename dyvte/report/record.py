@@ -29,7 +29,7 @@ class ResultRecord:
     """One benchmark, one model, one method.
 
     Scores are unrounded; TFLOPs and seconds are means per sample. ``tflops`` counts one prefill with the
-    vision tower, the projector and the gates, ``decoder_tflops`` its decoder layers alone. ``exit_layers``
+    vision tower, the projector and the gates, ``decoder_tflops`` the decoder layers and the gates. ``exit_layers``
     counts samples by exit layer (its keys are strings, "none" where no gate fired); ``mean_exit_layer``
     counts those as the number of layers. ``seconds`` is the wall time of generation.
     """

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -76,7 +77,6 @@ def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
 
 def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict, dict]]:
     """Write the images of ``_CHUNK`` scenes from number ``start`` on; return their (caption, questions)."""
-    torch.set_num_threads(1)
     numbers = range(start, min(start + _CHUNK, count))
     scenes = [draw("train", seed, number) for number in numbers]
     names = [f"{number:06d}.jpg" for number in numbers]
@@ -102,9 +102,17 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     work = partial(write_chunk, out=out, count=count, seed=seed)
+    starts = range(0, count, _CHUNK)
     records = []
-    with get_context("spawn").Pool(processes) as pool, tqdm(total=count, desc="scenes", unit="scene") as bar:
-        for chunk in pool.imap(work, range(0, count, _CHUNK)):
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=count, desc="scenes", unit="scene"))
+        if processes > 1:
+            chunks = stack.enter_context(
+                get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
+            ).imap(work, starts)
+        else:
+            chunks = map(work, starts)
+        for chunk in chunks:
             records += chunk
             bar.update(len(chunk))
     for name, part in (("pretrain.json", 0), ("finetune.json", 1)):

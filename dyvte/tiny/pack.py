@@ -1,6 +1,6 @@
 """Put a trained Tiny-LLaVA into one folder in LLaVA's format, in bfloat16, its tower in a subfolder.
 
-python -m dyvte.tiny.pack --model DIR --tower DIR --out DIR
+python -m dyvte.tiny.pack --model DIR --tower DIR --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ from safetensors.torch import load_file, save_file
 
 TOWER_FOLDER = "vision_tower"
 _TOWER_KEY = "model.vision_tower."
-_COPIED = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def pack(model: str | Path, tower: str | Path, out: str | Path) -> int:
-    """Write ``out`` from the folders of a trained model and of its tower; returns its size in bytes.
+def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str | Path) -> int:
+    """Write ``out`` from the folders of a trained model, its tower and its SentencePiece tokenizer.
+
+    Returns:
+        Its size in bytes.
 
     Raises:
-        FileNotFoundError: a folder lacks its config or weights.
+        FileNotFoundError: a folder lacks a file.
     """
     model, tower, out = Path(model), Path(tower), Path(out)
     (out / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
     _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, "tokenizer_padding_side": "right"})
     _halve(tower, out / TOWER_FOLDER, {})
     shutil.copyfile(tower / "preprocessor_config.json", out / TOWER_FOLDER / "preprocessor_config.json")
-    for name in _COPIED:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, out / name)
+    for name in _TOKENIZER_FILES:
+        shutil.copyfile(Path(tokenizer) / name, out / name)
+    shutil.copyfile(model / "generation_config.json", out / "generation_config.json")
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
@@ -56,9 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="output folder of stage 2")
     parser.add_argument("--tower", required=True)
+    parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    size = pack(arguments.model, arguments.tower, arguments.out)
+    size = pack(arguments.model, arguments.tower, arguments.tokenizer, arguments.out)
     print(f"{size / 1e6:.1f} MB written to {arguments.out}")
 
 

@@ -60,6 +60,7 @@ stage stage1 "$OUT/base" plain "$DATA/pretrain.json" \
     "${PRETRAIN_EPOCHS:-1}" "${PRETRAIN_BATCH:-32}" "${PRETRAIN_LR:-2e-3}"
 stage stage2 "$OUT/stage1" "$VERSION" "$DATA/finetune.json" \
     "${FINETUNE_EPOCHS:-1}" "${FINETUNE_BATCH:-32}" "${FINETUNE_LR:-1e-3}"
-make "$PACK/config.json" "$PYTHON" -m dyvte.tiny.pack --model "$OUT/stage2" --tower "$OUT/tower" --out "$PACK"
+make "$PACK/config.json" "$PYTHON" -m dyvte.tiny.pack --model "$OUT/stage2" --tower "$OUT/tower" \
+    --tokenizer "$OUT/tokenizer" --out "$PACK"
 make "$OUT/accuracy.json" "$PYTHON" -m dyvte.tiny.evaluate --model-path "$PACK" \
     --data "$DATA/eval/heldout" --conv-mode "$VERSION" --out "$OUT/accuracy"
