@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dyvte.benchmarks import gqa, pope, textvqa
-from dyvte.tiny import base, data, sets, tokenizer, tower
+from dyvte.tiny import base, data, pack, sets, tokenizer, tower
 from dyvte.tiny.evaluate import accuracy_by_kind, as_markdown
 from dyvte.tiny.questions import KINDS, SHORT_ANSWER
 from dyvte.tiny.scenes import draw, render
@@ -165,3 +166,23 @@ def test_patch_places() -> None:
     assert place.view(9, 9)[4].tolist() == [3, 4, 5] * 3
     with pytest.raises(ValueError, match="divide 24"):
         tower.patch_places(9)
+
+
+def test_pack_halves_and_gathers(made: Path, tmp_path: Path) -> None:
+    tokenizer.train(tokenizer.training_texts(made, limit=200), tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    base.build(640, hidden=32, layers=2, heads=2, width=48).save_pretrained(tmp_path / "model")
+    small = tower.build(hidden=32, layers=2, heads=2, patch=12)
+    small.save_pretrained(tmp_path / "tower")
+    tower.processor().save_pretrained(tmp_path / "tower")
+    size = pack.pack(tmp_path / "model", tmp_path / "tower", tmp_path / "tokenizer", tmp_path / "out")
+    packed = tmp_path / "out"
+    assert size == sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
+    config = json.loads((packed / "config.json").read_text())
+    assert (config["mm_vision_tower"], config["dtype"]) == ("vision_tower", "bfloat16")
+    assert (packed / "tokenizer.model").is_file()
+    weights = load_file(packed / "vision_tower/model.safetensors")
+    assert set(weights) == set(small.state_dict()) - {"embeddings.position_ids"}
+    assert all(value.dtype == torch.bfloat16 for value in weights.values())
+    with pytest.raises(FileNotFoundError, match="train.sh"):
+        pack.pack(tmp_path, tmp_path / "tower", tmp_path / "tokenizer", packed)
