@@ -13,6 +13,8 @@ bash scripts/setup.sh
 started=$SECONDS
 
 export PYTHON=${VENV:-.venv}/bin/python HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# glibc returns freed memory to the system after every step and faults it in again: keeping it doubles a CPU's speed.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 export MODEL=${MODEL:-playground/tiny/model} CONV_MODE=${CONV_MODE:-vicuna_v1_nosys} BATCH_SIZE=16
 work=${OUT:-outputs/quickstart}
 SEED=${SEED:-0}

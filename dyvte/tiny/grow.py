@@ -60,12 +60,12 @@ def main() -> None:
     args = parser.parse_args()
     config = json.loads((args.model / "config.json").read_text())
     weights = grow(load_file(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
-    ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS)
+    ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS, "config.json")
     shutil.copytree(args.model, args.out, dirs_exist_ok=True, ignore=ignored)
     config["num_hidden_layers"] = args.layers
     config.pop("layer_types", None)
-    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
+    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     print(
         f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters"
     )

@@ -28,6 +28,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dyvte.tiny.scenes import CELL_SIZE, COLOURS, IMAGE_SIZE, Scene, draw, render
+from llava.train.muon import MuonAdamW
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class CellReader(nn.Module):
 def pretrain(
     tower: CLIPVisionModel, steps: int, batch: int, rate: float, seed: int, distortion: float = 0.0
 ) -> CellReader:
-    """Train all layers but the last, in place, matrices with Muon (torch 2.9 or later); returns the heads.
+    """Train all layers but the last, in place, matrices with Muon; returns the heads.
 
     Args:
         distortion: of the handwriting, in pixels (see ``scenes.render``).
@@ -163,10 +164,14 @@ def pretrain(
     parameters = [*tower.parameters(), *reader.parameters()]
     matrices = [weight for weight in tower.encoder.parameters() if weight.ndim == 2]
     others = [weight for weight in parameters if not any(weight is matrix for matrix in matrices)]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=2 * rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    optimizer = MuonAdamW(
+        [
+            {"params": matrices, "muon": True, "lr": 2 * rate, "weight_decay": 0.02},
+            {"params": others, "lr": rate, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+    )
+    highest = [group["lr"] for group in optimizer.param_groups]
     bar = tqdm(range(steps), desc="tower", unit="step")
     for step in bar:
         scenes = [draw("train", seed, step * batch + number, most=9) for number in range(batch)]
@@ -174,11 +179,10 @@ def pretrain(
         loss = reader.loss(read_features(tower, pixels), cell_labels(scenes))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, highest in zip(optimizers, (2 * rate, rate), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = highest * _share_of_rate(step / steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for group, rate_of_group in zip(optimizer.param_groups, highest, strict=True):
+            group["lr"] = rate_of_group * _share_of_rate(step / steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return reader

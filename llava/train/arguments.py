@@ -71,7 +71,9 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = _flag("", "Accepted for LLaVA's scripts; it is read by nothing.")
     lora_bias: str = _flag("none", "Which biases LoRA trains: none, all or lora_only.")
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, where it differs.")
-    muon_lr: float | None = _flag(None, "Train the decoder layers' matrices with Muon, at this learning rate.")
+    muon_lr: float | None = _flag(
+        None, "Train the decoder layers' matrices with Muon, at this learning rate."
+    )
     group_by_modality_length: bool = _flag(False, "Group samples by modality and length.")
     gate_supervision: str = _flag("all", "all: labels of every layer in one pass; random: one layer a step.")
     gate_alpha: float = _flag(1.03, "How much larger the answer loss may be after an exit.")
