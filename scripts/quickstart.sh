@@ -5,7 +5,7 @@
 #   MODEL, CONV_MODE   checkpoint (playground/tiny/model) and its conversation template (vicuna_v1_nosys)
 #   OUT, SEED          folder of the results (outputs/quickstart); seed of gates, sample and training (0)
 #   SCENES, FRACTION   training scenes to make (4000), and the share of them that gates train on (0.5)
-#   QUESTIONS          of each benchmark (400)
+#   QUESTIONS          of each benchmark (200)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -20,8 +20,8 @@ work=${OUT:-outputs/quickstart}
 SEED=${SEED:-0}
 SCENES=${SCENES:-4000}
 FRACTION=${FRACTION:-0.5}
-QUESTIONS=${QUESTIONS:-400}
-WIDTH=256 # of a gate; the paper's 2048 is for models that are 4096 wide
+QUESTIONS=${QUESTIONS:-200}
+WIDTH=128 # of a gate; the paper's 2048 is for models that are 4096 wide
 benchmarks=(gqa pope textvqa)
 
 step() { printf '\n[%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
