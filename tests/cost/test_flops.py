@@ -15,7 +15,7 @@ from dyvte.cost.flops import layer_flops, layer_params, prefill_flops, vision_fl
 @pytest.mark.parametrize("policy", ["none", "fixed", "learned"])
 def test_equal_to_torchs_counter(prompts, gates, policy):
     """One sample, eager attention (torch does not see into every SDPA kernel); the language head is left out."""
-    from conftest import tiny_hf_llava
+    from tests.conftest import tiny_hf_llava
 
     model = tiny_hf_llava()
     model.set_attn_implementation("eager")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import LAYERS, PATCHES
 
 from dyvte import FixedExit, LearnedExit, NoExit, attach
 from dyvte.cost.kv import kv_bytes
@@ -12,6 +11,7 @@ from dyvte.decoding.attach import handle_of, is_attached
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
+from tests.conftest import LAYERS, PATCHES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
 MODELS = ("hf_llava", "llava")
@@ -197,7 +197,7 @@ def splice(model, ids, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kv_bytes_equal_the_traces_formula(prompts, gates, dtype):
-    from conftest import tiny_hf_llava
+    from tests.conftest import tiny_hf_llava
 
     model = tiny_hf_llava().to(dtype)
     inputs = prompts.hf()
@@ -238,7 +238,7 @@ def test_chat_goes_on_from_the_cache(hf_llava, prompts, gates):
 
 @torch.no_grad()
 def test_image_at_the_very_end_stays(hf_llava, llava, gates):
-    from conftest import Prompts
+    from tests.conftest import Prompts
 
     prompt = Prompts([[1, 5, 6], "image"])
     reference = new_tokens("hf_llava", hf_llava, prompt)
@@ -252,7 +252,7 @@ def test_image_at_the_very_end_stays(hf_llava, llava, gates):
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", ["eager"])
 def test_kernels_agree(prompts, gates, kernel):
-    from conftest import tiny_hf_llava
+    from tests.conftest import tiny_hf_llava
 
     model, other = tiny_hf_llava(), tiny_hf_llava()
     other.set_attn_implementation(kernel)
@@ -268,7 +268,7 @@ def test_flash_kernel_receives_the_packed_row(prompts, gates, monkeypatch):
     import sys
     from types import SimpleNamespace
 
-    from conftest import tiny_hf_llava
+    from tests.conftest import tiny_hf_llava
 
     calls = []
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LAYERS
 
 from dyvte import ExitGates, LearnedExit, attach
 from dyvte.decoding.packed import PackedRow, drop_visual, fork, pack
 from dyvte.gates.files import has_gates
 from dyvte.gates.states import STATES, gather_states, state_index
+from tests.conftest import LAYERS
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import LAYERS
 from torch.nn.functional import cross_entropy
 
 from dyvte import ExitGates, FixedExit, NoExit, attach
 from dyvte.gates.states import STATES, gather_states
 from dyvte.gates.supervision import gate_loss, supervise
+from tests.conftest import LAYERS
 
 PROMPTS = (
     ([1, 5, 6, "v", "v", "v", 7, 8], [9, 10, 2]),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PATCHES
 
 from llava.model.llava_arch import splice, unpad_image
+from tests.conftest import PATCHES
 
 IMAGE, IGNORE = -200, -100
 D = 6
