@@ -45,7 +45,11 @@ class MuonAdamW(torch.optim.AdamW):
         for shape, weights in by_shape.items():
             updates = []
             for weight in weights:
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                state = self.state[weight]
+                if not state:
+                    # AdamW looks for a step count in every state when a checkpoint is read
+                    state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(weight)
+                momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - MOMENTUM)
                 updates.append(weight.grad.lerp(momentum, MOMENTUM))  # Nesterov
                 weight.grad = None

@@ -28,7 +28,7 @@ def test_other_groups_take_adamws_steps():
     ours = MuonAdamW([{"params": [matrix], "muon": True, "lr": 0.1}, {"params": rest}], lr=0.01)
     plain = torch.optim.AdamW([twin[0].bias, *twin[1].parameters()], lr=0.01)
     before = matrix.detach().clone()
-    inputs = torch.randn(4, 6)
+    inputs = torch.randn(32, 6)
     for module, optimizer in ((model, ours), (twin, plain)):
         module(inputs).square().sum().backward()
         optimizer.step()
