@@ -22,7 +22,7 @@ def test_orthogonalised_matrices_keep_their_directions():
 
 def test_other_groups_take_adamws_steps():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     twin = copy.deepcopy(model)
     matrix, rest = model[0].weight, [model[0].bias, *model[1].parameters()]
     ours = MuonAdamW([{"params": [matrix], "muon": True, "lr": 0.1}, {"params": rest}], lr=0.01)
