@@ -26,7 +26,16 @@ def test_equal_to_torchs_counter(prompts, gates, policy):
             model(**one, logits_to_keep=1)
         report = prefill_flops(model, handle.traces[-1])
         head = 2 * model.lm_head.weight.numel()
-        assert report.total[0] + head == counter.get_total_flops()
+        # transformers before 5.20 makes the rotary angles by a matrix product, which torch counts
+        angles = counter.get_total_flops() - report.total[0] - head
+        assert angles in (0, rotary_flops(model, handle.traces[-1]))
+
+
+def rotary_flops(model, trace) -> int:
+    """Of the outer products of positions and frequencies, made anew when the row changes."""
+    config, tokens = model.config.text_config, trace.tokens_per_layer[:, 0].tolist()
+    made = tokens[:1] + [new for old, new in zip(tokens, tokens[1:], strict=False) if new != old]
+    return config.hidden_size // config.num_attention_heads * sum(made)
 
 
 LLAMA = {

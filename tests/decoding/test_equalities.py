@@ -11,7 +11,7 @@ from dyvte.decoding.attach import handle_of, is_attached
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
-from tests.conftest import LAYERS, PATCHES
+from tests.conftest import LAYERS, MIXED, PATCHES, Prompts
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
 MODELS = ("hf_llava", "llava")
@@ -141,8 +141,10 @@ def same_until_end(one, other):
 
 
 @torch.no_grad()
-def test_beams_without_exit_equal_transformers(named, hf_llava, prompts):
+def test_beams_without_exit_equal_transformers(named, hf_llava):
+    """With one image a prompt at most: early versions of transformers 5 pair several of them wrongly in beams."""
     name, model = named
+    prompts = Prompts(*(prompt for prompt in MIXED if prompt.count("image") < 2))
     reference = new_tokens("hf_llava", hf_llava, prompts, num_beams=3)
     with attach(model, NoExit()):
         assert torch.equal(new_tokens(name, model, prompts, num_beams=3), reference)
@@ -238,8 +240,6 @@ def test_chat_goes_on_from_the_cache(hf_llava, prompts, gates):
 
 @torch.no_grad()
 def test_image_at_the_very_end_stays(hf_llava, llava, gates):
-    from tests.conftest import Prompts
-
     prompt = Prompts([[1, 5, 6], "image"])
     reference = new_tokens("hf_llava", hf_llava, prompt)
     for policy in (FixedExit(0), LearnedExit(gates, threshold=0.0)):
