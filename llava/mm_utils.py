@@ -43,13 +43,28 @@ def load_image(source: str | Path | Image.Image, folder: str | Path | None = Non
     if folder is None and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=30) as response:
             return _decode(io.BytesIO(response.read()), source)
-    path = Path(source) if folder is None else _inside(Path(folder), source)
+    path = Path(source) if folder is None else path_inside(folder, source)
     if not path.is_file():
         raise FileNotFoundError(f"image file not found: {path}")
     return _decode(path, str(path))
 
 
-def _inside(folder: Path, name: str) -> Path:
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Read an encoded image file as RGB; ``name`` says in errors which one it is.
+
+    Raises:
+        ValueError: when it is not a whole image, or is too large.
+    """
+    return _decode(io.BytesIO(data), name)
+
+
+def path_inside(folder: str | Path, name: str) -> Path:
+    """The path of a file named relative to a folder.
+
+    Raises:
+        ValueError: when the name leads out of the folder.
+    """
+    folder = Path(folder)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(

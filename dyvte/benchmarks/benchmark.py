@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class File:
+    """A file or folder of a benchmark, below the benchmark's own folder.
+
+    Attributes:
+        path: relative to the benchmark's folder; may be a glob pattern.
+        source: where a user gets it.
+        optional: which figures or options need it; empty when it is needed always.
+    """
+
+    path: str
+    source: str
+    optional: str = ""
 
 
 @dataclass(frozen=True)
@@ -16,11 +32,32 @@ class QuestionScore:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What was done about a question over which the official evaluator crashes, or which it silently miscounts.
+
+    Attributes:
+        question_id: the question.
+        what: the trouble and the treatment, such as "no answer: counted as wrong".
+        skipped: whether the question, or the answer, has no part in the score.
+    """
+
+    question_id: str | int
+    what: str
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
 class Score:
     """The outcome of one benchmark.
 
-    ``value`` is the number that papers print, unrounded and in percent; ``parts`` holds every other figure of
-    the official scorer under its own name; ``questions`` is in the order of the answers file.
+    Attributes:
+        metric: what ``value`` is.
+        value: the number that papers print, unrounded; in percent, except MME's points.
+        parts: every other figure of the official scorer under its own name, unrounded.
+        questions: the score of each question that counts, in the order of the answers.
+        report: what the official scorer prints.
+        variant: which of the official variants was followed, where there are several.
+        remarks: see ``Remark``; empty for answers that the official scorer takes without trouble.
     """
 
     benchmark: str
@@ -28,24 +65,72 @@ class Score:
     value: float
     parts: dict[str, float]
     questions: list[QuestionScore]
+    report: str = ""
+    variant: str = ""
+    remarks: list[Remark] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        """How many questions or answers have no part in the score."""
+        return sum(remark.skipped for remark in self.remarks)
+
+
+class Scorer(Protocol):
+    """Scores LLaVA's answers jsonl.
+
+    Raises:
+        FileNotFoundError: the answers or the annotations are missing.
+        ValueError: a file is broken (naming file and line), the answers are of another split, or there is no
+            such variant.
+    """
+
+    def __call__(self, data_dir: Path, answers_file: Path, variant: str = "") -> Score: ...
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its names, where its files lie within its folder, and its scorer.
+    """One benchmark: its names, where its files lie, who asks its questions, and its scorer.
 
-    ``question_file`` and ``image_folder`` are what a model reads; ``ground_truth`` lists the files that
-    scoring reads, given the benchmark's folder; ``score(data_dir, answers_file)`` scores LLaVA's answers
-    jsonl.
+    Attributes:
+        name: in commands and scripts.
+        title: as papers write it.
+        folder: below ``playground/data/eval``, as LLaVA has it.
+        question_file: what the model is asked; not listed again in ``files``.
+        image_folder: relative to the benchmark's folder; empty where images lie within the question file.
+        files: all other files, images included.
+        ground_truth: the files that scoring reads, given the benchmark's folder.
+        score: see ``Scorer``.
+        variants: names of the official variants that ``score`` knows; the first is the default.
+        runner: the command line that answers the questions.
+        check_questions: given the benchmark's folder, raises ValueError or FileNotFoundError for what would only
+            come to light after inference: a question without annotation, a broken annotation file, a wrong split.
     """
 
     name: str
     title: str
     metric: str
+    folder: str
     question_file: str
     image_folder: str
+    files: tuple[File, ...]
     ground_truth: Callable[[Path], list[Path]]
-    score: Callable[[Path, Path], Score]
+    score: Scorer
+    variants: tuple[str, ...] = ()
+    runner: str = "llava.eval.model_vqa_loader"
+    check_questions: Callable[[Path], None] = lambda data_dir: None
+
+    def variant(self, name: str = "") -> str:
+        """The variant of this name, by default the first; empty for a benchmark without variants.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if not name:
+            return self.variants[0] if self.variants else ""
+        if name not in self.variants:
+            known = f"use one of {', '.join(self.variants)}" if self.variants else "it has none"
+            raise ValueError(f"{self.title} has no variant {name!r}: {known}.")
+        return name
 
 
 def mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score, mean
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
 from dyvte.benchmarks.files import read_answers, read_json
 
 QUESTIONS = "data/testdev_balanced_questions.json"
@@ -110,7 +110,7 @@ def consistency_of_correct(balanced: Records, records: Records, predictions: dic
     return mean(means) if means else None
 
 
-def score(data_dir: Path, answers_file: Path) -> Score:
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """Score an answers file that covers all balanced questions.
 
     Raises:
@@ -152,8 +152,14 @@ BENCHMARK = Benchmark(
     name="gqa",
     title="GQA",
     metric="accuracy",
+    folder="gqa",
     question_file="llava_gqa_testdev_balanced.jsonl",
     image_folder="data/images",
+    files=(
+        File(QUESTIONS, "https://cs.stanford.edu/people/dorarad/gqa (questions)"),
+        File(CHOICES, "https://cs.stanford.edu/people/dorarad/gqa", optional="validity and plausibility"),
+        File("data/images", "https://cs.stanford.edu/people/dorarad/gqa (images)"),
+    ),
     ground_truth=lambda data_dir: [
         path for path in (data_dir / QUESTIONS, data_dir / CHOICES) if path.is_file()
     ],

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score, mean
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
 from dyvte.benchmarks.files import read_answers, read_json_lines
 
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = "coco"
 LABEL_FILE_PREFIX = "coco_pope_"
+_SOURCE = "https://github.com/AoiDragon/POPE at commit e3e3926 (output/coco); later ones have other negatives"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def score_splits(
     return scores, questions
 
 
-def score(data_dir: Path, answers_file: Path) -> Score:
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """Score a complete answers file; see ``score_splits`` for what is refused."""
     rows = read_json_lines(data_dir / QUESTIONS, ("question_id", "category"))
     categories = {row["question_id"]: row["category"] for row in rows}
@@ -135,8 +136,15 @@ BENCHMARK = Benchmark(
     name="pope",
     title="POPE",
     metric="mean F1 of the splits",
+    folder="pope",
     question_file=QUESTIONS,
     image_folder="val2014",
+    files=(
+        File("coco/coco_pope_adversarial.json", _SOURCE),
+        File("coco/coco_pope_popular.json", _SOURCE),
+        File("coco/coco_pope_random.json", _SOURCE),
+        File("val2014", "https://cocodataset.org (2014 validation images)"),
+    ),
     ground_truth=lambda data_dir: sorted((data_dir / LABELS).glob(f"{LABEL_FILE_PREFIX}*.json")),
     score=score,
 )

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score, mean
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
 from dyvte.benchmarks.files import read_answers, read_json
 from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise
 
@@ -63,7 +63,7 @@ def score_answers(humans: dict[tuple[str, str], list[str]], answers: list[dict[s
     return Score("textvqa", BENCHMARK.metric, value, {"accuracy": value}, questions)
 
 
-def score(data_dir: Path, answers_file: Path) -> Score:
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """Score a complete answers file.
 
     Raises:
@@ -84,8 +84,13 @@ BENCHMARK = Benchmark(
     name="textvqa",
     title="TextVQA",
     metric="accuracy",
+    folder="textvqa",
     question_file="llava_textvqa_val_v051_ocr.jsonl",
     image_folder="train_images",
+    files=(
+        File(ANNOTATIONS, "https://textvqa.org/dataset"),
+        File("train_images", "https://textvqa.org/dataset (training and validation images)"),
+    ),
     ground_truth=lambda data_dir: [data_dir / ANNOTATIONS],
     score=score,
 )

@@ -1,8 +1,8 @@
 """Answer a benchmark with the image dropped after one layer for all samples, for every layer (Fig. 4 of the
 paper).
 
-python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path PATH [flags of
-model_vqa_loader]
+python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path PATH [flags of the benchmark's
+runner, such as model_vqa_loader]
 
 The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the
 answers and the result record, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them. An
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -23,26 +23,27 @@ from dyvte.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from dyvte.decoding.policy import FixedExit
 from dyvte.report.record import make_record
 from llava.eval.answer import Answerer
-from llava.eval.model_vqa_loader import answer_line, build_parser, prepared_batches, read_questions, run
+from llava.eval.answering import answer_line, prepared_batches, run
 from llava.eval.options import open_answerer
+from llava.eval.questions import Item, check_items
 from llava.eval.resume import AnswersFile, run_settings
 from llava.mm_utils import get_model_name_from_path
 
 
 def answer_at_layers(
     answerer: Answerer,
-    rows: list[dict[str, Any]],
+    items: list[Item],
     files: dict[int, AnswersFile],
     image_folder: str,
     batch_size: int,
     model_name: str,
 ) -> None:
-    """Write each layer's answers to the rows that its file does not hold yet."""
+    """Write each layer's answers to the questions that its file does not hold yet."""
     if answerer.handle is None:
         raise ValueError("A sweep over exit layers needs a model with images.")
     done = min(file.kept for file in files.values())
-    with tqdm(total=(len(rows) - done) * len(files), desc="fixed exits", unit="q") as progress:
-        for batch, prompts, pixels in prepared_batches(rows[done:], batch_size, answerer, image_folder):
+    with tqdm(total=(len(items) - done) * len(files), desc="fixed exits", unit="q") as progress:
+        for batch, prompts, pixels in prepared_batches(items[done:], batch_size, answerer, image_folder):
             for layer, file in files.items():
                 if file.kept < done + len(batch):
                     answerer.handle.policy = FixedExit(layer)
@@ -57,7 +58,9 @@ def sweep(args: argparse.Namespace) -> None:
     """Answer at all layers, then score each."""
     benchmark = get_benchmark(args.name)
     args.question_file = str(args.data_dir / benchmark.question_file)
-    rows = read_questions(args.question_file)
+    items = importlib.import_module(benchmark.runner).read_items(args)
+    image_folder = str(args.data_dir / benchmark.image_folder)
+    check_items(items, image_folder)
     model_name = get_model_name_from_path(args.model_path)
     answerer = open_answerer(argparse.Namespace(**{**vars(args), "method": "none"}), args.conv_mode)
     layers = args.layers or range(answerer.model.config.num_hidden_layers)
@@ -67,10 +70,9 @@ def sweep(args: argparse.Namespace) -> None:
         files = {}
         for layer in layers:
             path = args.output / f"exit{layer}" / "merge.jsonl"
-            file = AnswersFile(str(path), run_settings(_of_layer(args, layer)), model_name, rows)
+            file = AnswersFile(str(path), run_settings(_of_layer(args, layer)), model_name, items)
             files[layer] = stack.enter_context(file)
-        image_folder = str(args.data_dir / benchmark.image_folder)
-        answer_at_layers(answerer, rows, files, image_folder, args.batch_size, model_name)
+        answer_at_layers(answerer, items, files, image_folder, args.batch_size, model_name)
     for layer in layers:
         _score(benchmark, args, layer)
 
@@ -103,7 +105,10 @@ def _score(benchmark: Benchmark, args: argparse.Namespace, layer: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
+    names = argparse.ArgumentParser(add_help=False)
+    names.add_argument("name", choices=sorted(BENCHMARKS))
+    known, _ = names.parse_known_args(arguments)
+    parser = importlib.import_module(get_benchmark(known.name).runner).build_parser()
     parser.description = "Answer a benchmark at every fixed exit layer."
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")

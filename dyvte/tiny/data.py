@@ -29,12 +29,18 @@ from dyvte.tiny.questions import KINDS, Question, ask
 from dyvte.tiny.scenes import Scene, draw, render
 
 KIND_WEIGHTS = {
-    "count_all": 0.5,
-    "arithmetic": 0.5,
-    "neighbor": 1.5,
-    "count_side": 1.5,
+    "choice": 3.0,
+    "count_side": 2.5,
+    "place": 2.0,
+    "presence": 2.0,
+    "neighbor": 2.0,
     "add": 1.5,
     "read_line": 1.5,
+    "larger": 1.5,
+    "color_at": 0.5,
+    "color_of": 0.5,
+    "arithmetic": 0.5,
+    "count_all": 0.3,
 }
 """How often a kind is asked, relative to the others: hard ones more, those with few questions less."""
 

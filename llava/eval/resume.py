@@ -6,9 +6,14 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llava.eval.questions import Item
 
 logger = logging.getLogger(__name__)
 
@@ -38,51 +43,83 @@ class AnswersFile:
 
     Attributes:
         kept: how many of the questions have answers already.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+        ValueError: another process is writing it.
     """
 
-    def __init__(self, path: str, settings: str, model_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, path: str, settings: str, model_id: str, items: Sequence[Item]) -> None:
         self.path = Path(path).expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         marker = self.path.with_name(f".{self.path.name}.run")
-        self.kept = 0
-        keep_bytes = 0
-        if self.path.is_file():
-            same = marker.read_text().strip() == settings if marker.is_file() else True
-            lines = _whole_lines(self.path) if same else []
-            if all(_answers(line, row, model_id) for line, row in zip(lines, rows, strict=False)):
-                lines = lines[: len(rows)]
-                self.kept, keep_bytes = len(lines), sum(len(line) for line in lines)
-            if self.kept:
-                logger.warning("%s: %d answers are kept, %d to go", path, self.kept, len(rows) - self.kept)
-            elif self.path.stat().st_size:
-                logger.warning("%s holds answers of another run, which are overwritten", path)
-        self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 - closed on exit
-        self._file.truncate(keep_bytes)
-        self._file.seek(keep_bytes)
-        marker.write_text(settings + "\n")
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another run is writing {self.path}; wait for it, or stop it") from None
+        try:
+            self.kept, keep_bytes = self._keep(marker, settings, model_id, items)
+            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 - closed on exit
+            if self.path.stat().st_size > keep_bytes:
+                self._file.truncate(keep_bytes)
+            self._file.seek(keep_bytes)
+            marker.write_text(settings + "\n")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _keep(self, marker: Path, settings: str, model_id: str, items: Sequence[Item]) -> tuple[int, int]:
+        """How many answers, and bytes, of the file that is there can stay."""
+        if not self.path.is_file():
+            return 0, 0
+        same = marker.read_text().strip() == settings if marker.is_file() else True
+        lines = _whole_lines(self.path)[: len(items)] if same else []
+        if not all(_answers(line, item, model_id) for line, item in zip(lines, items, strict=False)):
+            lines = []
+        if lines:
+            logger.warning(
+                "%s: %d answers are kept, %d to go", self.path, len(lines), len(items) - len(lines)
+            )
+        elif self.path.stat().st_size:
+            logger.warning("%s holds answers of another run, which are overwritten", self.path)
+        return len(lines), sum(len(line) for line in lines)
 
     def write(self, answers: Sequence[dict[str, Any]]) -> None:
         """Append answers, and hand them to the system at once."""
-        for answer in answers:
-            self._file.write(json.dumps(answer).encode() + b"\n")
-        self._file.flush()
+        try:
+            for answer in answers:
+                self._file.write(json.dumps(answer).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            message = (
+                f"{os.strerror(error.errno or 0)}; what was answered before is kept, and a new run goes on"
+            )
+            raise OSError(error.errno, message, str(self.path)) from error
 
     def __enter__(self) -> AnswersFile:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            if exception[0] is None:  # a full disk was reported already
+                raise
+        finally:
+            self._lock.release()
 
 
 def _whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _answers(line: bytes, row: dict[str, Any], model_id: str) -> bool:
+def _answers(line: bytes, item: Item, model_id: str) -> bool:
     """Whether a line is this model's answer to this question."""
     try:
         answer = json.loads(line)
-        found = answer["question_id"], answer["prompt"], answer["model_id"]
+        return answer["model_id"] == model_id and all(
+            answer[key] == value for key, value in item.head.items()
+        )
     except (ValueError, KeyError, TypeError):
         return False
-    return found == (row["question_id"], row.get("text"), model_id)

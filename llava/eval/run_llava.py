@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llava.eval.answer import Answer, Question, describe_exit
-from llava.eval.model_vqa_loader import run
+from llava.eval.answering import run
 from llava.eval.options import add_method_arguments, open_answerer
 from llava.mm_utils import get_model_name_from_path, load_image
 

@@ -8,7 +8,7 @@ from transformers import TextStreamer
 
 from llava.conversation import conv_templates
 from llava.eval.answer import Question, describe_exit
-from llava.eval.model_vqa_loader import run
+from llava.eval.answering import run
 from llava.eval.options import add_method_arguments, open_answerer
 from llava.eval.run_llava import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path, load_image

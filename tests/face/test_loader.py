@@ -16,8 +16,10 @@ from PIL import Image
 from dyvte import ExitGates, LearnedExit
 from llava.eval import model_vqa, model_vqa_loader
 from llava.eval.answer import Answerer, Generation, Question
-from llava.eval.model_vqa_loader import build_parser, eval_model, get_chunk, prepare, split_list
+from llava.eval.model_vqa_loader import build_parser, eval_model, get_chunk, split_list
 from llava.eval.options import open_answerer
+from llava.eval.questions import item_of, prepare
+from llava.eval.resume import AnswersFile
 
 KEYS = {
     "exit_layer",
@@ -163,7 +165,7 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
     slow = (
         "import time, llava.eval.answer as a; old = a.Answerer.complete\n"
         "def new(*args, **kwargs): time.sleep(0.5); return old(*args, **kwargs)\n"
-        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\n"
+        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom llava.eval.answering import run\n"
         "run(build_parser(), eval_model)"
     )
     command = [
@@ -201,20 +203,66 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": ""}, "question 'q4' has no text"),
-        ({"text": None}, "question 'q4' has no text"),
-        ({"image": "none.png"}, "question 'q4': image file not found: .*none.png"),
-        ({"image": "../images.png"}, "question 'q4': .*leaves the image folder"),
-        ({"text": "<image> and <image>?"}, "question 'q4': .*2 images"),
+        ({"text": ""}, "has no text"),
+        ({"text": None}, "has no text"),
+        ({"image": "none.png"}, ": image file not found: .*none.png"),
+        ({"image": "../images.png"}, ": .*leaves the image folder"),
     ],
 )
-def test_bad_questions_are_named_and_nothing_is_lost(run_loader, change, message):
+def test_bad_questions_are_found_before_any_is_asked(run_loader, change, message):
     rows = [dict(row) for row in run_loader.rows]
     rows[4].update(change)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=rf"'q4' \(.*questions.jsonl, line 5\).*{message}"
+    ):
+        run_loader(rows=rows)
+    assert not (run_loader.folder / "answers.jsonl").exists()
+    rows[5]["text"] = " "
+    with pytest.raises((ValueError, FileNotFoundError), match="1 more questions cannot be asked"):
+        run_loader(rows=rows)
+
+
+@pytest.mark.parametrize("broken", ["text", "image"])
+def test_trouble_while_asking_loses_no_answer(run_loader, broken):
+    rows = [dict(row) for row in run_loader.rows]
+    if broken == "text":
+        rows[4]["text"] = "<image> and <image>?"
+    else:
+        whole = (run_loader.folder / "images/4.png").read_bytes()
+        (run_loader.folder / "images/4.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="'q4'.*(2 images|cannot read image .*4.png)"):
         run_loader(rows=rows)
     kept = (run_loader.folder / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in kept] == ["q0", "q1", "q2", "q3"]
+
+
+def test_every_nth_question_is_asked_alone_too(run_loader):
+    answers = run_loader(batch_size=3, verify_every=2)
+    asked = [answer["metadata"].pop("batch1_text", None) for answer in answers]
+    assert asked == [answer["text"] if i % 2 == 0 else None for i, answer in enumerate(answers)]
+    assert essence(answers) == essence(run_loader("plain.jsonl"))
+
+
+def test_two_runs_do_not_write_one_file(run_loader):
+    run_loader()
+    items = [item_of(row) for row in run_loader.rows]
+    path = run_loader.folder / "answers.jsonl"
+    with AnswersFile(str(path), "x", "llava-v1.5-tiny", items) as first:
+        assert first.kept == 0
+        with pytest.raises(ValueError, match="another run is writing .*answers.jsonl"):
+            AnswersFile(str(path), "x", "llava-v1.5-tiny", items)
+    with AnswersFile(str(path), "x", "llava-v1.5-tiny", items):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_full_disk_and_unwritable_folder_are_one_error(run_loader, tmp_path):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left.*full.jsonl"):
+        run_loader("full.jsonl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run_loader("file/answers.jsonl")
 
 
 def test_bad_arguments(run_loader, tmp_path):
@@ -255,7 +303,7 @@ def test_beams_and_sampling(run_loader):
 
 
 def test_model_vqa_asks_for_longer_answers(run_loader):
-    assert build_parser(model_vqa.MAX_NEW_TOKENS).parse_args([]).max_new_tokens == 1024
+    assert model_vqa.build_parser().parse_args([]).max_new_tokens == 1024
     assert build_parser().parse_args([]).max_new_tokens == 128
     assert model_vqa.eval_model is model_vqa_loader.eval_model
 
@@ -282,9 +330,8 @@ def test_defaults_are_llavas():
 def test_several_images_in_one_question(run_loader, checkpoint):
     args = build_parser().parse_args(["--model-path", str(checkpoint), "--max_new_tokens", "2"])
     answerer = open_answerer(args, "vicuna_v1")
-    question = prepare(
-        {"question_id": 1, "text": "Same?", "image": ["0.png", "1.png"]}, run_loader.folder / "images"
-    )
+    row = {"question_id": 1, "text": "Same?", "image": ["0.png", "1.png"]}
+    question = prepare(item_of(row), run_loader.folder / "images")
     assert answerer.user_turn(question) == "<image>\n<image>\nSame?"
     placed = Question("first <image-placeholder>, then <image-placeholder>", question.images)
     assert answerer.user_turn(placed) == "first <image>, then <image>"

@@ -1,0 +1,165 @@
+"""What the command lines that answer a file of questions share: chunks, batches, and the answers file.
+
+A run that was interrupted goes on where it stopped when it is started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import shortuuid
+from tqdm import tqdm
+
+from llava.eval.answer import Answer, Answerer
+from llava.eval.options import add_method_arguments, open_answerer
+from llava.eval.questions import Item, check_items, prepare
+from llava.eval.resume import AnswersFile, run_settings
+from llava.mm_utils import get_model_name_from_path
+
+logger = logging.getLogger(__name__)
+
+
+def split_list(lst: Sequence, n: int) -> list:
+    """Consecutive pieces of equal length, rounded up; there may be fewer than ``n``."""
+    size = max(1, math.ceil(len(lst) / n))
+    return [lst[i : i + size] for i in range(0, len(lst), size)]
+
+
+def get_chunk(lst: Sequence, n: int, k: int) -> Sequence:
+    """The ``k``-th of ``n`` pieces; empty when :func:`split_list` makes fewer."""
+    if n < 1 or not 0 <= k < n:
+        raise ValueError(f"--chunk-idx {k} is not one of the {n} chunks 0..{n - 1}")
+    pieces = split_list(lst, n)
+    return pieces[k] if k < len(pieces) else []
+
+
+def prepared_batches(items: Sequence[Item], size: int, answerer: Answerer, folder: str) -> Iterator[tuple]:
+    """(items, prompts, pixels) of each batch; the next batch is read while the caller works on one."""
+
+    def make(batch: Sequence[Item]):
+        questions = [prepare(item, folder) for item in batch]
+        prompts = []
+        for item, question in zip(batch, questions, strict=True):
+            try:
+                prompts.append(answerer.prompt(question))
+            except ValueError as error:
+                raise ValueError(f"{item.name}: {error}") from error
+        return batch, prompts, answerer.pixels(questions)
+
+    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make, batches[0]) if batches else None
+        for following in [*batches[1:], None]:
+            if coming is None:
+                return
+            ready = coming.result()
+            coming = pool.submit(make, following) if following is not None else None
+            yield ready
+
+
+def answer_items(args: argparse.Namespace, items: Sequence[Item]) -> None:
+    """Answer the questions of this chunk that the answers file does not hold yet.
+
+    With ``--verify-every N`` and batches, every N-th question is asked a second time, alone; its metadata then holds
+    that answer as ``batch1_text``.
+
+    Raises:
+        FileNotFoundError, ValueError: before the model is loaded where that can be known; what was answered is kept.
+    """
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be positive, got {args.batch_size}")
+    items = get_chunk(items, args.num_chunks, args.chunk_idx)
+    check_items(items, args.image_folder)
+    model_name = get_model_name_from_path(args.model_path)
+    conv_mode = args.conv_mode
+    if "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode:
+        conv_mode += "_mmtag"
+        logger.warning("a model named 'plain' is asked in conversation mode %s", conv_mode)
+    with AnswersFile(args.answers_file, run_settings(args), model_name, items) as answers:
+        remaining = items[answers.kept :]
+        if not remaining:
+            return
+        answerer = open_answerer(args, conv_mode)
+        with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
+            for batch, prompts, pixels in prepared_batches(
+                remaining, args.batch_size, answerer, args.image_folder
+            ):
+                done = answerer.complete(prompts, pixels)
+                lines = [answer_line(*pair, model_name) for pair in zip(batch, done, strict=True)]
+                if args.batch_size > 1 and args.verify_every:
+                    _ask_alone(answerer, batch, lines, args, answers.kept + progress.n - progress.initial)
+                answers.write(lines)
+                progress.update(len(batch))
+
+
+def _ask_alone(
+    answerer: Answerer,
+    batch: Sequence[Item],
+    lines: list[dict[str, Any]],
+    args: argparse.Namespace,
+    first: int,
+) -> None:
+    for number, (item, line) in enumerate(zip(batch, lines, strict=True), first):
+        if number % args.verify_every == 0:
+            (alone,) = answerer.ask([prepare(item, args.image_folder)])
+            line["metadata"]["batch1_text"] = alone.text
+
+
+def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
+    """A line of LLaVA's answers files."""
+    return {
+        **item.head,
+        "text": answer.text,
+        "answer_id": shortuuid.uuid(),
+        "model_id": model_name,
+        "metadata": answer.metadata,
+    }
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, question_file: str, conv_mode: str, max_new_tokens: int
+) -> None:
+    """LLaVA's flags, and those of the exit method."""
+    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=str, default=None)
+    parser.add_argument("--image-folder", type=str, default="")
+    parser.add_argument("--question-file", type=str, default=question_file)
+    parser.add_argument("--answers-file", type=str, default="answer.jsonl")
+    parser.add_argument("--conv-mode", type=str, default=conv_mode)
+    parser.add_argument("--num-chunks", type=int, default=1)
+    parser.add_argument("--chunk-idx", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--top_p", type=float, default=None)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--batch-size", type=int, default=1, help="questions answered together")
+    parser.add_argument(
+        "--verify-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with batches, ask every N-th question alone as well; results say how many answers differ",
+    )
+    add_method_arguments(parser)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    action: Callable[[argparse.Namespace], Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a command line; what a person can put right is told in one line, without a traceback."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    args = parser.parse_args(argv)
+    try:
+        action(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

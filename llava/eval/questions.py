@@ -1,0 +1,121 @@
+"""Questions as the command lines ask them, whatever file they come from, and what can be known to be wrong with them
+before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.eval.answer import Question
+from llava.mm_utils import decode_image, load_image, path_inside
+
+Images = Sequence["str | bytes"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a file.
+
+    Attributes:
+        head: the fields of the answer line that come from the question: ``question_id``, ``prompt``, and more where
+            LLaVA's format has more.
+        text: what the model is asked; images it has no ``<image>`` for stand in front of it.
+        images: names of files within the image folder, or encoded files.
+        place: file and line, for error messages.
+    """
+
+    head: dict[str, Any]
+    text: str
+    images: Images = ()
+    place: str = ""
+
+    @property
+    def name(self) -> str:
+        where = f" ({self.place})" if self.place else ""
+        return f"question {self.head['question_id']!r}{where}"
+
+
+def read_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """(place, row) of each line of a JSON-lines file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the line that is not an object with a question_id.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"question file not found: {file}")
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+            row["question_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{place}: not a question with a question_id ({error})") from error
+        rows.append((place, row))
+    return rows
+
+
+def item_of(row: dict[str, Any], place: str = "") -> Item:
+    """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list)."""
+    images = row.get("image") or []
+    images = (images,) if isinstance(images, str) else tuple(images)
+    text = row.get("text")
+    return Item({"question_id": row["question_id"], "prompt": text}, text or "", images, place)
+
+
+def check_items(items: Sequence[Item], folder: str | Path) -> None:
+    """Find what is wrong with any question before hours of inference.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the first question without text, or whose image is missing or lies
+            outside the folder, and how many more there are.
+    """
+    troubles: list[Exception] = []
+    for item in items:
+        try:
+            _check(item, folder)
+        except (ValueError, FileNotFoundError) as error:
+            troubles.append(error)
+    if troubles:
+        more = f" ({len(troubles) - 1} more questions cannot be asked)" if len(troubles) > 1 else ""
+        raise type(troubles[0])(f"{troubles[0]}{more}")
+
+
+def prepare(item: Item, folder: str | Path) -> Question:
+    """The question with its images, if it has any, read as RGB.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the question, when its text or an image is not usable.
+    """
+    _check(item, folder)
+    try:
+        loaded = [
+            load_image(image, folder)
+            if isinstance(image, str)
+            else decode_image(image, "in the question file")
+            for image in item.images
+        ]
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{item.name}: {error}") from error
+    return Question(item.text, loaded)
+
+
+def _check(item: Item, folder: str | Path) -> None:
+    if not isinstance(item.text, str) or not item.text.strip():
+        raise ValueError(f"{item.name} has no text")
+    for image in item.images:
+        if not isinstance(image, str):
+            continue
+        try:
+            if not path_inside(folder, image).is_file():
+                raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{item.name}: {error}") from error
