@@ -1,37 +1,136 @@
-"""python -m dyvte.benchmarks score NAME --data-dir DIR --answers FILE [--json OUT]"""
+"""python -m dyvte.benchmarks list | check | run | score"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
+from dyvte.benchmarks.benchmark import describe
+from dyvte.benchmarks.check import check, ready
+
+DATA_ROOT = Path("playground/data/eval")
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
+RUN_SETTINGS = (
+    "method",
+    "gates",
+    "threshold",
+    "exit_layer",
+    "conv_mode",
+    "out",
+    "batch_size",
+    "chunks",
+    "variant",
+)
+"""Flags of ``run`` that are, in upper case, settings of the scripts (scripts/v1_5/eval/common.sh)."""
+
+
+def list_benchmarks(options: argparse.Namespace) -> None:
+    """Print name, title, folder, metric and variants of each."""
+    rows = [("name", "benchmark", f"folder in {DATA_ROOT}", "score", "variants (first: default)")]
+    for benchmark in BENCHMARKS.values():
+        variants = ", ".join(benchmark.variants) or "-"
+        rows.append((benchmark.name, benchmark.title, benchmark.folder, benchmark.metric, variants))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def check_benchmarks(options: argparse.Namespace) -> None:
+    """Print what is there and what is not; exit code 1 when a benchmark is not ready."""
+    if options.data_dir and len(options.names) != 1:
+        raise ValueError("--data-dir is the folder of one benchmark: name that one.")
+    incomplete = []
+    for name in options.names or BENCHMARKS:
+        benchmark = get_benchmark(name)
+        findings = check(benchmark, options.data_dir or options.data_root / benchmark.folder)
+        if not ready(findings):
+            incomplete.append(name)
+        if options.quiet and ready(findings):
+            continue
+        print(f"{benchmark.title}: {'ready' if ready(findings) else 'not ready'}")
+        for finding in findings:
+            print(
+                f"  {finding.state:8} {finding.path}"
+                + (f"\n           {finding.detail}" if finding.detail else "")
+            )
+    if incomplete:
+        sys.exit(1)
+
+
+def run_benchmark(options: argparse.Namespace) -> None:
+    """Become the benchmark's script, with flags as its settings."""
+    script = SCRIPTS / f"{options.name}.sh"
+    if not script.is_file():
+        raise FileNotFoundError(
+            f"{script} does not exist: run from a checkout, installed with pip install -e."
+        )
+    settings = {name.upper(): getattr(options, name) for name in RUN_SETTINGS}
+    settings |= {"MODEL": options.model_path, "DATA": options.data_dir, "PYTHON": sys.executable}
+    environment = {key: str(value) for key, value in settings.items() if value is not None}
+    os.execvpe("bash", ["bash", str(script), *options.arguments], {**os.environ, **environment})
+
+
+def score_benchmark(options: argparse.Namespace) -> None:
+    """Print the official lines and what was remarkable; write all figures."""
+    benchmark = get_benchmark(options.name)
+    result = benchmark.score(options.data_dir, options.answers, benchmark.variant(options.variant))
+    print(describe(benchmark.title, result))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(result), "skipped": result.skipped}
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dyvte.benchmarks", description="The nine benchmarks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("list", help="names, folders, metrics and variants")
+    command.set_defaults(action=list_benchmarks)
+
+    command = commands.add_parser("check", help="what is there, what is missing, and where to get it")
+    command.add_argument("names", nargs="*", metavar="NAME", help=f"default: all ({', '.join(BENCHMARKS)})")
+    command.add_argument(
+        "--data-root", type=Path, default=DATA_ROOT, help=f"folder of all (default: {DATA_ROOT})"
+    )
+    command.add_argument("--data-dir", type=Path, help="folder of the one benchmark named")
+    command.add_argument("--quiet", action="store_true", help="say only what is not ready")
+    command.set_defaults(action=check_benchmarks)
+
+    command = commands.add_parser(
+        "run", help="answer and score: scripts/v1_5/eval/NAME.sh with flags for settings"
+    )
+    command.add_argument("name", choices=list(BENCHMARKS))
+    command.add_argument("--model-path", required=True)
+    command.add_argument("--data-dir", type=Path)
+    for name in RUN_SETTINGS:
+        command.add_argument(f"--{name.replace('_', '-')}", help=f"{name.upper()} of the script")
+    command.add_argument(
+        "arguments", nargs="*", metavar="-- ARGUMENT", help="go on to the command line that answers"
+    )
+    command.set_defaults(action=run_benchmark)
+
+    command = commands.add_parser("score", help="score an answers file")
+    command.add_argument("name", choices=list(BENCHMARKS))
+    command.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
+    command.add_argument("--answers", type=Path, required=True, help="answers in LLaVA's JSON lines")
+    command.add_argument("--variant", default="", help="official variant to follow (see list)")
+    command.add_argument("--json", type=Path, help="write all figures and the score of each question here")
+    command.set_defaults(action=score_benchmark)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.benchmarks", description="Score answers of a benchmark."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("score", help="score an answers file")
-    command.add_argument("name", choices=sorted(BENCHMARKS))
-    command.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
-    command.add_argument("--answers", type=Path, required=True, help="answers in LLaVA's JSON lines")
-    command.add_argument("--json", type=Path, help="write all figures and the score of each question here")
-    options = parser.parse_args(arguments)
-
+    options = build_parser().parse_args(arguments)
     try:
-        result = get_benchmark(options.name).score(options.data_dir, options.answers)
-    except (FileNotFoundError, ValueError) as error:
+        options.action(options)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{options.name}: {result.value:.2f} ({result.metric}, {len(result.questions)} questions)")
-    for name, value in result.parts.items():
-        print(f"  {name}: {value:.2f}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ class File:
     optional: str = ""
 
 
+REMARKS_SHOWN = 10
+
+
 @dataclass(frozen=True)
 class QuestionScore:
     """One answered question and what it earned, between 0 and 1."""
@@ -73,6 +76,21 @@ class Score:
     def skipped(self) -> int:
         """How many questions or answers have no part in the score."""
         return sum(remark.skipped for remark in self.remarks)
+
+
+def describe(title: str, score: Score) -> str:
+    """The official lines, the headline, and what was done about questions that official evaluators stumble over."""
+    lines = [score.report.rstrip("\n")] if score.report else []
+    variant = f", variant {score.variant}" if score.variant else ""
+    lines.append(f"{title}: {score.value:.2f} ({score.metric}{variant}; {len(score.questions)} questions)")
+    if score.remarks:
+        lines.append(
+            f"{len(score.remarks)} remarks, {score.skipped} of them on questions or answers left out:"
+        )
+        lines += [f"  {remark.question_id}: {remark.what}" for remark in score.remarks[:REMARKS_SHOWN]]
+        if len(score.remarks) > REMARKS_SHOWN:
+            lines.append(f"  ... and {len(score.remarks) - REMARKS_SHOWN} more (all of them with --json)")
+    return "\n".join(lines)
 
 
 class Scorer(Protocol):

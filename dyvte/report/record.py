@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks import BENCHMARKS, Benchmark, Score, get_benchmark
-from dyvte.benchmarks.benchmark import mean
+from dyvte.benchmarks.benchmark import describe, mean
 from dyvte.benchmarks.files import read_answers, read_json
 from dyvte.report.provenance import git_state, hardware, sha256_of, versions
 
@@ -31,7 +31,9 @@ class ResultRecord:
     Scores are unrounded; TFLOPs and seconds are means per sample. ``tflops`` counts one prefill with the
     vision tower, the projector and the gates, ``decoder_tflops`` the decoder layers and the gates. ``exit_layers``
     counts samples by exit layer (its keys are strings, "none" where no gate fired); ``mean_exit_layer``
-    counts those as the number of layers. ``seconds`` is the wall time of generation.
+    counts those as the number of layers. ``seconds`` is the wall time of generation. ``remarks`` counts the
+    questions over which the official evaluator stumbles, ``skipped`` those of them without a part in the score.
+    ``batch_check`` says of how many questions, asked in a batch and alone, how many answers differ.
     """
 
     benchmark: str
@@ -39,8 +41,11 @@ class ResultRecord:
     method: str
     settings: dict[str, str]
     metric: str
+    variant: str
     score: float
     parts: dict[str, float]
+    remarks: int
+    skipped: int
     num_samples: int
     num_layers: int
     exit_layers: dict[str, int]
@@ -50,6 +55,7 @@ class ResultRecord:
     seconds: float
     prompt_tokens: float
     visual_tokens: float
+    batch_check: dict[str, int]
     commit: str | None
     dirty: bool | None
     command: str
@@ -84,21 +90,26 @@ class ResultRecord:
         return cls(**content)
 
 
-def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
-    """Read record files; a folder stands for every ``record.json`` below it.
+def find_records(paths: Iterable[str | Path]) -> list[Path]:
+    """Record files; a folder stands for every ``record.json`` below it.
 
     Raises:
         FileNotFoundError: a file is missing, or a folder holds no record.
     """
-    records = []
+    found = []
     for path in map(Path, paths):
         files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
         if not files:
             raise FileNotFoundError(
                 f"{path} holds no record.json; run scripts/v1_5/eval/*.sh with OUT below it."
             )
-        records.extend(ResultRecord.read(file) for file in files)
-    return records
+        found.extend(files)
+    return found
+
+
+def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
+    """Read record files as ``find_records`` finds them; raises what it and ``ResultRecord.read`` raise."""
+    return [ResultRecord.read(path) for path in find_records(paths)]
 
 
 def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -126,7 +137,14 @@ def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
             name: mean([entry[name] for entry in metadata])
             for name in ("tflops", "decoder_tflops", "seconds", "prompt_tokens", "visual_tokens")
         },
+        "batch_check": batch_check(answers),
     }
+
+
+def batch_check(answers: list[dict[str, Any]]) -> dict[str, int]:
+    """Of the questions asked alone as well as in a batch, how many there are and how many answers differ."""
+    pairs = [(a["text"], a["metadata"]["batch1_text"]) for a in answers if "batch1_text" in a["metadata"]]
+    return {"checked": len(pairs), "differ": sum(batched != alone for batched, alone in pairs)}
 
 
 def make_record(
@@ -138,16 +156,17 @@ def make_record(
     method: str,
     settings: dict[str, str],
     command: str,
+    variant: str = "",
 ) -> tuple[ResultRecord, Score]:
     """Score an answers file and put the outcome, its measurements and its provenance together.
 
-    Settings without a value are left out.
+    Settings without a value are left out. ``variant`` is one of the benchmark's; empty for its default.
 
     Raises:
         FileNotFoundError: the answers or the benchmark's files are missing.
         ValueError: the answers are broken, incomplete, or without measurements.
     """
-    score = benchmark.score(data_dir, answers_file)
+    score = benchmark.score(data_dir, answers_file, benchmark.variant(variant))
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
@@ -158,8 +177,11 @@ def make_record(
         method=method,
         settings={key: value for key, value in settings.items() if value},
         metric=score.metric,
+        variant=score.variant,
         score=score.value,
         parts=score.parts,
+        remarks=len(score.remarks),
+        skipped=score.skipped,
         num_samples=len(answers),
         **measurements(answers),
         commit=commit,
@@ -182,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="record to write")
     parser.add_argument("--scores", type=Path, help="write the score of each question here (JSON)")
+    parser.add_argument(
+        "--variant", default="", help="official variant to follow; default: the benchmark's first"
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--method", required=True)
     parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE")
@@ -198,14 +223,18 @@ def main(arguments: list[str] | None = None) -> None:
             method=options.method,
             settings=dict(entry.split("=", 1) for entry in options.setting),
             command=options.command,
+            variant=options.variant,
         )
-    except (FileNotFoundError, ValueError) as error:
+        record.write(options.output)
+        if options.scores:
+            scores = [asdict(question) for question in score.questions]
+            options.scores.write_text(json.dumps(scores), encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    record.write(options.output)
-    if options.scores:
-        options.scores.write_text(
-            json.dumps([asdict(question) for question in score.questions]), encoding="utf-8"
-        )
+    if score.remarks:
+        print(describe(benchmark.title, score))
+    if record.batch_check["differ"]:
+        print("{differ} of {checked} answers differ from those of batch size 1".format(**record.batch_check))
     print(
         f"{benchmark.title}, {options.method}: {record.score:.2f} "
         f"({record.metric}, {record.num_samples} questions), "

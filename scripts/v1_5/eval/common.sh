@@ -1,24 +1,29 @@
 # Shared by the benchmark scripts of this folder (sourced, not run). Settings, all environment variables:
 #
 #   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed
-#   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability
+#   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   conversation template
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
 #   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
+#   VERIFY_EVERY with batches, each N-th question is asked alone too (100; 0: none); the record says how many differ
+#   VARIANT      which official variant scores, where there are several (python -m dyvte.benchmarks list)
 #   CUDA_VISIBLE_DEVICES  GPUs; one shard for each unless CHUNKS says otherwise
 #   PYTHON       interpreter (default: .venv/bin/python where it exists, else python)
 #
-# Further arguments of a script go to llava.eval.model_vqa_loader. An interrupted run goes on where it
+# Further arguments of a script go to the command line that answers (RUNNER). An interrupted run goes on where it
 # stopped when it is started again with the same settings.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
 METHOD=${METHOD:-none}
 GATES=${GATES:-}
-THRESHOLD=${THRESHOLD:-0.5}
+THRESHOLD=${THRESHOLD:-}
 EXIT_LAYER=${EXIT_LAYER:-}
 CONV_MODE=${CONV_MODE:-vicuna_v1}
 BATCH_SIZE=${BATCH_SIZE:-1}
+VERIFY_EVERY=${VERIFY_EVERY:-100}
+VARIANT=${VARIANT:-}
+RUNNER=llava.eval.model_vqa_loader # a script whose questions another command line answers sets its own
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [ -z "${PYTHON:-}" ]; then
     if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; else PYTHON=python; fi
@@ -37,10 +42,13 @@ method_arguments() {
     none) variant="" ;;
     dyvte)
         [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
+        variant=-dyvte$THRESHOLD
+        if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # the record should hold it
+            THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$GATES/gates.json")
+        fi
+        THRESHOLD=${THRESHOLD:-0.5}
         method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$GATES"})
         method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
-        variant=-dyvte
-        [ "$THRESHOLD" = 0.5 ] || variant=-dyvte$THRESHOLD
         ;;
     fixed)
         [ -n "$EXIT_LAYER" ] || die "METHOD=fixed needs EXIT_LAYER=<layer>"
@@ -60,10 +68,11 @@ run_shards() {
     chunks=${CHUNKS:-${#gpus[@]}}
     trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
     for ((index = 0; index < chunks; index++)); do
-        CUDA_VISIBLE_DEVICES=${gpus[index % ${#gpus[@]}]} "$PYTHON" -m llava.eval.model_vqa_loader \
+        CUDA_VISIBLE_DEVICES=${gpus[index % ${#gpus[@]}]} "$PYTHON" -m "$RUNNER" \
             --model-path "$MODEL" --question-file "$questions" --image-folder "$images" \
             --answers-file "$OUT/${chunks}_$index.jsonl" --num-chunks "$chunks" --chunk-idx "$index" \
-            --temperature 0 --conv-mode "$CONV_MODE" --batch-size "$BATCH_SIZE" "${method_flags[@]}" "$@" &
+            --temperature 0 --conv-mode "$CONV_MODE" --batch-size "$BATCH_SIZE" --verify-every "$VERIFY_EVERY" \
+            "${method_flags[@]}" "$@" &
         pids+=($!)
     done
     for index in "${!pids[@]}"; do
@@ -73,22 +82,34 @@ run_shards() {
     [ ${#failed[@]} -eq 0 ] || die "shard ${failed[*]} of $chunks failed (see above); a new run goes on from here"
 }
 
-# run_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: answer, merge, score, and write the record, all into OUT.
-run_benchmark() {
+# answer_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: check the files, answer, and merge in question order, into OUT.
+answer_benchmark() {
     local name=$1 questions=$2 images=$3 index
     shift 3
-    [ -f "$questions" ] || die "$questions is missing; docs/evaluation.md says where it comes from (DATA=$DATA)"
-    [ -d "$images" ] || die "the image folder $images is missing (DATA=$DATA)"
     method_arguments
-    OUT=${OUT:-$DATA/answers/$(basename "$questions" .jsonl)/$(basename "$MODEL")$variant}
+    "$PYTHON" -m dyvte.benchmarks check "$name" --data-dir "$DATA" --quiet ||
+        die "the files in DATA=$DATA are not ready (see above)"
+    OUT=${OUT:-$DATA/answers/$(basename "${questions%.*}")/$(basename "$MODEL")$variant}
     mkdir -p "$OUT"
     rm -f "$OUT/merge.jsonl" "$OUT/record.json" # of an earlier run: none is left behind if this one fails
     run_shards "$questions" "$images" "$@"
     for ((index = 0; index < chunks; index++)); do
         cat "$OUT/${chunks}_$index.jsonl"
     done >"$OUT/merge.jsonl"
+}
+
+# record_benchmark NAME ARGUMENTS...: score the merged answers and write the record; ARGUMENTS are kept in it.
+record_benchmark() {
+    local name=$1
+    shift
     "$PYTHON" -m dyvte.report.record "$name" --data-dir "$DATA" --answers "$OUT/merge.jsonl" \
-        --output "$OUT/record.json" --scores "$OUT/scores.json" \
+        --output "$OUT/record.json" --scores "$OUT/scores.json" --variant "$VARIANT" \
         --model "$MODEL" --method "$METHOD" --command "$0 $*" \
         --setting "${method_settings[@]}" "chunks=$chunks" "arguments=$*"
+}
+
+# run_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: answer and record.
+run_benchmark() {
+    answer_benchmark "$@"
+    record_benchmark "$1" "${@:4}"
 }
