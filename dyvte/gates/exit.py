@@ -20,7 +20,8 @@ class LearnedExit:
 
     Args:
         gates: trained gates that fit the model.
-        threshold: in [0, 1]; 0.5 compares the two logits, as the paper does; 1 never exits.
+        threshold: in [0, 1]; 0.5 compares the two logits, as the paper does; 1 never exits. By default what the gates
+            were calibrated to, else 0.5.
         first_layer, last_layer: gates outside this range (zero-based, inclusive) are not asked.
 
     Raises:
@@ -28,11 +29,13 @@ class LearnedExit:
     """
 
     gates: ExitGates
-    threshold: float = 0.5
+    threshold: float = None  # type: ignore[assignment] - filled in from the gates
     first_layer: int = 0
     last_layer: int | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", self.gates.threshold)
         if not (0 <= self.threshold <= 1) or math.isnan(self.threshold):
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer

@@ -32,6 +32,7 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
         "hidden_size": gates.hidden_size,
         "width": gates.width,
         "states": list(gates.states),
+        **({"calibration": gates.calibration} if gates.calibration else {}),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -66,7 +67,9 @@ def _load_own(folder: Path) -> ExitGates:
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width")}
-    return _assemble(weights, folder, states=described["states"], **sizes)
+    gates = _assemble(weights, folder, states=described["states"], **sizes)
+    gates.calibration = described.get("calibration", {})
+    return gates
 
 
 def _load_paper(folder: Path) -> ExitGates:

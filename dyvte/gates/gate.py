@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class ExitGates(nn.Module):
         width: hidden units of each gate (paper: 2048).
         states: which states, in this order; see :data:`dyvte.gates.states.STATES`.
 
+    Attributes:
+        calibration: how a threshold was chosen for these gates (see :mod:`dyvte.gates.calibration`); empty when
+            none was. Saved with the gates.
+
     Raises:
         ValueError: when a size is not positive or the states are not known ones.
     """
@@ -50,6 +55,7 @@ class ExitGates(nn.Module):
             )
         self.num_layers, self.hidden_size, self.width = num_layers, hidden_size, width
         self.states = check_states(states)
+        self.calibration: dict[str, Any] = {}
         self.layers = nn.ModuleList(
             ExitGate(len(self.states) * hidden_size, width) for _ in range(num_layers)
         )
@@ -68,6 +74,11 @@ class ExitGates(nn.Module):
     def exit_probability(self, layer: int, states: Tensor) -> Tensor:
         """Exit probability (n,) in float32 of one layer's gate."""
         return self(layer, states).float().softmax(-1)[:, 1]
+
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold; 0.5, the paper's, where there is none."""
+        return self.calibration.get("threshold", 0.5)
 
     @property
     def flops(self) -> int:

@@ -149,6 +149,19 @@ class Answerer:
             pixels: what :meth:`pixels` returned for their images.
             streamer: gets the tokens as they come (one prompt only).
         """
+        ids, mask, inputs = self.encode(prompts, pixels)
+        start = _now(ids.device)
+        output = self.generate_ids(ids, mask, inputs, streamer)
+        seconds = (_now(ids.device) - start) / len(prompts)
+        texts = [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
+        if self.handle is None:
+            return [Answer(text) for text in texts]
+        return self._measured(texts, self.handle.traces[0], seconds)
+
+    def encode(
+        self, prompts: Sequence[str], pixels=None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Token ids and mask (B, S), padded on the left, and the image keywords of ``generate``, on the device."""
         device, dtype = self.model.device, self.model.dtype
         ids, mask = self._batch(prompts)
         inputs: dict[str, Any] = {}
@@ -157,24 +170,25 @@ class Answerer:
             on_device = [image.to(device, dtype) for image in images]
             images = torch.stack(on_device) if torch.is_tensor(images) else on_device
             inputs = {"images": images, "image_sizes": sizes}
+        return ids.to(device), mask.to(device), inputs
+
+    def generate_ids(
+        self, ids: torch.Tensor, mask: torch.Tensor, inputs: dict[str, Any], streamer=None
+    ) -> torch.Tensor:
+        """The answers' token ids (B, T), without the prompt; the traces are then those of this call."""
         if self.handle is not None:
             self.handle.traces.clear()
-        start = _now(device)
         output = self.model.generate(
-            ids.to(device),
-            attention_mask=mask.to(device),
+            ids,
+            attention_mask=mask,
             pad_token_id=self._pad_id(),
             streamer=streamer,
             **inputs,
             **self.generation.arguments(),
         )
-        seconds = (_now(device) - start) / len(prompts)
-        if self.image_processor is None:
-            output = output[:, ids.shape[1] :]  # a plain language model repeats the prompt
-        texts = [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
-        if self.handle is None:
-            return [Answer(text) for text in texts]
-        return self._measured(texts, self.handle.traces[0], seconds)
+        return (
+            output[:, ids.shape[1] :] if self.image_processor is None else output
+        )  # a plain LM repeats the prompt
 
     def _batch(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask (B, S), padded on the left."""

@@ -25,7 +25,11 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "Default: dyvte where --gates or the checkpoint brings gates, else none",
     )
     parser.add_argument("--gates", help="folder with gates; default: the checkpoint's own")
-    parser.add_argument("--threshold", type=float, default=0.5, help="exit above this gate probability")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="exit above this gate probability; default: what the gates were calibrated to, else 0.5",
+    )
     parser.add_argument("--exit-layer", type=int, help="zero-based layer for --method fixed")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
     parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
@@ -88,7 +92,7 @@ def _policy(args, method: str | None, handle: Handle | None):
     if handle is None:
         raise ValueError(f"--method dyvte needs gates: {args.model_path} has none, pass --gates FOLDER")
     learned: Any = handle.policy
-    return LearnedExit(learned.gates, threshold=_option(args, "threshold", 0.5))
+    return LearnedExit(learned.gates, threshold=_option(args, "threshold"))
 
 
 def _option(args, name: str, default: Any = None) -> Any:

@@ -1,0 +1,216 @@
+"""Choose the gates' threshold on a calibration set, and save it with the gates.
+
+    python -m llava.eval.calibrate --model-path MODEL --gates GATES --data-path sample.json --image-folder DIR \
+        --conv-mode vicuna_v1 --max-changed 0.02              # at most 2% of the answers change, with 95% confidence
+    ... --budget 0.6                                          # or: 60% of the TFLOPs of a prefill without exit
+
+The set is instruction data in LLaVA's format, as ``llava.train.sample`` draws it, of which the first questions are
+asked; it should not be what the gates were trained on. The model's own answers (greedy, without exit) are what an
+exit must keep: with the answer as given, an exit changes nothing when it changes no argmax at any of its positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dyvte.cost.flops import layer_flops, prefill_flops
+from dyvte.decoding.policy import NoExit
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.calibration import (
+    CONFIDENCE,
+    Calibration,
+    Outcomes,
+    threshold_for_change,
+    threshold_for_cost,
+)
+from dyvte.gates.gate import ExitGates
+from dyvte.gates.supervision import supervise
+from llava.constants import IGNORE_INDEX
+from llava.eval.answer import Answerer
+from llava.eval.answering import prepared_batches, run
+from llava.eval.options import add_method_arguments, open_answerer
+from llava.eval.questions import Item, check_items
+from llava.train.dataset import image_paths, read_records
+from llava.train.sample import first_turn
+
+TERA = 1e12
+
+
+def read_items(data_path: str) -> list[Item]:
+    """The first questions of instruction data, those that ``llava.train.sample`` would take.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or nothing usable in it.
+    """
+    items = []
+    for index, record in enumerate(read_records(data_path)):
+        cut, _ = first_turn(record)
+        if cut is not None:
+            head = {"question_id": cut.get("id", index)}
+            items.append(Item(head, cut["conversations"][0]["value"], tuple(image_paths(cut)), data_path))
+    if not items:
+        raise ValueError(f"{data_path} holds no sample with one image, a question and an answer")
+    return items
+
+
+def observe(
+    answerer: Answerer, gates: ExitGates, items: Sequence[Item], image_folder: str, batch_size: int
+) -> Outcomes:
+    """Answer without exit, then look at every exit.
+
+    Args:
+        answerer: a model to which ``NoExit`` is attached, answering greedily.
+        gates: gates of this model.
+
+    Raises:
+        ValueError: no question can have an exit.
+    """
+    probabilities, kept, costs = [], [], []
+    with tqdm(total=len(items), desc="calibration", unit="q") as progress:
+        for batch, prompts, pixels in prepared_batches(items, batch_size, answerer, image_folder):
+            for part, column in zip(
+                (probabilities, kept, costs), _observe(answerer, gates, prompts, pixels), strict=True
+            ):
+                part.append(column)
+            progress.update(len(batch))
+    joined = [np.concatenate(part, axis=1) for part in (probabilities, kept, costs)]
+    return Outcomes(*joined)
+
+
+@torch.inference_mode()
+def _observe(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels) -> Iterator[NDArray]:
+    """Probabilities, kept answers, and costs of one batch."""
+    model = answerer.model
+    ids, mask, inputs = answerer.encode(prompts, pixels)
+    answers = answerer.generate_ids(ids, mask, inputs)
+    assert answerer.handle is not None
+    trace = answerer.handle.traces[0]
+    said = _until_end(answers, answerer.tokenizer.eos_token_id)
+    spliced = model.splice_images(
+        torch.cat([ids, answers], 1),
+        torch.cat([mask.bool(), said], 1),
+        torch.cat([torch.full_like(ids, IGNORE_INDEX), answers.where(said, IGNORE_INDEX)], 1),
+        inputs.get("images"),
+        inputs.get("image_sizes"),
+    )
+    supervision = supervise(
+        model,
+        spliced.inputs_embeds,
+        spliced.labels,
+        spliced.visual_mask,
+        spliced.attention_mask,
+        states=gates.states,
+    )
+    chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
+    yield torch.stack(chances).cpu().numpy()
+    yield (supervision.agreement == 1).cpu().numpy()
+    yield exit_costs(model, trace, gates)[:, list(supervision.samples)]
+
+
+def exit_costs(model, trace: ExitTrace, gates: ExitGates) -> NDArray:
+    """(L + 1, B) TFLOPs of a prefill with exit after each layer, gates included; the last row is without exit.
+
+    Args:
+        trace: of the same prompts without exit.
+    """
+    layers = trace.num_layers
+    rows = []
+    for total, tokens, visual in zip(
+        prefill_flops(model, trace).total, trace.prompt_tokens, trace.visual_tokens, strict=True
+    ):
+        saved = layer_flops(model.config, tokens) - layer_flops(model.config, tokens - visual)
+        exits = [total - (layers - 1 - layer) * saved + (layer + 1) * gates.flops for layer in range(layers)]
+        rows.append([*exits, total + layers * gates.flops])
+    return np.array(rows).T / TERA
+
+
+def _until_end(answers: torch.Tensor, end: int) -> torch.Tensor:
+    """(B, T) bool: the tokens of each answer up to its end token, which counts."""
+    ended = (answers == end).long().cumsum(1)
+    return (ended == 0) | ((ended == 1) & (answers == end))
+
+
+def calibrate(args: argparse.Namespace) -> Calibration:
+    """Choose the threshold that the arguments ask for and write it beside the gates."""
+    if (args.max_changed is None) == (args.budget is None):
+        raise ValueError(
+            "give one of --max-changed (a share of answers) and --budget (a share of the TFLOPs)"
+        )
+    items = read_items(args.data_path)[: args.limit]
+    check_items(items, args.image_folder)
+    answerer = open_answerer(args, args.conv_mode)
+    if answerer.handle is None or not hasattr(answerer.handle.policy, "gates"):
+        raise ValueError(
+            f"there are no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER"
+        )
+    gates: ExitGates = answerer.handle.policy.gates  # type: ignore[attr-defined]
+    answerer.handle.policy = NoExit()
+    outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
+    full = float(outcomes.costs[-1].mean()) - gates.num_layers * gates.flops / TERA
+    if args.max_changed is not None:
+        threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
+        target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
+    else:
+        threshold = threshold_for_cost(outcomes, args.budget * full)
+        target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
+    samples = outcomes.kept.shape[1]
+    result = Calibration(
+        threshold=threshold,
+        changed=outcomes.changed(threshold) / samples,
+        cost=outcomes.cost(threshold),
+        full_cost=full,
+        unit="TFLOPs",
+        samples=samples,
+        target=target,
+    )
+    gates.calibration = result.as_dict()
+    gates.save_pretrained(args.output or args.gates or args.model_path)
+    return result
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of a run, beside those of the exit method."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.calibrate", description="Choose the gates' threshold on a calibration set."
+    )
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--model-base")
+    parser.add_argument(
+        "--data-path", required=True, help="instruction data, not what the gates were trained on"
+    )
+    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--conv-mode", default="vicuna_v1")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--limit", type=int, help="use the first so many questions")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--max-changed", type=float, help="largest share of answers that may change")
+    parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="of that promise")
+    parser.add_argument("--budget", type=float, help="mean TFLOPs, as a share of those without exit")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the gates with their threshold (default: in place)"
+    )
+    add_method_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    def action(args: argparse.Namespace) -> None:
+        result = calibrate(args)
+        share = result.cost / result.full_cost
+        print(
+            f"threshold {result.threshold:.3f}: {result.target}. On the {result.samples} calibration answers "
+            f"{result.changed:.2%} change, and a prefill costs {share:.1%} of one without exit."
+        )
+
+    run(build_parser(), action, argv)
+
+
+if __name__ == "__main__":
+    main()
