@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+_MOST_DIGESTS = 20
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
 
 
@@ -42,16 +43,19 @@ def hardware() -> dict[str, str | int | list[str]]:
     return {"system": platform.platform(), "cpu": _cpu_model(), "cores": cores, "gpus": gpus}
 
 
-def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, by file name."""
+def sha256_of(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """SHA-256 of each file, by its path below ``root``; of many files one over all their digests."""
     digests = {}
-    for path in paths:
+    for path in sorted(paths):
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        digests[path.name] = digest.hexdigest()
-    return digests
+        digests[path.relative_to(root).as_posix()] = digest.hexdigest()
+    if len(digests) <= _MOST_DIGESTS:
+        return digests
+    together = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    return {f"{len(digests)} files": hashlib.sha256(together.encode()).hexdigest()}
 
 
 def _cpu_model() -> str:

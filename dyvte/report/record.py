@@ -190,7 +190,7 @@ def make_record(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
         hardware=hardware(),
-        data_sha256=sha256_of(sorted(data_files)),
+        data_sha256=sha256_of(data_files, data_dir),
     )
     return record, score
 

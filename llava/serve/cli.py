@@ -7,11 +7,12 @@ import argparse
 from transformers import TextStreamer
 
 from llava.conversation import conv_templates
-from llava.eval.answer import Question, describe_exit
+from llava.eval.answer import Question
 from llava.eval.answering import run
 from llava.eval.options import add_method_arguments, open_answerer
 from llava.eval.run_llava import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path, load_image
+from llava.serve.exit_view import show_exit
 
 
 def main(args) -> None:
@@ -36,7 +37,7 @@ def main(args) -> None:
         (answer,) = answerer.complete([prompt], pixels, streamer)
         conversation.messages[-1][-1] = answer.text
         if answerer.exits:
-            print(describe_exit(answer))
+            show_exit(answer)
         if args.debug:
             print({"prompt": prompt, "outputs": answer.text, **answer.metadata})
     print("bye")

@@ -99,7 +99,10 @@ def test_record_command_scores_and_hashes(tmp_path, files, capsys):
     made = ResultRecord.read(out)
     assert made.score == 100.0 and made.exit_layers == {"1": 1}
     assert made.settings == {"threshold": "0.5", "arguments": "a=b"}
-    assert set(made.data_sha256) == {"testdev_balanced_questions.json", "llava_gqa_testdev_balanced.jsonl"}
+    assert set(made.data_sha256) == {
+        "data/testdev_balanced_questions.json",
+        "llava_gqa_testdev_balanced.jsonl",
+    }
     assert made.versions["torch"] and made.hardware["cores"] >= 1
     assert json.loads((tmp_path / "scores.json").read_text()) == [{"question_id": "1", "score": 1.0}]
     assert "GQA, dyvte: 100.00" in capsys.readouterr().out
@@ -108,7 +111,15 @@ def test_record_command_scores_and_hashes(tmp_path, files, capsys):
 def test_sha256(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert provenance.sha256_of([tmp_path / "empty"]) == {"empty": digest}
+    assert provenance.sha256_of([tmp_path / "empty"], tmp_path) == {"empty": digest}
+    assert provenance.sha256_of([tmp_path / "empty"], tmp_path.parent) == {f"{tmp_path.name}/empty": digest}
+    many = [tmp_path / f"{number}" for number in range(30)]
+    for path in many:
+        path.write_text(path.name)
+    (together,) = provenance.sha256_of(many, tmp_path).items()
+    assert together[0] == "30 files"
+    many[7].write_text("changed")
+    assert provenance.sha256_of(many, tmp_path)["30 files"] != together[1]
 
 
 def test_git_state_outside_a_repository(tmp_path):
