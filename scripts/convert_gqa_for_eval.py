@@ -19,9 +19,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dst", type=Path, required=True, help="predictions file to write")
     options = parser.parse_args(arguments)
 
+    try:
+        answers = read_answers(options.src)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
     predictions = [
         {"questionId": answer["question_id"], "prediction": prediction_of(answer["text"])}
-        for answer in read_answers(options.src)
+        for answer in answers
     ]
     options.dst.write_text(json.dumps(predictions), encoding="utf-8")
 

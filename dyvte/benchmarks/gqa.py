@@ -2,8 +2,8 @@
 
 Files: ``data/testdev_balanced_questions.json`` (a dict of question records by id),
 ``llava_gqa_testdev_balanced.jsonl`` (questions), ``data/images/``; optional
-``data/testdev_balanced_choices.json``, which validity and plausibility need. Consistency appears when the
-answers cover all entailed questions.
+``data/testdev_balanced_choices.json``, which validity and plausibility need. Consistency appears where questions
+entail others that have records and answers. Ids are strings.
 """
 
 from __future__ import annotations
@@ -12,14 +12,23 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
-from dyvte.benchmarks.files import read_answers, read_json
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json
 
+QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
 QUESTIONS = "data/testdev_balanced_questions.json"
 CHOICES = "data/testdev_balanced_choices.json"
 
 # Steps of a question's program that the official count of steps leaves out.
 _UNCOUNTED_STEPS = ("exist", "query: name", "choose name")
+
+# The official breakdowns, in the order in which they are printed.
+_BREAKDOWNS = {
+    "structural": "structural type",
+    "semantic": "semantic type",
+    "steps": "steps number",
+    "words": "words number",
+}
 
 Records = dict[str, dict[str, Any]]
 
@@ -31,7 +40,46 @@ def prediction_of(text: str) -> str:
 
 def predictions_of(answers: list[dict[str, Any]]) -> dict[str, str]:
     """Predictions by question id; of two answers to one question the last one counts."""
-    return {str(answer["question_id"]): prediction_of(answer["text"]) for answer in answers}
+    return {answer["question_id"]: prediction_of(answer["text"]) for answer in answers}
+
+
+def read_records(path: Path) -> Records:
+    """Question records by id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a dict of records with answers.
+    """
+    records = read_json(path)
+    if not isinstance(records, dict) or not records:
+        raise ValueError(f"{path} is not a dict of question records by id; take GQA's own file.")
+    for key, record in records.items():
+        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
+            raise ValueError(f"{path}: question {key} has no answer; is it a split with ground truth?")
+    return records
+
+
+def read_choices(path: Path, balanced: Records) -> Records | None:
+    """Valid and plausible answers by question id; None where there is no such file.
+
+    Raises:
+        ValueError: the file has no lists for a balanced question.
+    """
+    if not path.is_file():
+        return None
+    choices = read_json(path)
+    for key in balanced:
+        entry = choices.get(key) if isinstance(choices, dict) else None
+        if not isinstance(entry, dict) or not {"valid", "plausible"} <= entry.keys():
+            raise ValueError(
+                f"{path} has no valid and plausible answers for question {key}; remove or replace it."
+            )
+    return choices
+
+
+def balanced_of(records: Records) -> Records:
+    """The questions that official figures are about."""
+    return {key: record for key, record in records.items() if record.get("isBalanced", True)}
 
 
 def score_predictions(
@@ -39,21 +87,11 @@ def score_predictions(
 ) -> dict[str, float]:
     """Every official figure that the files allow, in percent (``distribution`` is a distance: low is good).
 
-    Raises:
-        ValueError: a balanced question has no prediction.
+    A balanced question without a prediction counts as wrong everywhere.
     """
-    balanced = {key: record for key, record in records.items() if record.get("isBalanced", True)}
-    missing = [key for key in balanced if key not in predictions]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(balanced)} GQA questions have no answer, for example {missing[0]}."
-        )
-    correct = {key: float(predictions[key] == record["answer"]) for key, record in balanced.items()}
-    groups: dict[str, list[float]] = defaultdict(list)
-    for key, record in balanced.items():
-        for name in _groups_of(record):
-            groups[name].append(correct[key])
-    parts = {"accuracy": 100 * mean(list(correct.values()))}
+    balanced = balanced_of(records)
+    groups = correct_by_group(balanced, predictions)
+    parts = {name: 100 * mean(groups.pop(name, [])) for name in ("accuracy", "binary", "open")}
     parts.update({name: 100 * mean(scores) for name, scores in sorted(groups.items())})
     distribution = answer_distribution_distance(balanced, predictions)
     if distribution is not None:
@@ -61,14 +99,23 @@ def score_predictions(
     consistency = consistency_of_correct(balanced, records, predictions)
     if consistency is not None:
         parts["consistency"] = 100 * consistency
-    if choices is not None:
-        for name in ("valid", "plausible"):
+    if choices:
+        for part, name in (("validity", "valid"), ("plausibility", "plausible")):
             fits = [
-                float(predictions[key] in _choices_of(record, choices[key], name))
+                float(predictions.get(key) in _choices_of(record, choices[key], name))
                 for key, record in balanced.items()
             ]
-            parts["validity" if name == "valid" else "plausibility"] = 100 * mean(fits)
+            parts[part] = 100 * mean(fits)
     return parts
+
+
+def correct_by_group(balanced: Records, predictions: dict[str, str]) -> dict[str, list[float]]:
+    """1 or 0 for each question, for all of them ("accuracy") and for each breakdown."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for key, record in balanced.items():
+        for name in ("accuracy", *_groups_of(record)):
+            groups[name].append(float(predictions.get(key) == record["answer"]))
+    return dict(groups)
 
 
 def answer_distribution_distance(records: Records, predictions: dict[str, str]) -> float | None:
@@ -83,12 +130,16 @@ def answer_distribution_distance(records: Records, predictions: dict[str, str]) 
         group = record.get("groups", {}).get("global")
         if group is not None:
             gold[group][record["answer"]] += 1
-            predicted[group][predictions[key]] += 1
+            if key in predictions:
+                predicted[group][predictions[key]] += 1
     if not gold:
         return None
     weighted, total = 0.0, 0
     for group, counts in gold.items():
-        distance = sum((predicted[group][answer] - count) ** 2 / count for answer, count in counts.items())
+        distance = 0.0
+        # Added one by one: from Python 3.12 on, ``sum`` rounds otherwise than the official loop.
+        for answer, count in counts.items():
+            distance += float(predicted[group][answer] - count) ** 2 / count
         weighted += distance * counts.total()
         total += counts.total()
     return weighted / total / 100
@@ -97,35 +148,92 @@ def answer_distribution_distance(records: Records, predictions: dict[str, str]) 
 def consistency_of_correct(balanced: Records, records: Records, predictions: dict[str, str]) -> float | None:
     """Mean over correctly answered questions of how many of the questions they entail are correct as well.
 
-    None where nothing is entailed, or where entailed questions lack a record or a prediction.
+    None where nothing is entailed, or where an entailed question lacks a record, or is not balanced and lacks a
+    prediction: the official script then has no such figure either.
     """
-    means = []
+    means, entailing = [], False
     for key, record in balanced.items():
         entailed = [other for other in record.get("entailed", []) if other != key]
-        if not entailed or predictions[key] != record["answer"]:
+        entailing = entailing or bool(entailed)
+        if not entailed or predictions.get(key) != record["answer"]:
             continue
-        if any(other not in records or other not in predictions for other in entailed):
+        if any(other not in records for other in entailed):
             return None
-        means.append(mean([float(predictions[other] == records[other]["answer"]) for other in entailed]))
-    return mean(means) if means else None
+        if any(other not in predictions and other not in balanced for other in entailed):
+            return None
+        means.append(mean([float(predictions.get(other) == records[other]["answer"]) for other in entailed]))
+    return mean(means) if entailing else None
+
+
+def report_of(parts: dict[str, float], sizes: dict[str, int]) -> str:
+    """The lines of the official script; ``sizes`` are the numbers of questions in the breakdowns."""
+    lines = []
+    if "validity" not in parts:
+        lines.append("Failed to load choices -- cannot evaluate validity or plausibility")
+    lines.append("")
+    for name in ("binary", "open", "accuracy", "consistency", "validity", "plausibility", "distribution"):
+        # Without choices the official script prints validity and plausibility as 0.
+        if name in parts or name in ("validity", "plausibility"):
+            unit = " (lower is better)" if name == "distribution" else "%"
+            lines.append(f"{name.capitalize()}: {parts.get(name, 0):.2f}{unit}")
+    for kind, title in _BREAKDOWNS.items():
+        lines += ["", f"Accuracy / {title}:"]
+        for part in (part for part in parts if part.startswith(f"{kind}.")):
+            name = part.removeprefix(f"{kind}.")
+            label = int(name) if kind in ("steps", "words") else name
+            lines.append(f"  {label}: {parts[part]:.2f}% ({sizes[part]} questions)")
+    return "\n".join(lines) + "\n"
+
+
+def remarks_on(balanced: Records, records: Records, answers: list[dict[str, Any]]) -> list[Remark]:
+    """Missing, repeated and unknown questions."""
+    counts = Counter(answer["question_id"] for answer in answers)
+    remarks = [Remark(key, "no answer: counted as wrong") for key in balanced if key not in counts]
+    for key, count in counts.items():
+        if key not in records:
+            remarks.append(Remark(key, "unknown question: ignored", skipped=True))
+        elif count > 1:
+            remarks.append(Remark(key, f"answered {count} times: the last answer counts"))
+    return remarks
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file that covers all balanced questions.
+    """Score an answers file.
 
     Raises:
-        ValueError: a balanced question has no answer.
+        FileNotFoundError: answers or records are missing.
+        ValueError: a file is broken, or no answer belongs to a balanced question.
     """
-    records = read_json(data_dir / QUESTIONS)
-    choices = read_json(data_dir / CHOICES) if (data_dir / CHOICES).is_file() else None
-    predictions = predictions_of(read_answers(answers_file))
+    variant = BENCHMARK.variant(variant)
+    records = read_records(data_dir / QUESTIONS)
+    balanced = balanced_of(records)
+    choices = read_choices(data_dir / CHOICES, balanced)
+    answers, remarks = read_answers_and_remarks(answers_file)
+    predictions = predictions_of(answers)
+    if not predictions.keys() & balanced.keys():
+        raise other_split(answers_file, data_dir / QUESTIONS)
     parts = score_predictions(records, predictions, choices)
-    questions = [
-        QuestionScore(key, float(prediction == records[key]["answer"]))
-        for key, prediction in predictions.items()
-        if key in records and records[key].get("isBalanced", True)
-    ]
-    return Score("gqa", BENCHMARK.metric, parts["accuracy"], parts, questions)
+    sizes = {name: len(scores) for name, scores in correct_by_group(balanced, predictions).items()}
+    counted = [key for key in predictions if key in balanced]
+    counted += [key for key in balanced if key not in predictions]
+    questions = [QuestionScore(key, float(predictions.get(key) == records[key]["answer"])) for key in counted]
+    remarks += remarks_on(balanced, records, answers)
+    report = report_of(parts, sizes)
+    return Score("gqa", BENCHMARK.metric, parts["accuracy"], parts, questions, report, variant, remarks)
+
+
+def check_questions(data_dir: Path) -> None:
+    """See ``Benchmark``."""
+    records = read_records(data_dir / QUESTIONS)
+    read_choices(data_dir / CHOICES, balanced_of(records))
+    path = data_dir / QUESTION_FILE
+    for number, row in numbered_lines(path, ["question_id"]):
+        key = row["question_id"]
+        if not isinstance(key, str) or key not in records:
+            raise ValueError(
+                f"{path}, line {number}: question {key!r} has no record in {data_dir / QUESTIONS}; "
+                "take both files of the same split."
+            )
 
 
 def _groups_of(record: dict[str, Any]) -> list[str]:
@@ -153,7 +261,7 @@ BENCHMARK = Benchmark(
     title="GQA",
     metric="accuracy",
     folder="gqa",
-    question_file="llava_gqa_testdev_balanced.jsonl",
+    question_file=QUESTION_FILE,
     image_folder="data/images",
     files=(
         File(QUESTIONS, "https://cs.stanford.edu/people/dorarad/gqa (questions)"),
@@ -164,4 +272,5 @@ BENCHMARK = Benchmark(
         path for path in (data_dir / QUESTIONS, data_dir / CHOICES) if path.is_file()
     ],
     score=score,
+    check_questions=check_questions,
 )

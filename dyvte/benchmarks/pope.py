@@ -2,19 +2,19 @@
 splits' F1.
 
 Files: ``coco/coco_pope_{adversarial,popular,random}.json`` (JSON lines of labels), ``llava_pope_test.jsonl``
-(questions, whose ``category`` is the split), ``val2014/*.jpg``. Answers meet labels by their order within a
-split.
+(questions, whose ``category`` is the split), ``val2014/*.jpg``. Ids are whole numbers. Variants: "position", as
+LLaVA's script has it, gives the first answer of a split the first label, and so on, whatever their ids; "id" gives
+each answer the label of its own question.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
-from dyvte.benchmarks.files import read_answers, read_json_lines
+from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, mean
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json_lines
+from dyvte.benchmarks.pope_pairing import PAIRINGS, Categories, Labels, Outcome, SplitScore
 
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = "coco"
@@ -22,51 +22,21 @@ LABEL_FILE_PREFIX = "coco_pope_"
 _SOURCE = "https://github.com/AoiDragon/POPE at commit e3e3926 (output/coco); later ones have other negatives"
 
 
-@dataclass(frozen=True)
-class SplitScore:
-    """Counts of one split ("yes" is positive) and the official figures from them, as fractions.
+def read_labels(folder: str | Path) -> Labels:
+    """Labels (True is yes) by split, in file order, of all label files in ``folder``; other files are ignored.
 
-    A figure without a denominator is 0 here, where the official script divides by zero.
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a label file is broken.
     """
-
-    true_positive: int
-    false_positive: int
-    true_negative: int
-    false_negative: int
-
-    @property
-    def total(self) -> int:
-        return self.true_positive + self.false_positive + self.true_negative + self.false_negative
-
-    @property
-    def accuracy(self) -> float:
-        return _ratio(self.true_positive + self.true_negative, self.total)
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
-
-    @property
-    def f1(self) -> float:
-        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
-
-    @property
-    def yes_ratio(self) -> float:
-        return _ratio(self.true_positive + self.false_positive, self.total)
+    return {
+        split: [row["label"] != "no" for row in read_json_lines(path, ["label"])]
+        for split, path in label_files(folder).items()
+    }
 
 
-def says_yes(text: str) -> bool:
-    """The official reading: whatever has no "No", "no" or "not" before its first period is a yes."""
-    words = text.split(".", 1)[0].replace(",", "").split(" ")
-    return not {"No", "not", "no"}.intersection(words)
-
-
-def read_labels(folder: str | Path) -> dict[str, list[bool]]:
-    """Labels (True is yes) by split, in file order, of all label files in ``folder``.
+def label_files(folder: str | Path) -> dict[str, Path]:
+    """Label file by split, in the order of their names.
 
     Raises:
         FileNotFoundError: there are none.
@@ -76,60 +46,117 @@ def read_labels(folder: str | Path) -> dict[str, list[bool]]:
         raise FileNotFoundError(
             f"{folder} holds no {LABEL_FILE_PREFIX}*.json; take them from POPE's repository."
         )
-    return {
-        path.stem.removeprefix(LABEL_FILE_PREFIX): [
-            row["label"] != "no" for row in read_json_lines(path, ["label"])
-        ]
-        for path in paths
-    }
+    return {path.stem.removeprefix(LABEL_FILE_PREFIX): path for path in paths}
 
 
-def score_splits(
-    labels: dict[str, list[bool]], categories: dict[Any, str], answers: list[dict[str, Any]]
-) -> tuple[dict[str, SplitScore], list[QuestionScore]]:
-    """Pair answers with labels, split by split in order; ``categories`` is the split of each question id.
+def read_categories(path: str | Path) -> Categories:
+    """The split of each question id, in file order.
 
     Raises:
-        ValueError: an unknown or repeated question, or a split with more or fewer answers than labels: it
-            would shift every later pair.
+        FileNotFoundError: there is no such file.
+        ValueError: a line is broken.
     """
-    replies: dict[str, list[bool]] = {split: [] for split in labels}
-    questions, seen = [], set()
-    for answer in answers:
-        question_id = answer["question_id"]
-        split = categories.get(question_id)
-        if split not in labels or question_id in seen or len(replies[split]) == len(labels[split]):
-            raise ValueError(f"The answer to question {question_id} has no label of its own (split {split}).")
-        seen.add(question_id)
-        reply, label = says_yes(answer["text"]), labels[split][len(replies[split])]
-        replies[split].append(reply)
-        questions.append(QuestionScore(question_id, float(reply == label)))
-    scores = {}
-    for split, wanted in labels.items():
-        if len(replies[split]) != len(wanted):
-            raise ValueError(f"The split {split} has {len(wanted)} labels but {len(replies[split])} answers.")
-        pairs = Counter(zip(replies[split], wanted, strict=True))
-        scores[split] = SplitScore(
-            pairs[True, True], pairs[True, False], pairs[False, False], pairs[False, True]
-        )
-    return scores, questions
+    categories: Categories = {}
+    for number, row in numbered_lines(path, ("question_id", "category")):
+        if not isinstance(row["question_id"], (str, int)) or not isinstance(row["category"], str):
+            raise ValueError(f"{path}, line {number}: question_id or category is of a wrong type.")
+        categories[row["question_id"]] = row["category"]
+    return categories
+
+
+def score_files(label_folder: Path, question_file: Path, answers_file: Path, variant: str) -> Outcome:
+    """Pair the answers of a file with the labels of the splits that are asked.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or no answer belongs to a labelled question.
+    """
+    categories = read_categories(question_file)
+    asked = set(categories.values())
+    labels = {split: wanted for split, wanted in read_labels(label_folder).items() if split in asked}
+    answers, remarks = read_answers_and_remarks(answers_file)
+    if not any(categories.get(answer["question_id"]) in labels for answer in answers):
+        raise other_split(answers_file, question_file)
+    outcome = PAIRINGS[variant](labels, categories, answers)
+    for split, result in outcome.splits.items():
+        empty = result.without_denominator()
+        if empty:
+            outcome.remarks.append(Remark(split, f"nothing to divide by: counted as 0: {', '.join(empty)}"))
+    outcome.remarks[:0] = remarks
+    return outcome
+
+
+def report_of(splits: dict[str, SplitScore]) -> str:
+    """What LLaVA's script prints."""
+    lines = []
+    for split, result in splits.items():
+        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
+        figures = (result.f1, result.accuracy, result.precision, result.recall, result.yes_ratio)
+        lines += [
+            f"Category: {split}, # samples: {result.answers}",
+            "TP\tFP\tTN\tFN\t",
+            "\t".join(str(count) for count in counts),
+            f"Accuracy: {result.accuracy}",
+            f"Precision: {result.precision}",
+            f"Recall: {result.recall}",
+            f"F1 score: {result.f1}",
+            f"Yes ratio: {result.yes_ratio}",
+            ", ".join(f"{figure:.3f}" for figure in figures),
+            "====================================",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score a complete answers file; see ``score_splits`` for what is refused."""
-    rows = read_json_lines(data_dir / QUESTIONS, ("question_id", "category"))
-    categories = {row["question_id"]: row["category"] for row in rows}
-    splits, questions = score_splits(read_labels(data_dir / LABELS), categories, read_answers(answers_file))
-    parts = {}
+    """Score an answers file; see ``score_files``. Counts are parts as they are, figures in percent."""
+    variant = BENCHMARK.variant(variant)
+    outcome = score_files(data_dir / LABELS, data_dir / QUESTIONS, answers_file, variant)
+    parts: dict[str, float] = {}
     for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"):
-        by_split = {split: 100 * getattr(result, name) for split, result in splits.items()}
-        parts[name] = mean(list(by_split.values()))
-        parts.update({f"{split}.{name}": value for split, value in by_split.items()})
-    return Score("pope", BENCHMARK.metric, parts["f1"], parts, questions)
+        by_split = {split: getattr(result, name) for split, result in outcome.splits.items()}
+        parts[name] = 100 * mean(list(by_split.values()))
+        parts.update({f"{split}.{name}": 100 * value for split, value in by_split.items()})
+    for split, result in outcome.splits.items():
+        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
+        parts.update(
+            {f"{split}.{name}": count for name, count in zip(("tp", "fp", "tn", "fn"), counts, strict=True)}
+        )
+    report = report_of(outcome.splits)
+    return Score(
+        "pope", BENCHMARK.metric, parts["f1"], parts, outcome.questions, report, variant, outcome.remarks
+    )
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
+def check_questions(data_dir: Path) -> None:
+    """See ``Benchmark``; where label files hold image and question, these must be the asked ones, in order."""
+    path = data_dir / QUESTIONS
+    files = label_files(data_dir / LABELS)
+    labels = {split: numbered_lines(file, ["label"]) for split, file in files.items()}
+    for split, file in files.items():
+        for number, row in labels[split]:
+            if row["label"] not in ("yes", "no"):
+                raise ValueError(f"{file}, line {number}: the label {row['label']!r} is neither yes nor no.")
+    read_categories(path)
+    places: Counter[str] = Counter()
+    for number, row in numbered_lines(path, ("question_id", "text", "category")):
+        split = row["category"]
+        if split not in files:
+            raise ValueError(
+                f"{path}, line {number}: there is no {data_dir / LABELS}/{LABEL_FILE_PREFIX}{split}.json."
+            )
+        place, places[split] = places[split], places[split] + 1
+        if place >= len(labels[split]):
+            raise ValueError(
+                f"{path}, line {number}: {files[split]} has only {len(labels[split])} labels; take the labels of "
+                "commit e3e3926."
+            )
+        line, label = labels[split][place]
+        same_image = label.get("image", row.get("image")) == row.get("image")
+        if not same_image or not str(row["text"]).startswith(str(label.get("text", ""))):
+            raise ValueError(
+                f"{path}, line {number} asks what {files[split]}, line {line} does not label; take the labels of "
+                "commit e3e3926."
+            )
 
 
 BENCHMARK = Benchmark(
@@ -147,4 +174,6 @@ BENCHMARK = Benchmark(
     ),
     ground_truth=lambda data_dir: sorted((data_dir / LABELS).glob(f"{LABEL_FILE_PREFIX}*.json")),
     score=score,
+    variants=tuple(PAIRINGS),
+    check_questions=check_questions,
 )

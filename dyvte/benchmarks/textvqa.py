@@ -2,82 +2,142 @@
 
 Files: ``TextVQA_0.5.1_val.json`` (annotations), ``llava_textvqa_val_v051_ocr.jsonl`` (questions),
 ``train_images/<image_id>.jpg``. A question is known by its image and its lower-cased words, because LLaVA's
-question ids are image ids.
+question ids are image ids (strings). The mean goes over answer lines, however many there are.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Score, mean
-from dyvte.benchmarks.files import read_answers, read_json
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json
 from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
+QUESTION_FILE = "llava_textvqa_val_v051_ocr.jsonl"
+HUMANS = 10
+
+Key = tuple[str, str]
 
 
-def question_of(prompt: str) -> str:
+def question_of(prompt: Any) -> str:
     """The question within a prompt, in lower case, for each of the three prompt shapes that LLaVA uses.
 
     Raises:
         ValueError: the prompt has none of these shapes.
     """
-    lines = prompt.split("\n")
-    if prompt.startswith("OCR tokens: "):
+    lines = prompt.split("\n") if isinstance(prompt, str) else []
+    if lines and prompt.startswith("OCR tokens: "):
         found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)
         if found:
             return found.group(1).lower()
-    elif "Reference OCR token: " in prompt and len(lines) == 3:
+    elif len(lines) == 3 and "Reference OCR token: " in prompt:
         return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
     elif len(lines) == 2:
         return lines[0].lower()
     raise ValueError(f"No TextVQA question can be read from this prompt: {prompt!r}.")
 
 
-def read_annotations(path: str | Path) -> dict[tuple[str, str], list[str]]:
+def read_annotations(path: str | Path) -> dict[Key, list[str]]:
     """Normalised human answers by (image id, lower-cased question); of two with the same key the last one
     counts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no TextVQA annotation file with ten answers to each question.
     """
-    humans: dict[tuple[str, str], list[str]] = {}
-    for row in read_json(path)["data"]:
-        humans[row["image_id"], row["question"].lower()] = [normalise(answer) for answer in row["answers"]]
+    content = read_json(path)
+    rows = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f'{path} has no list "data" of questions; take TextVQA\'s own file.')
+    humans: dict[Key, list[str]] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not all(_is_text(row.get(key)) for key in ("image_id", "question")):
+            raise ValueError(f"{path}: entry {number} of data lacks image_id or question.")
+        answers = row.get("answers")
+        if not isinstance(answers, list) or len(answers) != HUMANS or not all(map(_is_text, answers)):
+            raise ValueError(
+                f"{path}: entry {number} of data (image {row['image_id']}) does not have {HUMANS} answers; "
+                "is it a split with ground truth?"
+            )
+        humans[row["image_id"], row["question"].lower()] = [normalise(answer) for answer in answers]
     return humans
 
 
-def score_answers(humans: dict[tuple[str, str], list[str]], answers: list[dict[str, Any]]) -> Score:
-    """Score answer lines, all of them and no others: a question without a line is not in the mean.
+def score_answers(humans: dict[Key, list[str]], answers: Iterable[dict[str, Any]]) -> Score:
+    """Score answer lines: one without a known question is left out, a repeated one counts again.
+
+    The report lacks the line with the name of the answers file; see ``score``.
+    """
+    questions, remarks, answered = [], [], set()
+    for answer in answers:
+        question_id = answer["question_id"]
+        try:
+            key = (question_id, question_of(answer["prompt"]))
+        except ValueError:
+            remarks.append(Remark(question_id, "no question in its prompt: left out", skipped=True))
+            continue
+        if key not in humans:
+            remarks.append(Remark(question_id, f"no annotation for {key[1]!r}: left out", skipped=True))
+            continue
+        if key in answered:
+            remarks.append(Remark(question_id, f"another answer to {key[1]!r}: each of them counts"))
+        answered.add(key)
+        accuracy = leave_one_out_accuracy(normalise(answer["text"]), humans[key])
+        questions.append(QuestionScore(question_id, accuracy))
+    remarks += [
+        Remark(image, f"no answer to {question!r}: left out of the mean", skipped=True)
+        for image, question in humans
+        if (image, question) not in answered
+    ]
+    value = 100 * mean([question.score for question in questions])
+    report = f"Samples: {len(questions)}\nAccuracy: {value:.2f}%\n"
+    return Score("textvqa", BENCHMARK.metric, value, {"accuracy": value}, questions, report, "", remarks)
+
+
+def score_file(annotation_file: Path, answers_file: Path) -> Score:
+    """Score an answers file, with what LLaVA's script prints as report.
 
     Raises:
-        ValueError: an answer belongs to no annotated question.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or no answer belongs to an annotated question.
     """
-    questions = []
-    for answer in answers:
-        key = (answer["question_id"], question_of(answer["prompt"]))
-        if key not in humans:
-            raise ValueError(f"No annotation for question {key[1]!r} on image {key[0]}; is it another split?")
-        accuracy = leave_one_out_accuracy(normalise(answer["text"]), humans[key])
-        questions.append(QuestionScore(answer["question_id"], accuracy))
-    value = 100 * mean([question.score for question in questions])
-    return Score("textvqa", BENCHMARK.metric, value, {"accuracy": value}, questions)
+    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
+    result = score_answers(read_annotations(annotation_file), answers)
+    if not result.questions:
+        raise other_split(answers_file, annotation_file)
+    report = f"{answers_file.stem}\n{result.report}"
+    return replace(result, report=report, remarks=remarks + result.remarks)
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score a complete answers file.
+    """Score an answers file; see ``score_file``."""
+    BENCHMARK.variant(variant)
+    return score_file(data_dir / ANNOTATIONS, Path(answers_file))
 
-    Raises:
-        ValueError: questions are missing or answered twice, or an answer belongs to no annotated question.
-    """
+
+def check_questions(data_dir: Path) -> None:
+    """See ``Benchmark``."""
     humans = read_annotations(data_dir / ANNOTATIONS)
-    answers = read_answers(answers_file, ("question_id", "prompt", "text"))
-    answered = {(answer["question_id"], question_of(answer["prompt"])) for answer in answers}
-    if len(answered) < len(answers) or len(humans.keys() - answered) > 0:
-        raise ValueError(
-            f"{answers_file} has {len(answers)} answers to {len(answered)} questions, "
-            f"but {ANNOTATIONS} has {len(humans)}; run the missing ones, or delete the file and start again."
-        )
-    return score_answers(humans, answers)
+    path = data_dir / QUESTION_FILE
+    for number, row in numbered_lines(path, ("question_id", "text")):
+        try:
+            question = question_of(row["text"])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        if not _is_text(row["question_id"]) or (row["question_id"], question) not in humans:
+            raise ValueError(
+                f"{path}, line {number}: no annotation for {question!r} on image {row['question_id']!r} in "
+                f"{data_dir / ANNOTATIONS}; take both files of the same split."
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 BENCHMARK = Benchmark(
@@ -85,7 +145,7 @@ BENCHMARK = Benchmark(
     title="TextVQA",
     metric="accuracy",
     folder="textvqa",
-    question_file="llava_textvqa_val_v051_ocr.jsonl",
+    question_file=QUESTION_FILE,
     image_folder="train_images",
     files=(
         File(ANNOTATIONS, "https://textvqa.org/dataset"),
@@ -93,4 +153,5 @@ BENCHMARK = Benchmark(
     ),
     ground_truth=lambda data_dir: [data_dir / ANNOTATIONS],
     score=score,
+    check_questions=check_questions,
 )

@@ -26,7 +26,9 @@ NUMBERS = {
 ARTICLES = {"a", "an", "the"}
 HUMANS_FOR_FULL_CREDIT = 3
 
-_DIGITS_WITH_COMMA = re.compile(r"\d,+\d")
+DIGITS_WITH_COMMAS = re.compile(r"\d,+\d")
+"""As the M4C evaluator has it; VQAv2's evaluators ask for exactly one comma."""
+
 # Only a digit after the period protects it. The original looks behind as well, but through a mistyped
 # pattern.
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -65,18 +67,22 @@ CONTRACTIONS = _contractions()
 
 def normalise(answer: str) -> str:
     """An answer as the M4C evaluator compares it. May be empty: ``the`` and ``?`` both are."""
-    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    text = separate_words(answer).replace("\n", " ").replace("\t", " ").strip()
     return normalise_words(strip_punctuation(text))
 
 
-def strip_punctuation(text: str) -> str:
+def separate_words(answer: str) -> str:
+    """The M4C evaluator's first step: lower case, no commas and question marks, ``'s`` a word of its own."""
+    return answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+
+
+def strip_punctuation(text: str, digits_with_comma: re.Pattern[str] = DIGITS_WITH_COMMAS) -> str:
     """Without punctuation marks: deleted where the text has the mark beside a blank, else turned into a
     blank.
 
-    The test looks at the text as it came in, and a comma between digits has every mark deleted.
+    The test looks at the text as it came in, and a match of ``digits_with_comma`` has every mark deleted.
     """
-    delete_all = _DIGITS_WITH_COMMA.search(text) is not None
+    delete_all = digits_with_comma.search(text) is not None
     result = text
     for mark in PUNCTUATION:
         beside_blank = f"{mark} " in text or f" {mark}" in text
@@ -93,5 +99,6 @@ def normalise_words(text: str) -> str:
 def leave_one_out_accuracy(prediction: str, human_answers: list[str]) -> float:
     """Mean over the humans of min(1, agreement with the others / 3); all answers come normalised."""
     agree = [answer == prediction for answer in human_answers]
-    credits = [min(1.0, (sum(agree) - own) / HUMANS_FOR_FULL_CREDIT) for own in agree]
+    # The whole number 1, as in the original: from Python 3.12 on, sums of floats alone round otherwise.
+    credits = [min(1, (sum(agree) - own) / HUMANS_FOR_FULL_CREDIT) for own in agree]
     return sum(credits) / len(credits)

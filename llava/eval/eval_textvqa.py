@@ -1,7 +1,7 @@
 """python -m llava.eval.eval_textvqa --annotation-file FILE (--result-file FILE | --result-dir FOLDER)
 
-As in LLaVA, the mean goes over the lines of the result file, however many there are.
-``python -m dyvte.benchmarks score textvqa`` insists on a complete file.
+As in LLaVA, the mean goes over the lines of the result file, however many there are;
+``python -m dyvte.benchmarks score textvqa`` names the questions that are missing or answered twice.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dyvte.benchmarks.files import read_answers
-from dyvte.benchmarks.textvqa import read_annotations, score_answers
+from dyvte.benchmarks.textvqa import score_file
 
 
 def eval_single(annotation_file: str | Path, result_file: str | Path) -> float:
-    """Print LLaVA's lines for one result file and return the accuracy in percent."""
-    answers = read_answers(result_file, ("question_id", "prompt", "text"))
-    result = score_answers(read_annotations(annotation_file), answers)
-    print(Path(result_file).stem)
-    print(f"Samples: {len(result.questions)}\nAccuracy: {result.value:.2f}%\n")
+    """Print LLaVA's lines for one result file and return the accuracy in percent; raises as ``score_file``."""
+    result = score_file(Path(annotation_file), Path(result_file))
+    print(result.report)
     return result.value
 
 
@@ -33,11 +30,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.result_file and not options.result_dir:
         parser.error("name a --result-file or a --result-dir")
 
-    files = [Path(options.result_file)] if options.result_file else []
-    if options.result_dir:
-        files += sorted(Path(options.result_dir).glob("*.jsonl"))
-    for file in files:
-        eval_single(options.annotation_file, file)
+    try:
+        if options.result_file:
+            eval_single(options.annotation_file, options.result_file)
+        for file in sorted(Path(options.result_dir).iterdir()) if options.result_dir else []:
+            if file.suffix == ".jsonl":
+                eval_single(options.annotation_file, file)
+            else:
+                print(f"Skipping {file.name}")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise, normalise_words, strip_punctuation
+from dyvte.benchmarks.vqa_text import (
+    leave_one_out_accuracy,
+    normalise,
+    normalise_words,
+    separate_words,
+    strip_punctuation,
+)
 
 
 class EvalAIAnswerProcessor:
@@ -13,6 +19,9 @@ class EvalAIAnswerProcessor:
 
     def __call__(self, item: str) -> str:
         return normalise(item)
+
+    def word_tokenize(self, word: str) -> str:
+        return separate_words(word)
 
     def process_punctuation(self, in_text: str) -> str:
         return strip_punctuation(in_text)

@@ -1,5 +1,7 @@
 """The VQA normaliser, quirk by quirk, and the leave-one-out accuracy."""
 
+import re
+
 import pytest
 
 from dyvte.benchmarks.vqa_text import CONTRACTIONS, leave_one_out_accuracy, normalise, strip_punctuation
@@ -77,3 +79,27 @@ def test_leave_one_out(matching, expected):
 def test_accuracy_evaluator_normalises_both_sides():
     entry = {"pred_answer": "The Stop.", "gt_answers": ["stop"] * 4 + ["go"] * 6}
     assert TextVQAAccuracyEvaluator().eval_pred_list([entry, {**entry, "pred_answer": "left"}]) == 0.5
+
+
+def test_leave_one_out_to_the_last_digit():
+    """Every position of the agreeing humans, against the sum as the original writes it: whole ones, float thirds."""
+    for mask in range(1 << 10):
+        humans = ["x" if mask >> place & 1 else "y" for place in range(10)]
+        credits = []
+        for place in range(10):
+            others = humans[:place] + humans[place + 1 :]
+            credits.append(min(1, float(others.count("x")) / 3))
+        assert leave_one_out_accuracy("x", humans) == (sum(credits) / len(credits) if mask else 0.0)
+
+
+def test_one_comma_only_where_asked_for():
+    assert strip_punctuation("1,,0-2") == "102"
+    assert strip_punctuation("1,,0-2", re.compile(r"\d,\d")) == "1  0 2"
+
+
+def test_very_long_answers():
+    assert normalise("The word. " * 2000).split() == ["word"] * 32 + ["word."] * 1968
+
+
+def test_word_tokenize_of_llava():
+    assert EvalAIAnswerProcessor().word_tokenize(" It's 1,000? ") == "it 's 1000"

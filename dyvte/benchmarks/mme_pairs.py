@@ -1,0 +1,200 @@
+"""How MME scores one task: the official script takes the lines of a task file two by two.
+
+Order decides which questions make a pair: ids are not compared. Where the official script would stop, a task is
+scored by image instead, and a missing answer is wrong. A reply with a tab or a line break spoils the task file: the
+original script stops over it; the copy in InternVL, which is followed here, leaves out lines that have not four
+columns.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from dyvte.benchmarks.benchmark import QuestionScore, Remark
+
+Key = tuple[str, str, str]
+"""Task, name of the text file (one for each image), question with its "Please answer yes or no."."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with its ground truth: ``place`` is its place in the answers file, ``truth`` is Yes or No."""
+
+    place: int
+    question_id: str
+    key: Key
+    truth: str
+    text: str
+
+    @property
+    def written(self) -> str:
+        """What LLaVA's converter writes for it: text file, question, ground truth and reply, tabs between them."""
+        return "\t".join((*self.key[1:], self.truth, self.text)) + "\n"
+
+    @property
+    def lines(self) -> list[str]:
+        """What the official script reads of it: more than one line where the reply has a line break."""
+        return io.StringIO(self.written, newline=None).readlines()
+
+    @property
+    def spoils(self) -> bool:
+        """Whether a tab or a line break in the reply makes it more than one column or line."""
+        return "\t" in self.text or len(self.lines) > 1
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Counts of one task, and the official figures from them; ``both`` counts images with both questions right.
+
+    ``acc`` and ``acc_plus`` are in percent; ``score`` is their sum, 200 at most.
+    """
+
+    correct: int
+    questions: int
+    both: int
+    images: int
+
+    @property
+    def acc(self) -> float:
+        return self.correct / self.questions * 100
+
+    @property
+    def acc_plus(self) -> float:
+        return self.both / self.images * 100
+
+    @property
+    def score(self) -> float:
+        return self.acc + self.acc_plus
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """A task's score, its scored questions with their places among the answers, and the remarks."""
+
+    score: TaskScore
+    questions: list[tuple[float, QuestionScore]]
+    remarks: list[Remark]
+
+
+def says(reply: str) -> str:
+    """The official reading, from the first four characters alone: yes, no, or other, which is never right."""
+    start = reply.lower()[:4]
+    return next((label for label in ("yes", "no") if label in start), "other")
+
+
+def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
+    """Score the lines of a task file two by two; also whether each is right, None for one that is left out.
+
+    Raises:
+        ValueError: the official script stops over such lines.
+    """
+    if len(lines) % 2:
+        raise ValueError(f"{len(lines)} lines do not make pairs")
+    right: list[bool | None] = []
+    for line in lines:
+        columns = line.split("\t")
+        if len(columns) != 4:
+            right.append(None)
+            continue
+        if columns[2].lower() not in ("yes", "no"):
+            raise ValueError(f"{columns[2]!r} stands where Yes or No is expected")
+        right.append(says(columns[3]) == columns[2].lower())
+    counted = [one for one in right if one is not None]
+    if not counted:
+        raise ValueError("no line has four columns")
+    both = sum(bool(first and second) for first, second in zip(right[::2], right[1::2], strict=True))
+    return TaskScore(sum(counted), len(counted), both, len(right) // 2), right
+
+
+def score_task(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
+    """Score one task as the official script does; where that stops, by image.
+
+    Args:
+        replies: the answers to the task, in their order.
+        truths: the task's ground truth, of one question at least.
+    """
+    try:
+        return _by_position(replies, truths)
+    except ValueError as error:
+        reason = str(error) if replies else "there is no answer"
+        return _by_image(replies, truths, reason)
+
+
+def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
+    owned = [(reply, line) for reply in replies for line in reply.lines]
+    score, right = score_lines([line for _, line in owned])
+    questions: list[tuple[float, QuestionScore]] = []
+    remarks: list[Remark] = []
+    seen: set[int] = set()
+    for number, (reply, _) in enumerate(owned):
+        if reply.place in seen:  # a further line of a reply with a line break
+            continue
+        seen.add(reply.place)
+        outcome, partner = right[number], owned[number ^ 1][0]
+        if outcome is not None:
+            questions.append((reply.place, QuestionScore(reply.question_id, float(outcome))))
+        if partner.key[1] != reply.key[1]:
+            what = (
+                f"paired by its place with a question about {partner.question_id}, as in the official script"
+            )
+            remarks.append(Remark(reply.question_id, what))
+        if reply.spoils:
+            what = "tab or line break in the reply: lines without four columns are left out, and later pairs move"
+            remarks.append(Remark(reply.question_id, what, skipped=outcome is None))
+    read = {says(line.split("\t")[3]) for (_, line), one in zip(owned, right, strict=True) if one is not None}
+    if read == {"other"}:
+        what = "neither yes nor no, like all replies of its task: wrong, where the official script stops"
+        remarks += [Remark(reply.question_id, what) for reply in replies]
+    return TaskOutcome(score, questions, remarks + _uneven(replies, truths))
+
+
+def _uneven(replies: list[Reply], truths: dict[Key, str]) -> list[Remark]:
+    """Remarks on questions that have not one answer, although the lines make pairs."""
+    counts, names = Counter(reply.key for reply in replies), _names(replies)
+    remarks = []
+    for key in truths:
+        if counts[key] == 0:
+            what = f"no answer to {key[2]!r}: left out, as in the official script"
+            remarks.append(Remark(_name(key, names), what, skipped=True))
+        elif counts[key] > 1:
+            what = f"{counts[key]} answers to {key[2]!r}: each counts, as in the official script"
+            remarks.append(Remark(_name(key, names), what))
+    return remarks
+
+
+def _by_image(replies: list[Reply], truths: dict[Key, str], reason: str) -> TaskOutcome:
+    task = next(iter(truths))[0]
+    what = f"the official script stops over this task ({reason}): scored by image, missing answers are wrong"
+    remarks = [Remark(task, what)]
+    last = {reply.key: reply for reply in replies}
+    for reply in replies:
+        if last[reply.key] is not reply:
+            what = f"a later answer to {reply.key[2]!r} counts instead of this one"
+            remarks.append(Remark(reply.question_id, what, skipped=True))
+        elif reply.spoils:
+            remarks.append(Remark(reply.question_id, "tab or line break in the reply: read as a whole"))
+    names = _names(replies)
+    questions: list[tuple[float, QuestionScore]] = []
+    images: dict[str, list[bool]] = defaultdict(list)
+    for key, truth in truths.items():
+        reply, name = last.get(key), _name(key, names)
+        right = reply is not None and says(reply.text) == truth.lower()
+        images[key[1]].append(right)
+        questions.append((reply.place if reply else float("inf"), QuestionScore(name, float(right))))
+        if reply is None:
+            remarks.append(Remark(name, f"no answer to {key[2]!r}: counted as wrong"))
+    correct, both = sum(map(sum, images.values())), sum(map(all, images.values()))
+    return TaskOutcome(TaskScore(correct, len(truths), both, len(images)), questions, remarks)
+
+
+def _names(replies: list[Reply]) -> dict[str, str]:
+    """Question ids by text file."""
+    return {reply.key[1]: reply.question_id for reply in replies}
+
+
+def _name(key: Key, names: dict[str, str]) -> str:
+    """The question's id, or without any answer about its image, what all ids of that image start with."""
+    task, file, _ = key
+    return names.get(file, f"{task}/{file.removesuffix('.txt')}")

@@ -1,0 +1,37 @@
+"""Print SEED-Bench's accuracies and write the leaderboard's upload file, with LLaVA's flags:
+
+python scripts/convert_seed_for_submission.py --annotation-file SEED-Bench.json \\
+    --result-file answers/merge.jsonl --result-upload-file answers_upload/llava-v1.5-7b.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dyvte.benchmarks.benchmark import REMARKS_SHOWN
+from dyvte.benchmarks.seed import read_annotations, score_answers_file, write_upload
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Score SEED-Bench answers and write the upload file.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers in LLaVA's JSON lines")
+    parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
+    options = parser.parse_args(arguments)
+    try:
+        annotations = read_annotations(options.annotation_file)
+        score, texts = score_answers_file(annotations, options.annotation_file, options.result_file)
+        write_upload(annotations, texts, options.result_upload_file)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    for remark in score.remarks[:REMARKS_SHOWN]:
+        print(f"{remark.question_id}: {remark.what}", file=sys.stderr)
+    if len(score.remarks) > REMARKS_SHOWN:
+        print(f"... and {len(score.remarks) - REMARKS_SHOWN} more remarks", file=sys.stderr)
+    print(score.report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Write the frame that stands for each video question of SEED-Bench, as LLaVA chose it (needs: pip install av):
+
+python scripts/extract_seed_video_frames.py --annotation-file SEED-Bench.json --video-root videos \\
+    --output-dir SEED-Bench-video-image
+
+Below the video root lie 20bn-something-something-v2/, EPIC-KITCHENS/ and BreakfastII_15fps_qvga_sync/. Frames that
+are there already are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dyvte.benchmarks.files import read_json
+
+ACTION_RECOGNITION, ACTION_PREDICTION, PROCEDURE_UNDERSTANDING = 10, 11, 12
+FOLDERS = {
+    ACTION_RECOGNITION: "20bn-something-something-v2",
+    ACTION_PREDICTION: "EPIC-KITCHENS",
+    PROCEDURE_UNDERSTANDING: "BreakfastII_15fps_qvga_sync",
+}
+
+
+def frame_index(question_type: int, num_frames: int, fps: float, segment: list[float] | None = None) -> int:
+    """The frame in the middle of a question's segment, counted from 0.
+
+    Args:
+        question_type: 10 takes the whole video but its last frame; the segment of 11 is in seconds, that of 12 in
+            frames.
+        num_frames: frames of the video.
+        fps: frames per second, on average.
+        segment: start and end; the end is not in it.
+
+    Raises:
+        ValueError: no frame is left, or the segment or the type is not one that the rule knows.
+    """
+    if question_type == ACTION_RECOGNITION:
+        first, end = 0, num_frames - 1
+    elif question_type not in FOLDERS:
+        raise ValueError(f"questions of type {question_type} have no video")
+    elif not segment:
+        raise ValueError("the question has no segment")
+    elif question_type == ACTION_PREDICTION:
+        first, end = (int(min(max(second * fps, 0), num_frames - 1)) for second in segment[:2])
+    else:
+        first, end = int(segment[0]), min(int(segment[1]), num_frames)
+    if end <= first:
+        raise ValueError(f"no frame from {first} to {end} (the video has {num_frames})")
+    return first + int((end - first - 1) / 2)
+
+
+def video_path(question: dict[str, Any], root: Path) -> Path:
+    """Where the video of a question lies."""
+    question_type, name = question["question_type_id"], question["data_id"]
+    if question_type == ACTION_PREDICTION:
+        name = name.split("/")[-1]
+    return root / FOLDERS[question_type] / name
+
+
+def load_av() -> Any:
+    """PyAV, which only this script needs."""
+    try:
+        return importlib.import_module("av")
+    except ImportError:
+        raise SystemExit("error: reading videos needs PyAV; pip install av") from None
+
+
+def count_frames(av: Any, path: Path, decode: bool) -> tuple[int, float]:
+    """Number of frames and frames per second; counted by packets, or by decoding all."""
+    with av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        fps = float(stream.average_rate or 0)
+        if decode:
+            return sum(1 for _ in video.decode(stream)), fps
+        return sum(packet.size > 0 for packet in video.demux(stream)), fps
+
+
+def write_frame(av: Any, question: dict[str, Any], root: Path, target: Path) -> None:
+    """Write one question's frame as PNG; an interruption leaves no half of it behind.
+
+    Raises:
+        OSError, ValueError: the video is missing or broken, or the rule finds no frame in it.
+    """
+    path, question_type = video_path(question, root), question["question_type_id"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    num_frames, fps = count_frames(av, path, decode=question_type == PROCEDURE_UNDERSTANDING)
+    wanted = frame_index(question_type, num_frames, fps, question.get("segment"))
+    with av.open(str(path)) as video:
+        for number, frame in enumerate(video.decode(video=0)):
+            if number == wanted:
+                part = target.with_suffix(".part")
+                frame.to_image().save(part, format="PNG")
+                part.replace(target)
+                return
+    raise ValueError(f"{path} ends before frame {wanted}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Extract the frames of SEED-Bench's video questions.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
+    parser.add_argument("--video-root", type=Path, required=True, help=f"holds {', '.join(FOLDERS.values())}")
+    parser.add_argument("--output-dir", type=Path, required=True, help="SEED-Bench-video-image")
+    options = parser.parse_args(arguments)
+    av = load_av()
+    try:
+        questions = [
+            one for one in read_json(options.annotation_file)["questions"] if one["data_type"] == "video"
+        ]
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    failed = 0
+    for question in tqdm(questions, disable=None):
+        target = options.output_dir / f"{question['question_type_id']}_{question['question_id']}.png"
+        if target.exists():
+            continue
+        try:
+            write_frame(av, question, options.video_root, target)
+        except (OSError, ValueError, IndexError, av.FFmpegError) as error:
+            failed += 1
+            print(f"{question['question_id']}: {error}", file=sys.stderr)
+    if failed:
+        raise SystemExit(f"error: {failed} of {len(questions)} frames could not be written (see above)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The points of MME from task files, as MME's eval_tool/calculation.py prints them:
+
+python scripts/mme_calculation.py --results_dir eval_tool/answers/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dyvte.benchmarks.mme import report, score_task_files
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Score the task files that convert_answer_to_mme.py wrote.")
+    parser.add_argument(
+        "--results_dir", "--results-dir", type=Path, required=True, help="folder of <task>.txt"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(report(score_task_files(options.results_dir)))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
