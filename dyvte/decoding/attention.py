@@ -9,6 +9,7 @@ kernel, or plain matrix products ("eager", the slow reference).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,16 @@ KERNELS = ("sdpa", "eager", "flash_attention_2")
 
 @dataclass(frozen=True, eq=False)
 class PackedContext:
-    """What attention must know beyond queries, keys and values: passed through the layers as ``packed=``."""
+    """What attention must know beyond queries, keys and values: passed through the layers as ``packed=``.
+
+    Attributes:
+        observe: called with layer, queries and keys (after rotary embedding) before attention.
+    """
 
     layout: Layout
     cache: RaggedCache | None
     kernel: str
+    observe: Callable[[int, Tensor, Tensor], None] | None = None
 
 
 def packed_attention(
@@ -55,6 +61,8 @@ def packed_attention(
         (1, T, heads, head_dim), and None for the weights, which are never made.
     """
     layout = packed.layout
+    if packed.observe is not None:
+        packed.observe(module.layer_idx, query, key)
     past = False
     if packed.cache is not None:
         held = packed.cache.layers[module.layer_idx]

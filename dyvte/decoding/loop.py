@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
 
 from dyvte.decoding import attention
 from dyvte.decoding.cache import RaggedCache
 from dyvte.decoding.packed import PackedRow
-from dyvte.decoding.policy import Policy
+from dyvte.decoding.policy import Observer, Policy
 from dyvte.decoding.trace import ExitTrace
 
 
@@ -38,14 +39,17 @@ def run_layers(
     with packed_kernel(decoder.config) as kernel:
         for index, layer in enumerate(decoder.layers):
             layout = row.layout
+            observe = None
             if trace is not None:
                 trace.record_layer(layout)
+                if isinstance(policy, Observer):
+                    observe = partial(policy.observe, layout=layout, trace=trace)
             hidden = layer(
                 row.hidden,
                 attention_mask=None,
                 position_ids=layout.positions[None],
                 position_embeddings=rope,
-                packed=attention.PackedContext(layout, cache, kernel),
+                packed=attention.PackedContext(layout, cache, kernel, observe),
             )
             row = PackedRow(hidden, layout)
             if policy is not None:

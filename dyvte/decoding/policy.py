@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from dyvte.decoding.packed import PackedRow, drop_visual
+from torch import Tensor
+
+from dyvte.decoding.packed import Layout, PackedRow, drop_visual
 from dyvte.decoding.trace import ExitTrace
 
 
@@ -21,6 +23,21 @@ class Policy(Protocol):
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """The row that enters layer ``layer + 1``, given the states after ``layer``."""
         ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A policy that also looks into attention: it has ``observe`` beside :class:`Policy`'s methods."""
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Called once per layer of a prefill, before ``edit``, with what the layer's attention works on.
+
+        Args:
+            layer: zero-based.
+            query: (1, heads, T, head_dim), key: (1, kv_heads, T, head_dim), both after rotary embedding.
+            layout: the row's tokens.
+            trace: ``trace.scratch`` takes what ``edit`` needs of it.
+        """
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class ExitTrace:
         exit_layers: one entry per sample, the zero-based exit layer or None when the image stayed to the end.
         prompt_tokens: tokens per sample before any exit, visual ones included.
         visual_tokens: visual tokens per sample.
+        scratch: what a policy hands from one of its calls to a later one of the same prefill.
     """
 
     def __init__(self, num_layers: int, layout: Layout):
@@ -25,6 +26,7 @@ class ExitTrace:
         self.exit_layers: list[int | None] = [None] * len(layout.lengths)
         self.prompt_tokens = list(layout.lengths)
         self.visual_tokens = list(layout.visual)
+        self.scratch: dict = {}
         self._tokens: list[tuple[int, ...]] = []
         self._probabilities: list[tuple[int, list[int], Tensor]] = []
         self._gate_flops = torch.zeros(num_layers, len(layout.lengths), dtype=torch.long)

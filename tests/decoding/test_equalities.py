@@ -337,3 +337,23 @@ def test_what_cannot_be_done_is_said(hf_llava, llava, prompts):
     mask[3] = 0
     with pytest.raises(ValueError, match="no token"):
         llava.generate(inputs["input_ids"], images=inputs["images"], attention_mask=mask)
+
+
+@torch.no_grad()
+def test_observer_sees_what_attention_works_on(hf_llava, prompts):
+    class Look(NoExit):
+        def observe(self, layer, query, key, layout, trace):
+            trace.scratch[layer] = (query, key, layout)
+
+    with attach(hf_llava, Look()) as handle:
+        hf_llava(**prompts.hf("left"))
+    scratch = handle.traces[-1].scratch
+    assert sorted(scratch) == list(range(LAYERS))
+    # the first token of a prompt stands at position 0, which rotary embedding leaves alone
+    attention = hf_llava.model.language_model.layers[0].self_attn
+    norm = hf_llava.model.language_model.layers[0].input_layernorm
+    _, key, layout = scratch[0]
+    first = layout.slots[torch.tensor(layout.starts)]
+    embeds = hf_llava.get_input_embeddings()(prompts.hf("left")["input_ids"]).flatten(0, 1)[first]
+    expected = attention.k_proj(norm(embeds)).unflatten(-1, (-1, attention.head_dim))
+    torch.testing.assert_close(key[0, :, list(layout.starts)].transpose(0, 1), expected)
