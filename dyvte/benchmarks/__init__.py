@@ -1,10 +1,11 @@
 """Benchmarks, one per file: where its files lie, and how its official scorer turns answers into numbers."""
 
-from dyvte.benchmarks import gqa, pope, textvqa
+from dyvte.benchmarks import gqa, mmbench, mme, mmvet, pope, seed, sqa, textvqa, vqav2
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score
 
 BENCHMARKS: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (gqa, pope, textvqa)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (vqav2, gqa, sqa, textvqa, pope, mme, mmbench, seed, mmvet)
 }
 
 __all__ = ["BENCHMARKS", "Benchmark", "QuestionScore", "Score", "get_benchmark"]

@@ -110,9 +110,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--data-dir", type=Path)
     for name in RUN_SETTINGS:
         command.add_argument(f"--{name.replace('_', '-')}", help=f"{name.upper()} of the script")
-    command.add_argument(
-        "arguments", nargs="*", metavar="-- ARGUMENT", help="go on to the command line that answers"
-    )
     command.set_defaults(action=run_benchmark)
 
     command = commands.add_parser("score", help="score an answers file")
@@ -126,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = build_parser().parse_args(arguments[:end], argparse.Namespace(arguments=arguments[end + 1 :]))
     try:
         options.action(options)
     except (OSError, ValueError) as error:

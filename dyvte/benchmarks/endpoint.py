@@ -1,0 +1,176 @@
+"""A chat-completions endpoint in OpenAI's form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+DEFAULT_URL = "https://api.openai.com/v1"
+TIMEOUT = (10, 120)
+LONGEST_WAIT = 300.0
+LONGEST_DETAIL = 300
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said, and the name by which it was served; ``content`` is None when it said nothing."""
+
+    model: str
+    content: str | None
+
+
+class TryAgain(ConnectionError):
+    """Trouble that may pass: no connection, no reply in time, too many requests, a broken server.
+
+    Attributes:
+        wait: seconds that the server asks to wait; 0 when it does not say.
+    """
+
+    def __init__(self, trouble: str, wait: float = 0.0) -> None:
+        super().__init__(trouble)
+        self.wait = wait
+
+
+class Endpoint:
+    """``POST <base URL>/chat/completions``. Neither address nor key stands in its messages.
+
+    Args:
+        model: which model is asked.
+        base_url: up to and with ``/v1``.
+        key: sent as bearer token; empty for servers that want none.
+        attempts: how often one question is sent, at most, while trouble lasts.
+        longest_wait: seconds between two attempts, at most; the waits grow exponentially, with chance in them.
+        say: told before each wait.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = DEFAULT_URL,
+        key: str = "",
+        attempts: int = 10,
+        longest_wait: float = 60.0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model = model
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._key = key
+        self._longest_wait = longest_wait
+        self._say = say
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(TryAgain),
+            stop=stop_after_attempt(attempts),
+            wait=self._wait,
+            before_sleep=self._announce,
+            reraise=True,
+        )
+
+    @classmethod
+    def from_environment(cls, model: str, say: Callable[[str], None]) -> Endpoint:
+        """With OPENAI_BASE_URL and OPENAI_API_KEY.
+
+        Raises:
+            ValueError: neither is set.
+        """
+        base_url, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
+        if not base_url and not key:
+            raise ValueError(
+                "No judge: set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of one's own (or both)."
+            )
+        return cls(model, base_url or DEFAULT_URL, key, say=say)
+
+    def ask(self, message: str, temperature: float, max_tokens: int) -> Reply:
+        """The reply to one user message.
+
+        Raises:
+            ConnectionError: trouble that lasted through all attempts.
+            ValueError: key, model or address are wrong, or the request is refused.
+        """
+        body = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "messages": [{"role": "user", "content": message}],
+        }
+        return self._retrying(self._post, body)
+
+    def _post(self, body: dict[str, Any]) -> Reply:
+        try:
+            response = requests.post(
+                self._url, json=body, auth=self._authorise, timeout=TIMEOUT, allow_redirects=False
+            )
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
+            raise TryAgain(f"The endpoint cannot be reached ({type(error).__name__}).") from None
+        except requests.RequestException as error:
+            raise ValueError(f"OPENAI_BASE_URL is no usable address ({type(error).__name__}).") from None
+        if response.status_code in (408, 409, 429) or response.status_code >= 500:
+            what = "too many requests, or no quota left" if response.status_code == 429 else "server trouble"
+            raise TryAgain(f"The endpoint answers {response.status_code} ({what}).", _retry_after(response))
+        if response.status_code != 200:
+            raise ValueError(f"{_refusal(response.status_code, self.model)}{self._detail(response)}")
+        try:
+            content = response.json()
+            return Reply(
+                str(content.get("model", self.model)), content["choices"][0]["message"].get("content")
+            )
+        except (requests.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError(
+                "The endpoint's reply is no chat completion; OPENAI_BASE_URL should end as .../v1 does."
+            ) from None
+
+    def _detail(self, response: requests.Response) -> str:
+        """What the server says about a refusal, without the key, which servers like to quote in part."""
+        if response.status_code in (401, 403):
+            return ""
+        try:
+            text = str(response.json()["error"]["message"])
+        except (requests.JSONDecodeError, KeyError, TypeError):
+            return ""
+        for secret in filter(None, (self._key, self._url.removesuffix("/chat/completions"))):
+            text = text.replace(secret, "...")
+        return f" It says: {text[:LONGEST_DETAIL]}"
+
+    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # As `auth`, since a header alone would give way to what a .netrc file has for the host.
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _wait(self, state: RetryCallState) -> float:
+        grown = wait_random_exponential(max=self._longest_wait)(state)
+        trouble = state.outcome.exception() if state.outcome else None
+        return max(grown, min(getattr(trouble, "wait", 0.0), LONGEST_WAIT))
+
+    def _announce(self, state: RetryCallState) -> None:
+        trouble = state.outcome.exception() if state.outcome else None
+        self._say(f"{trouble} Trying again in {state.upcoming_sleep:.0f} s.")
+
+
+def _retry_after(response: requests.Response) -> float:
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", "0")))
+    except ValueError:
+        return 0.0  # a date: the growing waits will do
+
+
+def _refusal(status: int, model: str) -> str:
+    if status in (401, 403):
+        return f"The endpoint refuses the key (status {status}); look at OPENAI_API_KEY."
+    if status == 404:
+        return f"The endpoint knows no model {model!r}, or is at another address; look at OPENAI_BASE_URL."
+    return f"The endpoint refuses the request (status {status}); can its model {model!r} chat?"

@@ -1,0 +1,228 @@
+"""Grade MM-Vet answers with a language model, as MM-Vet's own evaluator asks it.
+
+OPENAI_API_KEY=... python -m dyvte.benchmarks.judge --data-dir DIR --answers FILE --prompt-file mm-vet_evaluator.py
+
+Judge: OPENAI_BASE_URL (any endpoint in OpenAI's form), OPENAI_API_KEY, MMVET_JUDGE_MODEL (default: gpt-4-0613). The
+instruction it is given is not part of this project: --prompt-file is MM-Vet's mm-vet_evaluator.py, or a text file
+with the value of its variable `prompt`. Grades are saved after each answer, and replies are kept in a file
+that all runs share: a run started again, of more rounds, or of other answers, pays only for what was never asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dyvte.benchmarks import mmvet
+from dyvte.benchmarks.endpoint import Endpoint, Reply
+from dyvte.benchmarks.mmvet_grades import (
+    Grades,
+    aggregate,
+    csv_paths,
+    csv_text,
+    grade_path,
+    parse_score,
+    read_grades,
+    source_path,
+    write_grades,
+    write_whole,
+)
+from dyvte.benchmarks.reply_store import ReplyStore, asking
+
+DEFAULT_MODEL = "gpt-4-0613"
+DEFAULT_ROUNDS = 5
+STORE = "judge_replies.sqlite"
+MAX_TOKENS = 3
+MOST_TRIES = 5
+ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
+OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
+"""Of the instruction in MM-Vet's mm-vet_evaluator.py, the same since its first version."""
+
+Ask = Callable[[str, float, int], Reply]
+"""The reply to a message at a temperature, in a round."""
+
+
+def read_instruction(path: Path | None) -> str:
+    """The judge's instruction, from MM-Vet's evaluator itself or from a text file, byte for byte.
+
+    Raises:
+        FileNotFoundError: there is no such file; says where to get it.
+        ValueError: the file is no text, is empty, or is a Python file without a string named `prompt`.
+    """
+    where = (
+        "it is mm-vet_evaluator.py of github.com/yuweihao/MM-Vet (or a text file with its variable `prompt`)"
+    )
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"No judge's instruction at --prompt-file {path or '(not given)'}: {where}.")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        text = _prompt_variable(text) if path.suffix == ".py" else text
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {where}.") from None
+    if not text.strip():
+        raise ValueError(f"{path} holds no instruction for the judge; {where}.")
+    return text
+
+
+def _prompt_variable(code: str) -> str:
+    """The string assigned to ``prompt`` in Python code, which is not run; empty when there is none."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [getattr(target, "id", "") for target in node.targets]
+            if names == ["prompt"] and isinstance(node.value.value, str):
+                return node.value.value
+    return ""
+
+
+def message_of(instruction: str, sample: dict[str, Any], prediction: str) -> str:
+    """What the judge is asked about one answer: the instruction, and a table row that ends before its last cell."""
+    truth = sample["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return instruction + "\n" + " | ".join([sample["question"], truth, prediction, ""])
+
+
+def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float]:
+    """The reply that is kept, and its score. Replies that do not begin with a number between 0 and 1 are asked for
+    again, from the second time on warmer and warmer; the score is 0 when that does not help.
+
+    As in the official evaluator, one last reply is then asked for and kept, but its score is not read.
+    """
+    reply = ask(message, 0.0, round_index)
+    for tries in range(MOST_TRIES):
+        value = parse_score(reply.content)
+        if value is not None:
+            return Reply(reply.model, (reply.content or "").split(" ")[0].strip()), value
+        reply = ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
+    return reply, 0.0
+
+
+def paying_once(endpoint: Endpoint, store: ReplyStore) -> Ask:
+    """Ask the endpoint only what the store does not know, and store its reply before anything else happens."""
+
+    def ask(message: str, temperature: float, round_index: int) -> Reply:
+        asked = asking(endpoint.model, message, temperature, MAX_TOKENS, round_index)
+        reply = store.get(asked)
+        if reply is None:
+            reply = endpoint.ask(message, temperature, MAX_TOKENS)
+            store.put(asked, reply)
+        return reply
+
+    return ask
+
+
+def grade(
+    samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
+) -> Grades:
+    """Grade all samples ``rounds`` times, round by round, going on from what ``path`` holds, and saving after each.
+
+    A sample without an answer gets 0, and nobody is asked.
+    """
+    grades = read_grades(path) if path.is_file() else {}
+    for round_index in range(rounds):
+        progress = tqdm(samples.items(), f"round {round_index + 1} of {rounds}", leave=False, disable=None)
+        for key, sample in progress:
+            entry = grades.setdefault(key, {"model": [], "content": [], "score": []})
+            if len(entry["score"]) > round_index:
+                continue
+            reply, value = Reply("", ""), 0.0
+            if key in texts:
+                reply, value = grade_answer(ask, message_of(instruction, sample, texts[key]), round_index)
+            entry["model"].append(reply.model)
+            entry["content"].append(reply.content)
+            entry["score"].append(value)
+            write_grades(path, grades)
+    return grades
+
+
+def start_grades(path: Path, source: dict[str, str]) -> bool:
+    """Make ``path`` ready for grades that come from ``source``; True when grades of another source were removed.
+
+    Raises:
+        ValueError: the grades there do not say what they come from.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = source_path(path)
+    if path.is_file() and not sidecar.is_file():
+        raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
+    stale = sidecar.is_file() and sidecar.read_text(encoding="utf-8") != json.dumps(source, indent=1)
+    if stale:
+        path.unlink(missing_ok=True)
+    write_whole(sidecar, json.dumps(source, indent=1))
+    return stale
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Read everything, grade, and write grades and tables; the command line's work."""
+    if options.rounds < 1:
+        raise ValueError(f"--rounds {options.rounds} must be at least 1.")
+    instruction = read_instruction(options.prompt_file)
+    samples = mmvet.read_samples(options.data_dir)
+    predictions = mmvet.predictions_for(options.data_dir, options.answers)
+    model = os.environ.get("MMVET_JUDGE_MODEL") or DEFAULT_MODEL
+    endpoint = Endpoint.from_environment(model, say=tqdm.write)
+    digest = hashlib.sha256(instruction.encode()).hexdigest()
+    if digest != OFFICIAL_SHA256:
+        print("The judge's instruction is not MM-Vet's own: grades may not compare with published ones.")
+
+    folder = options.output_dir or options.answers.parent / mmvet.GRADES
+    name = options.name or default_name(options.answers)
+    path = grade_path(folder, name, model, options.rounds)
+    source = {
+        "model": name,
+        "answers_sha256": mmvet.fingerprint(predictions.texts),
+        "instruction_sha256": digest,
+        "judge": model,
+    }
+    store = ReplyStore(options.store or options.data_dir / STORE)
+    with store.lock:
+        if start_grades(path, source):
+            print(f"{path} held grades of other answers or by another instruction: graded anew.")
+        ask = paying_once(endpoint, store)
+        grades = grade(samples, predictions.texts, instruction, ask, path, options.rounds)
+
+    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds)
+    for file, columns in zip(csv_paths(path), (totals.capabilities, totals.combinations), strict=True):
+        write_whole(file, csv_text(name, totals.row(columns)))
+    print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
+
+
+def default_name(answers: Path) -> str:
+    """The model's name: that of the answers file, or of its folder when answers were merged there."""
+    return answers.resolve().parent.name if answers.stem == "merge" else answers.stem
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.benchmarks.judge",
+        description="Grade MM-Vet answers. Environment: OPENAI_API_KEY, OPENAI_BASE_URL, MMVET_JUDGE_MODEL.",
+    )
+    parser.add_argument("--data-dir", type=Path, required=True, help="MM-Vet's folder")
+    parser.add_argument("--answers", type=Path, required=True, help="answers in LLaVA's JSON lines")
+    parser.add_argument(
+        "--prompt-file", type=Path, help="MM-Vet's mm-vet_evaluator.py, or its prompt as text"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: grades/ beside the answers, where scoring looks"
+    )
+    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="how often each answer is graded")
+    parser.add_argument("--name", help="of the model in file names; default: from the answers file")
+    parser.add_argument("--store", type=Path, help=f"replies paid for (default: {STORE} in the data folder)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        judge(build_parser().parse_args(arguments))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""MMBench, dev split of July 2023 (Liu et al., 2023): multiple choice, right only when right in every rotation.
+
+Files: ``mmbench_dev_20230712.tsv``, which holds questions, answers and images (base64). Rotation ``k`` of a question
+is a row of its own, whose index is larger by ``k`` million. Any other ``mmbench_*.tsv`` that is alone in the
+folder (the Chinese one, say) is scored too.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, mean
+from dyvte.benchmarks.files import read_json_lines
+from dyvte.benchmarks.mmbench_table import (
+    EMPTY_CELLS,
+    LETTERS,
+    QUESTIONS,
+    asked_options,
+    is_missing,
+    read_questions,
+    read_table,
+    table_file,
+)
+from dyvte.benchmarks.option_letters import letter_2024, letter_today
+
+ROUND = 1_000_000
+ABBREVIATIONS = {
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "logic_reasoning": "LR",
+    "relation_reasoning": "RR",
+    "attribute_reasoning": "AR",
+}
+"""Level-2 categories as papers head their columns."""
+
+# What an empty cell becomes where the official matcher makes text of it.
+_EMPTY_TEXT = "nan"
+
+
+def plain_letter(reply: str, options: Mapping[str, Any]) -> str | None:
+    """The reply itself: it counts only when it is the letter and nothing else."""
+    return reply
+
+
+VARIANTS: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
+    "letter": plain_letter,
+    "vlmevalkit-2024": letter_2024,
+    "vlmevalkit": letter_today,
+}
+"""How a reply becomes a letter. The paper's figures are the server's; with replies that are bare letters, as LLaVA's
+are, all three agree with it."""
+
+
+def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[dict[int, Any], list[Remark]]:
+    """The text that counts for each index, as LLaVA's converter finds it: of several the last one.
+
+    Answers to unknown questions are left out, and so are texts that are a list or an object.
+    """
+    known = set(indices)
+    texts: dict[int, Any] = {}
+    remarks = []
+    for answer in answers:
+        index, text = answer["question_id"], answer["text"]
+        if not isinstance(index, (int, float)) or index not in known:
+            name = index if isinstance(index, (int, str)) else str(index)
+            remarks.append(Remark(name, "no such question in the table: ignored", skipped=True))
+            continue
+        index = int(index)
+        if index in texts:
+            remarks.append(Remark(index, "answered again: only the last answer counts", skipped=True))
+        if not isinstance(text, str):
+            kept = "counted as empty" if isinstance(text, (list, dict, type(None))) else "taken as text"
+            remarks.append(Remark(index, f"the answer is not a string ({text!r:.40}): {kept}"))
+        texts[index] = None if isinstance(text, (list, dict)) else text
+    remarks += [
+        Remark(index, "no answer: counted as an empty one") for index in indices if index not in texts
+    ]
+    return texts, remarks
+
+
+def reply_of(text: Any) -> str:
+    """The reply as the matcher gets it from an upload sheet: an empty cell has become "nan"."""
+    if is_missing(text) or text in EMPTY_CELLS:
+        return _EMPTY_TEXT
+    return str(int(text)) if isinstance(text, float) and text.is_integer() else str(text)
+
+
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
+    """Circular accuracy: a question counts when all its rotations are answered right.
+
+    Variants: "letter", the reply is the letter and nothing else; "vlmevalkit-2024" and "vlmevalkit", the letter that
+    VLMEvalKit's exact matching infers (see ``option_letters``), then and today. The server's own matching
+    beyond letters is not public.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, the table has no answers (test split), or no answer belongs to it.
+    """
+    variant = BENCHMARK.variant(variant)
+    path = table_file(data_dir)
+    table = read_table(path, usecols=lambda name: name != "image")
+    if "answer" not in table or table["answer"].isna().all():
+        raise ValueError(
+            f"{path} has no answers (a test split): upload the xlsx that "
+            "scripts/convert_mmbench_for_submission.py writes."
+        )
+    answers = read_json_lines(answers_file, ("question_id", "text"))
+    rows = table.to_dict("records")
+    texts, remarks = match_answers([row["index"] for row in rows], answers)
+    if not texts:
+        raise ValueError(
+            f"{answers_file}: none of its {len(answers)} answers belongs to {path}; wrong split?"
+        )
+    infer = VARIANTS[variant]
+    right = {
+        row["index"]: infer(reply_of(texts.get(row["index"])), _choices(row)) == row["answer"] for row in rows
+    }
+    bases = [row for row in rows if row["index"] < ROUND]
+    hits = circular_hits(right)
+    figures = circular_figures(bases, hits)
+    parts = {name: 100 * value for name, value in figures.items()}
+    parts["row_accuracy"] = 100 * mean([float(hit) for hit in right.values()])
+    parts["base_row_accuracy"] = 100 * mean([float(right[row["index"]]) for row in bases])
+    return Score(
+        "mmbench",
+        BENCHMARK.metric,
+        parts["overall"],
+        parts,
+        [QuestionScore(index, hit) for index, hit in hits.items()],
+        report=_report(bases, figures),
+        variant=variant,
+        remarks=[*remarks, *_table_remarks(rows, hits)],
+    )
+
+
+def circular_hits(right: Mapping[int, bool]) -> dict[int, float]:
+    """By question, in the order of the table: 1 where all its rows are right, else 0."""
+    hits = {index: 1.0 for index in right if index < ROUND}
+    for index, hit in right.items():
+        if not hit and index % ROUND in hits:
+            hits[index % ROUND] = 0.0
+    return hits
+
+
+def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> dict[str, float]:
+    """Fractions of questions hit: overall, by level-2 category and by category, in the official order."""
+    figures = {"overall": mean([hits[row["index"]] for row in bases])}
+    for column in ("l2-category", "category"):
+        members: dict[str, list[float]] = defaultdict(list)
+        for row in bases:
+            if isinstance(row.get(column), str):
+                members[row[column]].append(hits[row["index"]])
+        figures |= {ABBREVIATIONS.get(name, name): mean(members[name]) for name in sorted(members)}
+    return figures
+
+
+def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> list[Remark]:
+    """Rows that nobody can answer, and rotations without their question."""
+    remarks = []
+    for row in rows:
+        asked = LETTERS[: len(asked_options(row))]
+        if row["index"] % ROUND not in hits:
+            what = "a rotation of a question that is not in the table: left out"
+            remarks.append(Remark(row["index"], what, skipped=True))
+        elif row["answer"] not in asked:
+            what = (
+                f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)}): "
+            )
+            remarks.append(
+                Remark(row["index"], what + 'one reads as an empty cell ("None", "N/A" and the like)')
+            )
+    return remarks
+
+
+def _choices(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as VLMEvalKit collects them: all that are not empty, gaps or not."""
+    return {letter: row[letter] for letter in string.ascii_uppercase if not is_missing(row.get(letter))}
+
+
+def _report(bases: list[dict[str, Any]], figures: Mapping[str, float]) -> str:
+    """VLMEvalKit's table of fractions."""
+    split = next((row["split"] for row in bases if isinstance(row.get("split"), str)), "none")
+    lines = {"split": split, **{"Overall" if k == "overall" else k: str(v) for k, v in figures.items()}}
+    first, second = max(map(len, lines)), max(map(len, lines.values()))
+    rule = f"{'-' * first}  {'-' * second}"
+    return "\n".join([rule, *(f"{name:{first}}  {value}" for name, value in lines.items()), rule])
+
+
+def _check_questions(data_dir: Path) -> None:
+    read_questions(data_dir / QUESTIONS)
+
+
+BENCHMARK = Benchmark(
+    name="mmbench",
+    title="MMBench",
+    metric="circular accuracy",
+    folder="mmbench",
+    question_file=QUESTIONS,
+    image_folder="",
+    files=(),
+    ground_truth=lambda data_dir: [table_file(data_dir)],
+    score=score,
+    variants=tuple(VARIANTS),
+    runner="llava.eval.model_vqa_mmbench",
+    check_questions=_check_questions,
+)

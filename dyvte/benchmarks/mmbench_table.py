@@ -1,0 +1,166 @@
+"""MMBench's table: questions, options and images in one TSV, read as LLaVA reads it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+QUESTIONS = "mmbench_dev_20230712.tsv"
+LETTERS = ("A", "B", "C", "D")
+EMPTY_CELLS = frozenset(
+    (
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+    )
+    + ("NULL", "NaN", "None", "n/a", "nan", "null")
+)
+"""Texts that pandas reads as an empty cell, in tables and in upload sheets; an option of this text is lost."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table as a model is asked.
+
+    Attributes:
+        question: with the hint in front.
+        options: from A up to the first one that is empty.
+        lost_options: whether that one, or one behind it, holds text all the same.
+        image: an encoded file.
+        place: file and row, for error messages.
+    """
+
+    index: int
+    question: str
+    options: list[str]
+    lost_options: bool
+    image: bytes
+    place: str
+
+
+def table_file(data_dir: Path) -> Path:
+    """The dev table, or the only other ``mmbench_*.tsv`` in the folder.
+
+    Raises:
+        FileNotFoundError: there is no such table, or several.
+    """
+    others = sorted(data_dir.glob("mmbench_*.tsv"))
+    if (data_dir / QUESTIONS).is_file() or len(others) != 1:
+        return _existing(data_dir / QUESTIONS)
+    return others[0]
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """An MMBench table; ``options`` go to ``pandas.read_table``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table, or lacks columns, or an index is no whole number or stands twice.
+    """
+    try:
+        table = pd.read_table(_existing(path), **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a table ({str(error).strip()}); download it again.") from None
+    missing = [name for name in ("index", "question", "A") if name not in table]
+    if missing:
+        raise ValueError(f"{path}, line 1 has no column {', '.join(missing)}; is it an MMBench table?")
+    if table.empty:
+        raise ValueError(f"{path} holds no questions; download it again.")
+    table["index"] = _indices(table["index"].tolist(), path)
+    return table
+
+
+def _indices(cells: list[Any], path: Path) -> list[int]:
+    indices: dict[int, None] = {}
+    for number, cell in enumerate(cells, 1):
+        try:
+            index = int(cell)
+        except (ValueError, OverflowError):
+            index = None
+        if index is None or index != float(cell):
+            raise ValueError(f"{path}, row {number}: the index {cell!r} is no whole number.")
+        if index in indices:
+            raise ValueError(f"{path}, row {number}: the index {index} stands in the table twice.")
+        indices[index] = None
+    return list(indices)
+
+
+def read_questions(path: Path) -> list[Row]:
+    """The table as LLaVA asks it, in its order.
+
+    An option list ends at the first option that is empty to LLaVA: pandas takes "None" and the like for empty cells,
+    LLaVA "none" and "nan" in any case.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the row that has no question, or no image in base64.
+    """
+    table = read_table(path, dtype=str, keep_default_na=False)
+    # A line that was cut is padded with missing cells even so.
+    cells = table.astype(object).where(table.notna(), "").to_dict("records")
+    rows = []
+    for number, row in enumerate(cells, 1):
+        place = f"{path}, row {number}"
+        hint, question = row.get("hint", ""), row["question"]
+        if not question.strip():
+            raise ValueError(f"{place}: question {row['index']} has no text.")
+        if not is_empty(hint):
+            question = f"{hint}\n{question}"
+        image = _image(row.get("image", ""), f"{place}: the image of question {row['index']}")
+        options = asked_options(row)
+        lost = any(row.get(letter) for letter in LETTERS[len(options) :])
+        rows.append(Row(row["index"], question, options, lost, image, place))
+    return rows
+
+
+def asked_options(row: Mapping[str, Any]) -> list[str]:
+    """Options from A up to the first empty one."""
+    options = []
+    for letter in LETTERS:
+        if is_empty(row.get(letter)):
+            break
+        options.append(str(row[letter]))
+    return options
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether a cell of the table is empty to LLaVA."""
+    return is_missing(cell) or str(cell) in EMPTY_CELLS or str(cell).lower() in ("nan", "none")
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is empty to pandas, or its column is not there."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _image(cell: str, name: str) -> bytes:
+    try:
+        content = base64.b64decode("".join(cell.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name} is not base64 ({error}); download the table again.") from None
+    if not content:
+        raise ValueError(f"{name} is missing; download the table again.")
+    return content
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; docs/evaluation.md says where it comes from.")
+    return path

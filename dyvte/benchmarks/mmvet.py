@@ -1,0 +1,264 @@
+"""MM-Vet (Yu et al., 2023): open answers, graded by a language model.
+
+Files: ``mm-vet.json`` (samples by id, "v1_0" on, with question, answer and capabilities), ``llava-mm-vet.jsonl``
+(questions), ``images/``; optional ``bard_set.json`` (ids of the official subset). Grades come from
+``python -m dyvte.benchmarks.judge``, or from the official evaluator, and lie in ``grades/`` beside the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json, read_json_lines
+from dyvte.benchmarks.mmvet_grades import (
+    Grades,
+    Totals,
+    aggregate,
+    find_grades,
+    graded_model,
+    parse_score,
+    read_grades,
+    rounds_of,
+    source_path,
+    table,
+)
+
+SAMPLES = "mm-vet.json"
+SUBSET = "bard_set.json"
+QUESTIONS = "llava-mm-vet.jsonl"
+GRADES = "grades"
+ALL, BARD_SET = "all", "bardset"
+
+Samples = dict[str, dict[str, Any]]
+
+
+def sample_id(question_id: Any) -> str:
+    """The sample that a question of LLaVA's file asks for."""
+    return f"v1_{question_id}"
+
+
+def question_of(sample: str) -> str | int:
+    """The other way round, as LLaVA's file has it."""
+    name = sample.removeprefix("v1_")
+    return int(name) if name.isdecimal() else name
+
+
+def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
+    """The annotated samples of a variant, in the order of the file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken; the message names file and sample.
+    """
+    path = data_dir / SAMPLES
+    samples = read_json(path)
+    if not isinstance(samples, dict) or not samples:
+        raise ValueError(f"{path} is no object of samples by id; download it again.")
+    for key, sample in samples.items():
+        texts = [sample.get("question"), sample.get("answer")] if isinstance(sample, dict) else [None]
+        needed = sample.get("capability") if isinstance(sample, dict) else None
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path}: {key} lacks a question or an answer; download it again.")
+        if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
+            raise ValueError(f"{path}: {key} has no list of capabilities; download it again.")
+    if variant != BARD_SET:
+        return samples
+    subset = read_json(data_dir / SUBSET)
+    if not isinstance(subset, (list, dict)) or not (chosen := [key for key in samples if key in subset]):
+        raise ValueError(f"{data_dir / SUBSET} names no sample of {SAMPLES}; download it again.")
+    return {key: samples[key] for key in chosen}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers by sample, in the order of their file.
+
+    Attributes:
+        texts: what is graded and submitted: the last of several answers, and "" for one that is no text.
+        ids: the question ids as the answers have them.
+        remarks: which answers that concerns.
+    """
+
+    texts: dict[str, str]
+    ids: dict[str, Any]
+    remarks: list[Remark]
+
+    def of(self, samples: Samples) -> Predictions:
+        """Without the answers to unknown questions, which may leave none."""
+        known = {key: text for key, text in self.texts.items() if key in samples}
+        unknown = [
+            Remark(self.ids[key], f"no sample of {SAMPLES}: left out", skipped=True)
+            for key in self.texts
+            if key not in known
+        ]
+        return Predictions(known, {key: self.ids[key] for key in known}, self.remarks + unknown)
+
+
+def read_predictions(answers_file: Path) -> Predictions:
+    """The predictions of an answers file in LLaVA's JSON lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is broken, or there is none.
+    """
+    rows, remarks = read_answers_and_remarks(answers_file)
+    texts = {sample_id(row["question_id"]): row["text"] for row in rows}
+    ids = {sample_id(row["question_id"]): row["question_id"] for row in rows}
+    times = Counter(sample_id(row["question_id"]) for row in rows)
+    doubled = [
+        Remark(ids[key], f"answered {count} times: the last answer counts")
+        for key, count in times.items()
+        if count > 1
+    ]
+    return Predictions(texts, ids, remarks + doubled)
+
+
+def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
+    """The predictions for the samples of ``data_dir``.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or no answer belongs to any sample.
+    """
+    predictions = read_predictions(answers_file).of(read_samples(data_dir))
+    if not predictions.texts:
+        raise other_split(answers_file, data_dir / SAMPLES)
+    return predictions
+
+
+def fingerprint(predictions: dict[str, str]) -> str:
+    """Says whether two sets of predictions are the same, in whatever order."""
+    return hashlib.sha256(json.dumps(sorted(predictions.items())).encode()).hexdigest()
+
+
+def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
+    """Score answers that have been graded. The value is the mean over the rounds of grading.
+
+    Raises:
+        FileNotFoundError: a file is missing; the grades are, too, before the answers have been graded.
+        ValueError: a file is broken, grades are incomplete or of other answers, or answers of another benchmark.
+    """
+    variant = BENCHMARK.variant(variant)
+    predictions = predictions_for(data_dir, answers_file)
+    samples = read_samples(data_dir, variant)
+    path = find_grades(answers_file.parent / GRADES, fingerprint(predictions.texts))
+    if path is None:
+        raise FileNotFoundError(
+            f"{answers_file} has not been graded: {answers_file.parent / GRADES} holds no grades. Run "
+            "python -m dyvte.benchmarks.judge, or upload results/<name>.json to an MM-Vet evaluator and put its "
+            "grade file there."
+        )
+    grades, rounds = read_grades(path), rounds_of(path)
+    _check_grades(path, samples, grades, rounds)
+    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
+    ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}
+    ids |= {key: question_of(key) for key in samples if key not in ids}
+    questions = [QuestionScore(ids[key], mean(grades[key]["score"][:rounds])) for key in ids]
+    judges = sorted({name for grade in grades.values() for name in grade["model"] if name})
+    remarks = predictions.remarks + _remarks_on_grades(path, ids, predictions.texts, grades, rounds)
+    return Score(
+        benchmark="mmvet",
+        metric=f"{BENCHMARK.metric} by {', '.join(judges)}" if judges else BENCHMARK.metric,
+        value=float(totals.rounds.mean()),
+        parts=parts_of(totals),
+        questions=questions,
+        report=report_of(graded_model(path), totals),
+        variant=variant,
+        remarks=remarks,
+    )
+
+
+def report_of(name: str, totals: Totals) -> str:
+    """The two official tables, by capability and by exact combination of capabilities."""
+    return "\n".join(
+        table(name, totals.row(columns)) for columns in (totals.capabilities, totals.combinations)
+    )
+
+
+def parts_of(totals: Totals) -> dict[str, float]:
+    """Unrounded: means by capability and in total, deviation (of the population) and values of the rounds' totals,
+    and means by exact combination of capabilities.
+    """
+    parts = {name: float(values.mean()) for name, values in totals.capabilities.items()}
+    parts["std"] = float(totals.rounds.std())
+    parts |= {f"runs.{index}": float(value) for index, value in enumerate(totals.rounds)}
+    combinations = {name: values for name, values in totals.combinations.items() if name != "total"}
+    return {**parts, **{f"integration.{name}": float(value.mean()) for name, value in combinations.items()}}
+
+
+def check_questions(data_dir: Path) -> None:
+    """Whether questions and samples belong together.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, a question has no sample, or a sample no question.
+    """
+    samples = read_samples(data_dir)
+    asked = Counter(
+        sample_id(row["question_id"])
+        for row in read_json_lines(data_dir / QUESTIONS, ("question_id", "image", "text"))
+    )
+    for key in asked:
+        if key not in samples:
+            raise ValueError(f"{data_dir / QUESTIONS} asks for {key}, which {SAMPLES} does not have.")
+    missing = [key for key in samples if key not in asked]
+    if missing:
+        raise ValueError(
+            f"{data_dir / QUESTIONS} lacks {len(missing)} samples of {SAMPLES}, as {missing[0]}."
+        )
+
+
+def _check_grades(path: Path, samples: Samples, grades: Grades, rounds: int) -> None:
+    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
+    if waiting:
+        raise ValueError(
+            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
+            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
+        )
+
+
+def _remarks_on_grades(
+    path: Path, ids: dict[str, Any], texts: dict[str, str], grades: Grades, rounds: int
+) -> list[Remark]:
+    remarks = []
+    if not source_path(path).is_file():
+        remarks.append(Remark(path.name, "does not say which answers it grades: taken to be these"))
+    for key, question_id in ids.items():
+        scores = grades[key]["score"][:rounds]
+        if key not in texts:
+            if any(scores):
+                raise ValueError(f"{path} grades {key}, which the answers lack: it belongs to other answers.")
+            remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
+            continue
+        contents = grades[key]["content"][:rounds]
+        numberless = sum(parse_score(reply) != value for reply, value in zip(contents, scores, strict=True))
+        if numberless:
+            what = f"in {numberless} of {rounds} rounds the judge gave no number: counted as 0"
+            remarks.append(Remark(question_id, what))
+    return remarks
+
+
+BENCHMARK = Benchmark(
+    name="mmvet",
+    title="MM-Vet",
+    metric="mean grade",
+    folder="mm-vet",
+    question_file=QUESTIONS,
+    image_folder="images",
+    files=(
+        File(SAMPLES, "mm-vet.zip (link in the README of github.com/yuweihao/MM-Vet)"),
+        File("images", "mm-vet.zip (link in the README of github.com/yuweihao/MM-Vet)"),
+        File(SUBSET, "mm-vet.zip", optional=f"variant {BARD_SET}"),
+    ),
+    ground_truth=lambda data_dir: [data_dir / SAMPLES],
+    score=score,
+    variants=(ALL, BARD_SET),
+    runner="llava.eval.model_vqa",
+    check_questions=check_questions,
+)

@@ -1,0 +1,202 @@
+"""MM-Vet's grade file, in the form of its own evaluator, and the figures that come out of it.
+
+``<model>_<judge>-grade-<R>runs.json`` maps a sample to its R grades:
+``{"v1_0": {"model": [...], "content": [...], "score": [...]}}``. Beside it, ``...runs.source.json`` says which
+answers were graded, so that grades of other answers are not taken for theirs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyvte.benchmarks.files import read_json
+
+DECIMALS = 1
+TOTAL = "total"
+
+Grades = dict[str, dict[str, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Percent of the attainable score in each round; the last entry of each table is ``total``.
+
+    Attributes:
+        capabilities: (rounds,) each, the most frequent capability first; a sample counts for each of its own.
+        combinations: (rounds,) each, by the exact set of capabilities that samples need, the most frequent first.
+    """
+
+    capabilities: dict[str, np.ndarray]
+    combinations: dict[str, np.ndarray]
+
+    @property
+    def rounds(self) -> np.ndarray:
+        return self.capabilities[TOTAL]
+
+    def row(self, table: dict[str, np.ndarray]) -> dict[str, str]:
+        """The columns of the official tables: rounded means, deviation of the total, and its rounds."""
+        cells = {name: str(float(np.round(values.mean(), DECIMALS))) for name, values in table.items()}
+        runs = str(np.round(self.rounds, DECIMALS).tolist())
+        return {**cells, "std": str(float(np.round(self.rounds.std(), DECIMALS))), "runs": runs}
+
+
+def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:
+    """Sum the first ``rounds`` grades of each sample, in the order of the grade file, which decides the last digit.
+
+    Args:
+        capabilities: what each sample needs; the samples that count.
+        grades: of these samples and perhaps of others, which are passed over.
+    """
+    single = _percent({key: [*dict.fromkeys(needed)] for key, needed in capabilities.items()}, grades, rounds)
+    order = list(single)
+    exact = {key: ["_".join(sorted(set(needed), key=order.index))] for key, needed in capabilities.items()}
+    return Totals(single, _percent(exact, grades, rounds))
+
+
+def _percent(groups: dict[str, list[str]], grades: Grades, rounds: int) -> dict[str, np.ndarray]:
+    """By group, most frequent first, and at the end for all samples: 100 x mean score in each round."""
+    sizes = Counter(name for names in groups.values() for name in names)
+    order = [*(name for name, _ in sizes.most_common()), TOTAL]
+    sizes[TOTAL] = len(groups)
+    sums = {name: [0.0] * rounds for name in order}
+    for key, grade in grades.items():
+        for name in (*groups[key], TOTAL) if key in groups else ():
+            for index in range(rounds):
+                sums[name][index] += grade["score"][index]
+    return {name: np.array(values) / sizes[name] * 100 for name, values in sums.items()}
+
+
+def table(name: str, row: dict[str, str]) -> str:
+    """A one-line table as text, its columns aligned."""
+    widths = [max(len(column), len(cell)) for column, cell in row.items()]
+    head = "  ".join(column.rjust(width) for column, width in zip(row, widths, strict=True))
+    cells = "  ".join(cell.rjust(width) for cell, width in zip(row.values(), widths, strict=True))
+    return f"{' ' * len(name)}  {head}\n{name}  {cells}"
+
+
+def csv_text(name: str, row: dict[str, str]) -> str:
+    """The same table as the official evaluator's csv file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([["", *row], [name, *row.values()]])
+    return text.getvalue()
+
+
+def grade_path(folder: Path, name: str, judge: str, rounds: int) -> Path:
+    """Where grades lie. Slashes and the like in names are replaced, since hub models have them."""
+    name, judge = (re.sub(r"[^\w.+-]", "_", part) for part in (name, judge))
+    return folder / f"{name}_{judge}-grade-{rounds}runs.json"
+
+
+def csv_paths(grades: Path) -> tuple[Path, Path]:
+    """Where the official tables by capability and by combination lie, beside the grades."""
+    head, tail = grades.stem.rsplit("-grade-", 1)
+    single, exact = (f"{head}-{kind}-score-{tail}.csv" for kind in ("cap", "cap-int"))
+    return grades.with_name(single), grades.with_name(exact)
+
+
+def source_path(grades: Path) -> Path:
+    """The file beside the grades that says of which answers they are."""
+    return grades.with_suffix(".source.json")
+
+
+def rounds_of(grades: Path) -> int:
+    """How many rounds a grade file is for, by its name."""
+    found = re.search(r"-grade-(\d+)runs\.json$", grades.name)
+    if not found or int(found.group(1)) < 1:
+        raise ValueError(f"{grades} is not named <model>_<judge>-grade-<rounds>runs.json.")
+    return int(found.group(1))
+
+
+def parse_score(content: Any) -> float | None:
+    """The number between 0 and 1 before the first blank of a judge's reply; None where there is none."""
+    try:
+        value = float(content.split(" ")[0].strip())
+    except (AttributeError, ValueError):
+        return None
+    return value if 0.0 <= value <= 1.0 else None
+
+
+def read_grades(path: Path) -> Grades:
+    """The grades of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no grade file, or a score is not a number between 0 and 1.
+    """
+    grades = read_json(path)
+    if not isinstance(grades, dict):
+        raise ValueError(f"{path} is no grade file: it holds no object by sample; delete it and grade again.")
+    for key, grade in grades.items():
+        if not _is_grade(grade):
+            raise ValueError(f"{path}: {key} does not have as many models as contents and scores.")
+        for value in grade["score"]:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"{path}: {key} has the score {value!r}, which is not between 0 and 1.")
+    return grades
+
+
+def _is_grade(grade: Any) -> bool:
+    lists = [grade.get(name) for name in ("model", "content", "score")] if isinstance(grade, dict) else [None]
+    return all(isinstance(entry, list) for entry in lists) and len({len(entry or []) for entry in lists}) == 1
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half-written, also by a process that is killed."""
+    half = path.with_name(f".{path.name}.part")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+def write_grades(path: Path, grades: Grades) -> None:
+    write_whole(path, json.dumps(grades, indent=4))
+
+
+def find_grades(folder: Path, fingerprint: str) -> Path | None:
+    """The grade file with most rounds among those of these answers, else among those of unknown answers.
+
+    Raises:
+        ValueError: all are of other answers, or there are several with as many rounds (of several judges).
+    """
+    files = sorted(folder.glob("*-grade-*runs.json"))
+    if not files:
+        return None
+    sources = {file: _source_of(file) for file in files}
+    fitting = [file for file, source in sources.items() if source and source["answers_sha256"] == fingerprint]
+    fitting = fitting or [file for file, source in sources.items() if source is None]
+    if not fitting:
+        raise ValueError(
+            f"{files[0]} holds grades of other answers: grade again, or give it its answers back."
+        )
+    most = max(map(rounds_of, fitting))
+    fitting = [file for file in fitting if rounds_of(file) == most]
+    if len(fitting) > 1:
+        names = ", ".join(file.name for file in fitting)
+        raise ValueError(f"{folder} holds several grade files ({names}): move away all but one.")
+    return fitting[0]
+
+
+def graded_model(grades: Path) -> str:
+    """The model's name, as far as it is known apart from the judge's."""
+    source = _source_of(grades)
+    return source["model"] if source else grades.name.rsplit("-grade-", 1)[0]
+
+
+def _source_of(grades: Path) -> dict[str, str] | None:
+    path = source_path(grades)
+    if not path.is_file():
+        return None
+    source = read_json(path)
+    if not isinstance(source, dict) or not {"answers_sha256", "model"} <= source.keys():
+        raise ValueError(f"{path} does not say which answers were graded; delete it with its grades.")
+    return source

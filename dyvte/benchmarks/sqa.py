@@ -1,0 +1,245 @@
+"""ScienceQA, test split (Lu et al., 2022), as LLaVA scores it; papers print the accuracy on questions with an image.
+
+Files: ``problems.json`` (problems by id), ``pid_splits.json`` (ids by split), ``llava_test_CQM-A.json`` (questions),
+``images/test/<id>/image.png``. Ids are strings. Which questions have an image is read from the prompts of the
+answers, so a question without an answer is wrong in ``accuracy`` and has no part in ``IMG-accuracy``.
+
+The figures by subject, context and grade are those of ScienceQA's own paper, over all questions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json
+
+PROBLEMS = "problems.json"
+SPLITS = "pid_splits.json"
+QUESTIONS = "llava_test_CQM-A.json"
+OPTIONS = ("A", "B", "C", "D", "E")
+FAILED = "FAILED"
+NO_PROMPT = "Unknown"
+IMAGE = "<image>"
+
+_SENTENCE = re.compile("The answer is ([A-Z]).")
+_GRADES = {"1-6": range(1, 7), "7-12": range(7, 13)}
+_SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
+
+Problems = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One problem, and what was made of its answer.
+
+    Attributes:
+        letter: as read from the answer; ``FAILED`` where none could be read.
+        index: of the choice it names; -1 where it names none.
+        prompt, text: of the answer; ``NO_PROMPT`` and ``FAILED`` without one.
+    """
+
+    problem_id: str
+    problem: dict[str, Any]
+    letter: str
+    index: int
+    prompt: str
+    text: str
+
+    @property
+    def correct(self) -> bool:
+        return self.index == self.problem["answer"]
+
+    @property
+    def has_image(self) -> bool:
+        return IMAGE in self.prompt
+
+
+def letter_of(text: str, options: Sequence[str] = OPTIONS) -> str:
+    """The option that an answer names: alone, in front of a period and a blank, or in one sentence of a fixed form.
+
+    The sentence's last period stands for any character but a line break, as in the original: at the end of the text
+    it must not be missing, and "The answer is Boston" names B.
+    """
+    if text in options:
+        return text
+    if text[1:3] == ". " and text[0] in options:
+        return text[0]
+    found = _SENTENCE.findall(text)
+    return found[0] if len(found) == 1 else FAILED
+
+
+def index_of(letter: str, choices: Sequence[str], options: Sequence[str] = OPTIONS) -> int:
+    """The index of the choice; -1 when there are not as many, or the letter is none."""
+    return options.index(letter) if letter in options[: len(choices)] else -1
+
+
+def read_problems(
+    folder: Path, split: str = "test", options: Sequence[str] = OPTIONS
+) -> dict[str, dict[str, Any]]:
+    """The problems of a split by id, in its order.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: there is no such split, or a file is broken; the message names the problem.
+    """
+    splits, problems = read_json(folder / SPLITS), read_json(folder / PROBLEMS)
+    if not isinstance(problems, dict):
+        raise ValueError(f"{folder / PROBLEMS} is not an object of problems by id.")
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list) or not splits[split]:
+        raise ValueError(f"{folder / SPLITS} has no list of ids {split!r}.")
+    for name in splits[split]:
+        problem = problems.get(name) if isinstance(name, str) else None
+        if not isinstance(problem, dict) or not isinstance(problem.get("choices"), list):
+            raise ValueError(f"{folder / PROBLEMS} has no problem {name!r} with choices; {SPLITS} names it.")
+        answer = problem.get("answer")
+        if not isinstance(answer, int) or not 0 <= answer < len(options):
+            raise ValueError(f"{folder / PROBLEMS}: the answer of problem {name!r} is {answer!r}, no index.")
+    return {name: problems[name] for name in splits[split]}
+
+
+def judge(
+    problems: Problems, answers: Iterable[dict[str, Any]], options: Sequence[str] = OPTIONS
+) -> tuple[list[Outcome], list[Remark]]:
+    """What each problem's last answer says, in the order of the problems."""
+    last, remarks = {}, []
+    for answer in answers:
+        name = answer["question_id"]
+        if name not in problems:
+            hint = "" if isinstance(name, str) else " (a number; ScienceQA's ids are strings)"
+            remarks.append(Remark(name, f"no such question{hint}: left out", skipped=True))
+            continue
+        if name in last:
+            remarks.append(Remark(name, "answered again: only the last answer counts", skipped=True))
+        last[name] = answer
+    outcomes = []
+    for name, problem in problems.items():
+        answer = last.get(name, {"text": FAILED, "prompt": NO_PROMPT})
+        prompt = answer.get("prompt") if isinstance(answer.get("prompt"), str) else NO_PROMPT
+        letter = letter_of(answer["text"], options)
+        index = index_of(letter, problem["choices"], options)
+        outcomes.append(Outcome(name, problem, letter, index, prompt, answer["text"]))
+        remarks += _remarks(outcomes[-1], name in last, answer.get("prompt"))
+    return outcomes, remarks
+
+
+def figures(outcomes: list[Outcome]) -> dict[str, float]:
+    """In percent: ``accuracy``, ``IMG-accuracy`` where a prompt has an image, and the breakdowns for which the
+    problems have the fields.
+    """
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for outcome in outcomes:
+        groups["accuracy"].append(outcome.correct)
+        if outcome.has_image:
+            groups["IMG-accuracy"].append(outcome.correct)
+    for outcome in outcomes:
+        for name in _groups_of(outcome.problem):
+            groups[name].append(outcome.correct)
+    return {name: sum(correct) / len(correct) * 100 for name, correct in groups.items()}
+
+
+def report_of(outcomes: list[Outcome], parts: dict[str, float]) -> str:
+    """The line that LLaVA's script prints, which divides by zero where no prompt has an image."""
+    image = f"{parts['IMG-accuracy']:.2f}%" if "IMG-accuracy" in parts else "none (no prompt has an image)"
+    correct = sum(outcome.correct for outcome in outcomes)
+    return (
+        f"Total: {len(outcomes)}, Correct: {correct}, "
+        f"Accuracy: {parts['accuracy']:.2f}%, IMG-Accuracy: {image}"
+    )
+
+
+def score_file(
+    folder: Path, answers_file: Path, split: str = "test", options: Sequence[str] = OPTIONS
+) -> tuple[Score, list[Outcome]]:
+    """The score of an answers file, and what was made of each answer.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or no answer belongs to a problem of the split.
+    """
+    problems = read_problems(folder, split, options)
+    answers, remarks = read_answers_and_remarks(answers_file)
+    if not any(answer["question_id"] in problems for answer in answers):
+        raise other_split(answers_file, folder / PROBLEMS)
+    outcomes, found = judge(problems, answers, options)
+    parts = figures(outcomes)
+    remarks += found
+    if "IMG-accuracy" not in parts:
+        remarks.append(Remark("all", "no prompt has an image: the accuracy on images is given as 0"))
+    questions = [QuestionScore(outcome.problem_id, float(outcome.correct)) for outcome in outcomes]
+    value, report = parts.get("IMG-accuracy", 0.0), report_of(outcomes, parts)
+    return Score("sqa", BENCHMARK.metric, value, parts, questions, report, "", remarks), outcomes
+
+
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
+    """Score an answers file; see ``score_file``. The questions' scores are those of all, with an image or not."""
+    BENCHMARK.variant(variant)
+    return score_file(Path(data_dir), Path(answers_file))[0]
+
+
+def check_questions(data_dir: Path) -> None:
+    """See ``Benchmark``."""
+    problems, path = read_problems(data_dir), data_dir / QUESTIONS
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is not a list of questions.")
+    for number, row in enumerate(rows):
+        name = row.get("id") if isinstance(row, dict) else None
+        if not isinstance(name, str) or name not in problems:
+            raise ValueError(
+                f"{path}: entry {number} has the id {name!r}, which is none of the test split in "
+                f"{data_dir / SPLITS}; take both files of the same release."
+            )
+
+
+def _groups_of(problem: dict[str, Any]) -> list[str]:
+    """The names of the paper's breakdowns in which a problem counts; none for fields it lacks."""
+    names = [f"subject.{problem['subject']}"] if problem.get("subject") else []
+    if {"hint", "image"} <= problem.keys():
+        contexts = {"text": bool(problem["hint"]), "image": bool(problem["image"])}
+        contexts["none"] = not any(contexts.values())
+        names += [f"context.{name}" for name, applies in contexts.items() if applies]
+    grade = str(problem.get("grade", "")).removeprefix("grade")
+    names += [f"grade.{name}" for name, grades in _GRADES.items() if grade in map(str, grades)]
+    return names
+
+
+def _remarks(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
+    """What LLaVA's script miscounts or stumbles over in one answer."""
+    name, pictured = outcome.problem_id, bool(outcome.problem.get("image"))
+    if not answered:
+        what = "no answer: wrong, and without a part in the accuracy on images"
+        return [Remark(name, what, skipped=pictured)]
+    if not isinstance(prompt, str):
+        return [Remark(name, "no prompt: taken as a question without an image", skipped=pictured)]
+    if "image" in outcome.problem and outcome.has_image != pictured:
+        counted = "counted" if outcome.has_image else "not counted"
+        what = (
+            f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}; {counted} among the images"
+        )
+        return [Remark(name, what)]
+    return []
+
+
+BENCHMARK = Benchmark(
+    name="sqa",
+    title="ScienceQA",
+    metric="accuracy on questions with an image",
+    folder="scienceqa",
+    question_file=QUESTIONS,
+    image_folder="images/test",
+    files=(
+        File(PROBLEMS, _SOURCE),
+        File(SPLITS, _SOURCE),
+        File("images/test", f"{_SOURCE.split(' ')[0]} (tools/download.sh)"),
+    ),
+    ground_truth=lambda data_dir: [data_dir / PROBLEMS, data_dir / SPLITS],
+    score=score,
+    runner="llava.eval.model_vqa_science",
+    check_questions=check_questions,
+)

@@ -1,0 +1,290 @@
+"""VQAv2 (Goyal et al., 2017): the validation split scored here, and what EvalAI wants of test-dev.
+
+Files: for the validation split ``llava_vqav2_mscoco_val2014.jsonl`` (questions, written by
+``scripts/convert_vqav2_questions.py``), ``v2_mscoco_val2014_annotations.json`` and ``val2014/*.jpg``; for test-dev
+``llava_vqav2_mscoco_test-dev2015.jsonl`` (questions), ``llava_vqav2_mscoco_test2015.jsonl`` (all questions of an
+upload) and ``test2015/*.jpg``. Question ids are whole numbers.
+
+Answers in LLaVA's JSON lines are scored as LLaVA uploads them: normalised as for TextVQA first. A JSON array of
+``{"question_id", "answer"}``, the official format of results, is taken as it is. The official evaluators then differ
+in what they normalise once more before they compare, which is what the variants are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
+from dyvte.benchmarks.check import EVAL_ZIP
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json, read_json_lines
+from dyvte.benchmarks.vqa_text import (
+    DIGITS_WITH_COMMAS,
+    HUMANS_FOR_FULL_CREDIT,
+    normalise,
+    normalise_words,
+    strip_punctuation,
+)
+
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+VAL_QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
+DEV_QUESTIONS = "llava_vqav2_mscoco_test-dev2015.jsonl"
+TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
+UPLOAD_ADVICE = (
+    "VQAv2's test splits have no public answers: upload answers_upload/<split>/<model>.json, which "
+    "scripts/convert_vqav2_for_submission.py writes, to the phase test-dev of EvalAI's challenge 830"
+)
+
+_FIELDS = ("question_id", "question_type", "answer_type", "answers")
+_DIGITS_WITH_ONE_COMMA = re.compile(r"\d,\d")
+
+Predictions = dict[int, str]
+Forms = tuple[str, list[str]]
+"""A prediction and the human answers, in annotator order, as they are compared."""
+
+
+def forms_2021(prediction: str, humans: list[str]) -> Forms:
+    """GT-Vision-Lab's evaluator since 2021-03-11: nothing is normalised where all humans agree."""
+    prediction, humans = _one_line(prediction), [_one_line(human) for human in humans]
+    if len(set(humans)) == 1:
+        return prediction, humans
+    return _plain(prediction), [_plain(human) for human in humans]
+
+
+def forms_2015(prediction: str, humans: list[str]) -> Forms:
+    """The same before that day: human answers keep articles and number words, and all marks where they agree."""
+    if len(set(humans)) > 1:
+        humans = [strip_punctuation(human, _DIGITS_WITH_ONE_COMMA) for human in humans]
+    return _plain(_one_line(prediction)), humans
+
+
+def forms_always(prediction: str, humans: list[str]) -> Forms:
+    """lmms-eval's evaluator: everything is normalised."""
+    prediction, *humans = (_plain(_one_line(text), DIGITS_WITH_COMMAS) for text in (prediction, *humans))
+    return prediction, humans
+
+
+VARIANTS: dict[str, Callable[[str, list[str]], Forms]] = {
+    "2021": forms_2021,
+    "2015": forms_2015,
+    "always": forms_always,
+}
+
+
+def accuracy_of(prediction: str, answers: list[dict[str, Any]], variant: str) -> float:
+    """Mean over the humans of min(1, agreement with the others / 3), between 0 and 1.
+
+    The others are those whose record differs, as in the original: humans with equal records, which only missing
+    answer ids can make, do not support each other.
+    """
+    said, humans = VARIANTS[variant](prediction, [answer["answer"] for answer in answers])
+    records = [{**answer, "answer": human} for answer, human in zip(answers, humans, strict=True)]
+    agreeing = [record for record in records if record["answer"] == said]
+    # The whole number 1, as in the original: sums that hold one round otherwise from Python 3.12 on.
+    credits = [
+        min(1, sum(other != record for other in agreeing) / HUMANS_FOR_FULL_CREDIT) for record in records
+    ]
+    return sum(credits) / len(credits)
+
+
+def read_annotations(path: Path) -> list[dict[str, Any]]:
+    """The records of an official annotation file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no annotation file of VQA; the message names the entry.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; take it from visualqa.org/download.html. {UPLOAD_ADVICE}."
+        )
+    content = read_json(path)
+    records = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
+        raise ValueError(f'{path} has no list "annotations"; take it from visualqa.org/download.html.')
+    seen = set()
+    for number, record in enumerate(records):
+        missing = [key for key in _FIELDS if key not in record] if isinstance(record, dict) else [*_FIELDS]
+        if missing:
+            raise ValueError(f"{path}: entry {number} of annotations lacks {', '.join(missing)}.")
+        name = record["question_id"]
+        if not isinstance(name, int) or name in seen:
+            raise ValueError(f"{path}: entry {number} has question_id {name!r}: not a number, or used twice.")
+        seen.add(name)
+        answers = record["answers"]
+        if not isinstance(answers, list) or not answers or not all(map(_is_answer, answers)):
+            raise ValueError(f"{path}: question {name} has no list of answers, each of them a text.")
+    return records
+
+
+def uploaded(answers: list[dict[str, Any]]) -> tuple[Predictions, list[Remark]]:
+    """What LLaVA uploads of its answers, by question id; of several answers to one question the last one."""
+    predictions, remarks = _last_of_each(answers, "text")
+    return {name: normalise(text) for name, text in predictions.items()}, remarks
+
+
+def read_results(path: Path) -> tuple[Predictions, list[Remark]]:
+    """The predictions of an official results file.
+
+    Raises:
+        ValueError: it is not a list of objects with question_id and answer; the message names the entry.
+    """
+    rows, remarks = read_json(path), []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
+            raise ValueError(f"{path}: entry {number} is no object with question_id and answer.")
+        name = row["question_id"]
+        if not _is_id(name):
+            raise ValueError(f"{path}: question_id of entry {number} is neither a number nor a string.")
+        if not isinstance(row["answer"], str):
+            what = f"answer is {row['answer']!r:.40}, not a string: taken as an empty answer"
+            remarks.append(Remark(name, what))
+            rows[number] = {**row, "answer": ""}
+    predictions, repeated = _last_of_each(rows, "answer")
+    return predictions, remarks + repeated
+
+
+def read_predictions(path: Path) -> tuple[Predictions, list[Remark], bool]:
+    """(predictions, remarks, whether they are official results) of an answers file in either format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken or empty; the message names the line or entry.
+    """
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace").lstrip().startswith("["):
+        return *read_results(path), True
+    answers, remarks = read_answers_and_remarks(path)
+    predictions, repeated = uploaded(answers)
+    return predictions, remarks + repeated, False
+
+
+def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
+    """Score answers to the validation split; see ``Scorer``. Its figures are ``overall``, ``answer_type.*`` and
+    ``question_type.*``.
+
+    A question without an answer is scored as an empty answer, as it is in LLaVA's uploads; in a results file it is
+    wrong.
+    """
+    variant = BENCHMARK.variant(variant)
+    path, answers_file = Path(data_dir) / ANNOTATIONS, Path(answers_file)
+    records = read_annotations(path)
+    predictions, remarks, official = read_predictions(answers_file)
+    known = {record["question_id"] for record in records}
+    if known.isdisjoint(predictions):
+        raise ValueError(f"{other_split(answers_file, path)} {UPLOAD_ADVICE}.")
+    remarks += [_stranger(name) for name in predictions if name not in known]
+    questions, by_type = [], defaultdict(list)
+    for record in records:
+        name = record["question_id"]
+        if name in predictions:
+            accuracy = accuracy_of(predictions[name], record["answers"], variant)
+        else:
+            accuracy = 0.0 if official else accuracy_of("", record["answers"], variant)
+            remarks.append(Remark(name, "no answer: " + ("wrong" if official else "scored as an empty one")))
+        questions.append(QuestionScore(name, accuracy))
+        by_type[f"question_type.{record['question_type']}"].append(accuracy)
+        by_type[f"answer_type.{record['answer_type']}"].append(accuracy)
+    parts = {"overall": _percent([question.score for question in questions])}
+    parts |= {name: _percent(scores) for name, scores in by_type.items()}
+    report = report_of(parts)
+    if official:
+        report += f"\n\n{answers_file.name} is an official results file: its answers are taken as they are."
+    return Score("vqav2", BENCHMARK.metric, parts["overall"], parts, questions, report, variant, remarks)
+
+
+def report_of(parts: Mapping[str, float]) -> str:
+    """What the official script prints; figures are rounded to two decimals as there."""
+    lines = [f"Overall Accuracy is: {round(parts['overall'], 2):.02f}", ""]
+    for title, prefix in (("Question", "question_type."), ("Answer", "answer_type.")):
+        lines.append(f"Per {title} Type Accuracy is the following:")
+        for name, value in parts.items():
+            if name.startswith(prefix):
+                lines.append(f"{name.removeprefix(prefix)} : {round(value, 2):.02f}")
+        lines += ["", ""]
+    return "\n".join(lines).rstrip()
+
+
+def check_questions(data_dir: Path) -> None:
+    """See ``Benchmark``. One complete split is enough; of each split that is there, the files must fit together."""
+    pairs = ((VAL_QUESTIONS, ANNOTATIONS), (DEV_QUESTIONS, TEST_QUESTIONS))
+    there = [pair for pair in pairs if all((data_dir / name).is_file() for name in pair)]
+    if not there:
+        needs = " or ".join(f"{first} and {second}" for first, second in pairs)
+        raise FileNotFoundError(f"{data_dir} needs {needs}; docs/evaluation.md says where they come from.")
+    for asked, frame in there:
+        if frame == ANNOTATIONS:
+            known = {record["question_id"] for record in read_annotations(data_dir / frame)}
+        else:
+            known = {row["question_id"] for row in read_json_lines(data_dir / frame, ["question_id"])}
+        for row in read_json_lines(data_dir / asked, ["question_id"]):
+            if row["question_id"] not in known:
+                raise ValueError(
+                    f"{data_dir / asked}: question {row['question_id']!r} is not in {frame}; "
+                    "take both files of the same split."
+                )
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain(text: str, digits_with_comma: re.Pattern[str] = _DIGITS_WITH_ONE_COMMA) -> str:
+    return normalise_words(strip_punctuation(text, digits_with_comma))
+
+
+def _percent(scores: list[float]) -> float:
+    return 100 * sum(scores) / len(scores)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
+
+
+def _is_answer(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("answer"), str)
+
+
+def _last_of_each(rows: list[dict[str, Any]], key: str) -> tuple[Predictions, list[Remark]]:
+    texts, remarks = {}, []
+    for row in rows:
+        name = row["question_id"]
+        if name in texts:
+            remarks.append(Remark(name, "answered again: only the last answer counts", skipped=True))
+        texts[name] = row[key]
+    return texts, remarks
+
+
+def _stranger(name: Any) -> Remark:
+    hint = " (a string; VQAv2's ids are numbers)" if isinstance(name, str) else ""
+    return Remark(name, f"no such question{hint}: left out", skipped=True)
+
+
+BENCHMARK = Benchmark(
+    name="vqav2",
+    title="VQAv2",
+    metric="accuracy",
+    folder="vqav2",
+    question_file=VAL_QUESTIONS,
+    image_folder="val2014",
+    files=(
+        File(
+            VAL_QUESTIONS,
+            "scripts/convert_vqav2_questions.py, from visualqa.org's v2_OpenEnded_mscoco_val2014_questions.json",
+            optional="the validation split",
+        ),
+        File(ANNOTATIONS, "https://visualqa.org/download.html", optional="the validation split"),
+        File("val2014", "https://cocodataset.org (2014 validation images)", optional="the validation split"),
+        File(DEV_QUESTIONS, EVAL_ZIP, optional="test-dev"),
+        File(TEST_QUESTIONS, EVAL_ZIP, optional="test-dev"),
+        File("test2015", "https://cocodataset.org (2015 test images)", optional="test-dev"),
+    ),
+    ground_truth=lambda data_dir: [data_dir / ANNOTATIONS],
+    score=score,
+    variants=tuple(VARIANTS),
+    check_questions=check_questions,
+)

@@ -1,0 +1,76 @@
+"""python -m llava.eval.eval_science_qa --base-dir DIR --result-file FILE --output-file FILE --output-result FILE
+
+``--output-file`` gets what was made of each answer, right ones and wrong ones apart; ``--output-result`` the accuracy
+and the index chosen for each question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.sqa import OPTIONS, Outcome, score_file
+
+
+def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
+    """One question as LLaVA's output file has it."""
+    return {
+        "question_id": outcome.problem_id,
+        "parsed_ans": outcome.letter,
+        "ground_truth": options[outcome.problem["answer"]],
+        "question": outcome.prompt,
+        "pred": outcome.text,
+        "is_multimodal": outcome.has_image,
+    }
+
+
+def results_of(outcomes: list[Outcome], accuracy: float) -> dict[str, Any]:
+    """LLaVA's result file: ``accuracy`` is that of all questions, in percent."""
+    return {
+        "acc": accuracy,
+        "correct": sum(outcome.correct for outcome in outcomes),
+        "count": len(outcomes),
+        "results": {outcome.problem_id: outcome.index for outcome in outcomes},
+        "outputs": {outcome.problem_id: outcome.text for outcome in outcomes},
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """LLaVA's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.eval_science_qa", description="Score ScienceQA answers."
+    )
+    parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers in LLaVA's JSON lines")
+    parser.add_argument("--output-file", type=Path, required=True)
+    parser.add_argument("--output-result", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--options", type=list, default=list(OPTIONS), help="letters in one word: ABCDE")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    try:
+        score, outcomes = score_file(args.base_dir, args.result_file, args.split, args.options)
+        analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
+        for outcome in outcomes:
+            analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
+        results = results_of(outcomes, score.parts["accuracy"])
+        for path, content in ((args.output_file, analyses), (args.output_result, results)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(score.report)
+    if score.remarks:
+        print(
+            f"{len(score.remarks)} remarks on answers: python -m dyvte.benchmarks score sqa --json says which"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""ScienceQA as data for LLaVA's training:
+
+python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir ScienceQA/data/scienceqa \
+    --prompt-format QCM-LEA --split train
+
+reads ``problems.json`` and ``pid_splits.json`` in ``--base-dir`` and writes ``llava_{split}_{format}.json`` beside
+them; ``convert_to_jsonl`` writes ``scienceqa_{split}_{format}.jsonl`` of instructions and outputs instead.
+(The questions of the evaluation, ``llava_test_CQM-A.json``, have another form and come with LLaVA's eval.zip: keep
+them in another folder.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
+
+from dyvte.benchmarks.files import read_json
+
+TASKS = {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}
+"""Tasks with their default formats."""
+
+
+def read_samples(base_dir: Path, split: str, prompt_format: str) -> list[dict[str, Any]]:
+    """``id``, ``image`` where there is one, ``question`` and ``answer`` of each problem of a split.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: there is no such split or format, or a problem is broken.
+    """
+    problems, splits = read_json(base_dir / "problems.json"), read_json(base_dir / "pid_splits.json")
+    if split not in splits:
+        raise ValueError(f"{base_dir / 'pid_splits.json'} has no split {split!r}, only {', '.join(splits)}.")
+    samples = []
+    for name, (question, answer) in build_prompt_chatbot(problems, splits[split], prompt_format).items():
+        # The heading goes, and with it any other place that reads the same, as in LLaVA's data.
+        if question.startswith("Question: "):
+            question = question.replace("Question: ", "")
+        if answer.startswith("Answer: "):
+            answer = answer.replace("Answer: ", "")
+        sample = {"id": name}
+        if problems[name].get("image") is not None:
+            sample["image"] = f"{name}/{problems[name]['image']}"
+            question += "\n<image>"
+        samples.append({**sample, "question": question, "answer": answer})
+    return samples
+
+
+def conversation_of(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample in the format of LLaVA's instruction data."""
+    turns = [{"from": "human", "value": sample["question"]}, {"from": "gpt", "value": sample["answer"]}]
+    return {**{key: sample[key] for key in ("id", "image") if key in sample}, "conversations": turns}
+
+
+def instruction_of(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample as an instruction with its output."""
+    kept = {key: sample[key] for key in ("id", "image") if key in sample}
+    return {**kept, "instruction": sample["question"], "output": sample["answer"]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Convert ScienceQA to LLaVA's training format.")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--base-dir", "--base_dir", type=Path, required=True)
+    parser.add_argument("--split", required=True, help="a key of pid_splits.json")
+    parser.add_argument("--prompt-format", "--prompt_format", help="default: QCM-LEA, for jsonl QCM-LEPA")
+    options = parser.parse_args(arguments)
+    prompt_format = options.prompt_format or TASKS[options.task]
+    name = f"{options.split}_{prompt_format}"
+    try:
+        samples = read_samples(options.base_dir, options.split, prompt_format)
+        if options.task == "convert_to_llava":
+            target = options.base_dir / f"llava_{name}.json"
+            content = json.dumps([conversation_of(sample) for sample in samples], indent=2)
+        else:
+            target = options.base_dir / f"scienceqa_{name}.jsonl"
+            content = "".join(json.dumps(instruction_of(sample)) + "\n" for sample in samples)
+        target.write_text(content, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"Number of samples: {len(samples)}")
+
+
+if __name__ == "__main__":
+    main()

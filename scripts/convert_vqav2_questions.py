@@ -1,0 +1,62 @@
+"""Turn VQAv2's official questions into a question file for llava.eval.model_vqa_loader:
+
+python scripts/convert_vqav2_questions.py --src v2_OpenEnded_mscoco_val2014_questions.json \
+    --dst playground/data/eval/vqav2/llava_vqav2_mscoco_val2014.jsonl
+
+The images are those of COCO, by their official names: ``COCO_val2014_000000000042.jpg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dyvte.benchmarks.files import read_json
+
+PROMPT = "Answer the question using a single word or phrase."
+IMAGES_OF = {"test-dev2015": "test2015"}
+
+
+def question_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a question file, in the official order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an official question file; the message names the entry.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
+        raise ValueError(f'{path} has no list "questions"; take it from visualqa.org/download.html.')
+    split = content.get("data_subtype")
+    if not isinstance(split, str):
+        raise ValueError(f"{path} has no data_subtype, which names the images' split.")
+    rows = []
+    for number, question in enumerate(content["questions"]):
+        try:
+            image = f"COCO_{IMAGES_OF.get(split, split)}_{question['image_id']:012d}.jpg"
+            text = f"{question['question']}\n{PROMPT}"
+            row = {"question_id": question["question_id"], "image": image, "text": text}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: entry {number} of questions is broken ({error!r}).") from None
+        rows.append({**row, "category": "default"})
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write VQAv2 questions as LLaVA asks them.")
+    parser.add_argument("--src", type=Path, required=True, help="official questions (JSON)")
+    parser.add_argument("--dst", type=Path, required=True, help="question file to write (JSON lines)")
+    options = parser.parse_args(arguments)
+    try:
+        rows = question_rows(options.src)
+        options.dst.parent.mkdir(parents=True, exist_ok=True)
+        options.dst.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{len(rows)} questions: {options.dst}")
+
+
+if __name__ == "__main__":
+    main()
