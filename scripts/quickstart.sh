@@ -43,7 +43,7 @@ once() {
 
 step "Data: scenes with instructions, and evaluation sets of writers never trained on"
 once train "$PYTHON" -m dyvte.tiny.data --out "$work/train" --scenes "$SCENES" --processes 2
-once eval "$PYTHON" -m dyvte.tiny.sets --out "$work/eval" --questions "$QUESTIONS" --heldout 1
+once eval "$PYTHON" -m dyvte.tiny.sets --out "$work/eval" --questions "$QUESTIONS" --only gqa pope textvqa
 once sample "$PYTHON" -m llava.train.sample --data-path "$work/train/finetune.json" --output "$work/gates.json" \
     --fraction "$FRACTION" --seed "$SEED"
 

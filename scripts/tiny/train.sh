@@ -56,7 +56,7 @@ stage() {
 mkdir -p "$OUT"
 make "$DATA/finetune.json" "$PYTHON" -m dyvte.tiny.data --out "$DATA" --scenes "${SCENES:-40000}" \
     --seed "$SEED" --processes "$PROCESSES"
-make "$DATA/eval/heldout/questions.jsonl" "$PYTHON" -m dyvte.tiny.sets --out "$DATA/eval"
+make "$DATA/eval/heldout/questions.jsonl" "$PYTHON" -m dyvte.tiny.sets --out "$DATA/eval" --only heldout
 make "$OUT/tokenizer/special_tokens_map.json" "$PYTHON" -m dyvte.tiny.tokenizer --data "$DATA" --out "$OUT/tokenizer"
 make "$OUT/base/special_tokens_map.json" "$PYTHON" -m dyvte.tiny.base --tokenizer "$OUT/tokenizer" --out "$OUT/base" \
     --hidden "${HIDDEN:-96}" --layers "${SHALLOW:-10}" --heads "${HEADS:-4}" --width "${WIDTH:-256}" --seed "$SEED"

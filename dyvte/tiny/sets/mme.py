@@ -1,0 +1,198 @@
+"""MME's layout: a yes and a no question about each image, in fourteen tasks.
+
+Seven tasks ask what the model was trained on, whether a coloured digit is there, and differ in what the absent one
+is like. The other seven ask yes or no in words that are new to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dyvte.tiny.data import save_images
+from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, presence_question
+from dyvte.tiny.scenes import COLOURS, Scene, Thing
+from dyvte.tiny.sets.common import NUMBER_WORDS, prepare, scenes_of, write_lines
+from dyvte.tiny.sets.options import wrong_answers
+
+RELEASE = "MME_Benchmark_release_version"
+INSTRUCTION = "Please answer yes or no."
+_LOOK_ALIKE = {0: 6, 6: 0, 1: 7, 7: 1, 2: 3, 3: 8, 8: 3, 4: 9, 9: 4, 5: 3}
+_FEW, _MANY = 4, 6
+
+Pair = tuple[str, str]
+"""A question whose answer is yes, and one whose answer is no."""
+
+
+def write_mme(folder: str | Path, questions: int) -> None:
+    """At least ``questions`` questions: equally many images in each task, two questions each."""
+    folder, release = prepare(folder, RELEASE)
+    per_task = -(-questions // (2 * len(TASKS)))
+    rows = []
+    drawn = scenes_of("mme")
+    for task in TASKS:
+        images = release / task / "images" if task in WITH_SUBFOLDERS else release / task
+        texts = release / task / "questions_answers_YN" if task in WITH_SUBFOLDERS else images
+        images.mkdir(parents=True, exist_ok=True)
+        texts.mkdir(exist_ok=True)
+        scenes, paths = [], []
+        for number in range(1, per_task + 1):
+            scene, lines = _next_pair(drawn, task)
+            scenes.append(scene)
+            paths.append(images / f"{number:04d}.jpg")
+            told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
+            (texts / f"{number:04d}.txt").write_text("".join(told))
+            name = paths[-1].relative_to(release).as_posix()
+            for text, _ in lines:
+                asked_as = f"{text}\n{SHORT_ANSWER}"
+                rows.append({"question_id": name, "image": name, "text": asked_as, "category": task})
+        save_images(scenes, paths)
+    write_lines(folder / "llava_mme.jsonl", rows)
+
+
+def _next_pair(
+    drawn: Iterator[tuple[Scene, np.random.Generator]], task: str
+) -> tuple[Scene, list[tuple[str, str]]]:
+    """The next scene that allows the task, and its two (question, "Yes" or "No"), in either order."""
+    while True:
+        scene, rng = next(drawn)
+        pair = TASKS[task](scene, rng)
+        if pair:
+            lines = [(pair[0], "Yes"), (pair[1], "No")]
+            return scene, lines if rng.random() < 0.5 else lines[::-1]
+
+
+def nothing_shared(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The absent thing shares neither colour nor digit with any that is there."""
+    colours, digits = {thing.colour for thing in scene.things}, {thing.digit for thing in scene.things}
+    absent = [f"{c} {d}" for c in COLOURS if c not in colours for d in range(10) if d not in digits]
+    return _presence(_pick(scene.things, rng), absent, rng)
+
+
+def other_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The absent thing is the present one in another colour."""
+    thing = _pick(scene.things, rng)
+    return _presence(thing, [f"{colour} {thing.digit}" for colour in COLOURS], rng, scene)
+
+
+def other_digit(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The absent thing is another digit in the colour of the present one."""
+    thing = _pick(scene.things, rng)
+    return _presence(thing, [f"{thing.colour} {digit}" for digit in range(10)], rng, scene)
+
+
+def mixture(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The absent thing mixes the colour of one thing and the digit of another."""
+    return _presence(_pick(scene.things, rng), absent_mixtures(scene), rng)
+
+
+def mixture_of_many(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """As ``mixture``, where there are many things."""
+    return mixture(scene, rng) if len(scene.things) >= _MANY else None
+
+
+def mixture_of_few(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """As ``mixture``, where there are few things."""
+    return mixture(scene, rng) if len(scene.things) <= _FEW else None
+
+
+def look_alike(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The absent thing has the colour of the present one, and a digit that looks like its."""
+    thing = _pick(scene.things, rng)
+    return _presence(thing, [f"{thing.colour} {_LOOK_ALIKE[thing.digit]}"], rng, scene)
+
+
+def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """How many things there are."""
+    return _claims(ask(scene, "count_all", rng), "Are there {answer} digits in the image?", rng)
+
+
+def position(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """Whether a thing is at its place, or at that of another."""
+    thing = _pick(scene.things, rng)
+    others = [other for other in scene.things if other.name != thing.name]
+    if not others:
+        return None
+    places = (thing.position, _pick(others, rng).position)
+    yes, no = (f"Is there a {thing.name} in the {place}?" for place in places)
+    return yes, no
+
+
+def line_reads(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """What a row or a column reads; the wrong one differs in one digit."""
+    question = ask(scene, "read_line", rng)
+    line = question.text.removeprefix("Read the digits in the ").rstrip(".") if question else ""
+    return _claims(question, f"Do the digits in the {line} read {{answer}}?", rng)
+
+
+def parity(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """Whether the digit at a place is even or odd."""
+    question = ask(scene, "parity", rng)
+    return _claims(question, question.text.replace("even or odd", "{answer}") if question else "", rng)
+
+
+def sum_of_two(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """The sum of two digits."""
+    question = ask(scene, "add", rng)
+    claim = question.text.replace("What is", "Is").replace("?", " {answer}?") if question else ""
+    return _claims(question, claim, rng)
+
+
+def digit_in_words(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """As ``other_digit``, the digit in words."""
+    pair = other_digit(scene, rng)
+    if not pair:
+        return None
+    yes, no = (
+        text.replace(digit := next(filter(str.isdecimal, text)), NUMBER_WORDS[int(digit)]) for text in pair
+    )
+    return yes, no
+
+
+def grid_element(scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """What an element of the grid is, rows and columns counted from zero."""
+    thing = _pick(scene.things, rng)
+    question = Question("", str(thing.digit), "digit_at")
+    return _claims(question, f"Is grid[{thing.row}][{thing.column}] == {{answer}}?", rng)
+
+
+TASKS: dict[str, Callable[[Scene, np.random.Generator], Pair | None]] = {
+    "existence": nothing_shared,
+    "count": count,
+    "position": position,
+    "color": other_color,
+    "posters": other_digit,
+    "celebrity": mixture,
+    "scene": mixture_of_many,
+    "landmark": mixture_of_few,
+    "artwork": look_alike,
+    "OCR": line_reads,
+    "commonsense_reasoning": parity,
+    "numerical_calculation": sum_of_two,
+    "text_translation": digit_in_words,
+    "code_reasoning": grid_element,
+}
+WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
+"""Tasks whose images and texts lie in folders of their own, as in the original."""
+
+
+def _presence(
+    thing: Thing, absent: Sequence[str], rng: np.random.Generator, scene: Scene | None = None
+) -> Pair | None:
+    """Questions about a thing and about one of the ``absent``, without those that are in ``scene``."""
+    there = {thing.name for thing in scene.things} if scene else set()
+    absent = [name for name in absent if name not in there]
+    return (presence_question(thing.name), presence_question(_pick(absent, rng))) if absent else None
+
+
+def _claims(question: Question | None, claim: str, rng: np.random.Generator) -> Pair | None:
+    """The claim with the right answer, and with a wrong one."""
+    if not question:
+        return None
+    return claim.format(answer=question.answer), claim.format(answer=_pick(wrong_answers(question), rng))
+
+
+def _pick(options: Sequence, rng: np.random.Generator):
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,67 @@
+"""MM-Vet's layout: open questions without a format instruction, each with the capabilities that it takes."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from dyvte.tiny.data import save_images
+from dyvte.tiny.questions import Question, ask
+from dyvte.tiny.scenes import Scene
+from dyvte.tiny.sets.common import NUMBER_WORDS, prepare, scenes_of, write_json, write_lines
+
+CAPABILITIES = {
+    "read_line": ("ocr",),
+    "add": ("rec", "math"),
+    "count_color": ("rec",),
+    "neighbor": ("ocr", "spat"),
+    "parity": ("ocr", "know"),
+    "describe": ("rec", "gen", "spat"),
+}
+"""Kind of question -> capabilities. "describe" is a caption; the others are kinds the model was trained on."""
+
+
+def write_mmvet(folder: str | Path, questions: int) -> None:
+    """``questions`` questions, each about a scene of its own."""
+    folder, images = prepare(folder, "images")
+    kinds = cycle(CAPABILITIES)
+    kind, rows, records, scenes, paths = next(kinds), [], {}, [], []
+    for scene, rng in scenes_of("mmvet"):
+        if len(rows) >= questions:
+            break
+        question = _ask(scene, kind, rng)
+        if not question:
+            continue
+        number = len(rows)
+        image = f"v1_{number}.png"
+        scenes.append(scene)
+        paths.append(images / image)
+        rows.append({"question_id": number, "image": image, "text": question.text, "category": "conv"})
+        records[f"v1_{number}"] = {
+            "imagename": image,
+            "question": question.text,
+            "answer": _graded(question),
+            "imagesource": "digits",
+            "capability": list(CAPABILITIES[kind]),
+        }
+        kind = next(kinds)
+    save_images(scenes, paths)
+    write_lines(folder / "llava-mm-vet.jsonl", rows)
+    write_json(folder / "mm-vet.json", records)
+
+
+def _ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+    if kind == "describe":
+        return Question("Describe the image.", scene.caption(), kind)
+    return ask(scene, kind, rng)
+
+
+def _graded(question: Question) -> str:
+    """The answer as the grader reads it: what must all be there, or what is as good."""
+    if question.kind == "describe":
+        return question.answer.replace(", ", "<AND>")
+    if question.kind == "count_color":
+        return f"{question.answer}<OR>{NUMBER_WORDS[int(question.answer)]}"
+    return question.answer

@@ -1,0 +1,110 @@
+"""Multiple choice from open questions, in the form of the kind "choice" that the model was trained on.
+
+That kind asks only for the digit at a place, with four options. Other questions and other numbers of options in
+the same form are new to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from dyvte.tiny.questions import LETTER_ANSWER, Question
+from dyvte.tiny.scenes import COLOURS, POSITIONS
+
+_NEAR = 3  # how far a wrong number may be from the right one
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with two to five options; ``right`` is the place of the right one, ``kind`` the open question's."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+    kind: str
+
+    @property
+    def letter(self) -> str:
+        return "ABCDE"[self.right]
+
+    def listed(self) -> str:
+        """The question, then a line for each option, such as "A. 3"."""
+        return "\n".join([self.text, *(f"{letter}. {option}" for letter, option in self.by_letter().items())])
+
+    def by_letter(self) -> dict[str, str]:
+        return dict(zip("ABCDE", self.options, strict=False))
+
+    def prompt(self) -> str:
+        """As the model is asked it, with the format instruction."""
+        return f"{self.listed()}\n{LETTER_ANSWER}"
+
+    def rotated(self, steps: int) -> Choice:
+        """The options moved right by so many places; what falls off comes back as A."""
+        places = len(self.options)
+        moved = tuple(self.options[(place - steps) % places] for place in range(places))
+        return Choice(self.text, moved, (self.right + steps) % places, self.kind)
+
+
+class Letters:
+    """Places for right options, each equally often among the choices of one size, in random order."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._left: dict[int, list[int]] = {}
+
+    def draw(self, size: int) -> int:
+        """A place below ``size``."""
+        if not self._left.get(size):
+            self._left[size] = self._rng.permutation(size).tolist()
+        return self._left[size].pop()
+
+
+def choose(question: Question, size: int, letters: Letters, rng: np.random.Generator) -> Choice:
+    """The question with ``size`` options, or with fewer where it names all that can be meant."""
+    others = wrong_answers(question)
+    picked = [others[index] for index in rng.permutation(len(others))[: size - 1]]
+    right = letters.draw(len(picked) + 1)
+    options = (*picked[:right], question.answer, *picked[right:])
+    return Choice(question.text, options, right, question.kind)
+
+
+def wrong_answers(question: Question) -> list[str]:
+    """Wrong answers to an open question that are of the same sort as the right one.
+
+    Numbers of things and sums come with their neighbours, a row of digits with one digit changed.
+
+    Raises:
+        ValueError: a question of the kind "choice", which has options already.
+    """
+    text, answer = question.text, question.answer
+    if question.kind == "choice":
+        raise ValueError(f"this question has options already: {text}")
+    if answer in COLOURS:
+        pool = list(COLOURS)
+    elif answer in POSITIONS:
+        pool = list(POSITIONS)
+    elif text.endswith("even or odd?"):
+        pool = ["even", "odd"]
+    elif named := re.search(r", (\d) or (\d)\?$", text):
+        pool = list(named.groups())
+    elif question.kind == "read_line":
+        pool = _misread(answer)
+    elif question.kind.startswith("count") or "plus" in text:
+        pool = [str(number) for number in range(max(0, int(answer) - _NEAR), int(answer) + _NEAR + 1)]
+    else:
+        pool = [str(digit) for digit in range(10)]
+    return [other for other in pool if other != answer]
+
+
+def _misread(line: str) -> list[str]:
+    """The rows of digits that differ from this one in one digit."""
+    digits = line.split()
+    return [
+        " ".join([*digits[:place], str(wrong), *digits[place + 1 :]])
+        for place, digit in enumerate(digits)
+        for wrong in range(10)
+        if str(wrong) != digit
+    ]

@@ -1,0 +1,83 @@
+"""SEED-Bench's layout: choices of twelve types; those of the video types show one frame."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+from dyvte.tiny.questions import ask
+from dyvte.tiny.sets.common import generator_of, prepare, scenes_of, write_images, write_json, write_lines
+from dyvte.tiny.sets.options import Choice, Letters, choose
+
+TYPES = {
+    "Scene Understanding": (1, "count_all"),
+    "Instance Identity": (2, "digit_at"),
+    "Instance Attributes": (3, "color_at"),
+    "Instance Location": (4, "place"),
+    "Instances Counting": (5, "count_color"),
+    "Spatial Relation": (6, "neighbor"),
+    "Instance Interaction": (7, "larger"),
+    "Visual Reasoning": (8, "add"),
+    "Text Understanding": (9, "read_line"),
+    "Action Recognition": (10, "digit_at"),
+    "Action Prediction": (11, "count_side"),
+    "Procedure Understanding": (12, "digit_of"),
+}
+"""Name of a type -> its id, and the kind of question asked."""
+
+_TURNS = (*TYPES, *4 * ["Instance Identity"])  # which is the form that the model was trained on
+_FIRST_VIDEO_TYPE, _FIRST_TYPE_WITH_SEGMENT = 10, 11
+
+
+def write_seed(folder: str | Path, questions: int) -> None:
+    """``questions`` questions with four options, the images' before the videos'."""
+    folder, _ = prepare(folder, "SEED-Bench-image")
+    (folder / "SEED-Bench-video-image").mkdir(exist_ok=True)
+    letters, turns = Letters(generator_of("seed")), cycle(_TURNS)
+    drawn, name = [], next(turns)
+    for scene, rng in scenes_of("seed"):
+        if len(drawn) >= questions:
+            break
+        question = ask(scene, TYPES[name][1], rng)
+        if question:
+            drawn.append((TYPES[name][0], name, choose(question, 4, letters, rng), scene))
+            name = next(turns)
+    drawn.sort(key=lambda one: one[0] >= _FIRST_VIDEO_TYPE)
+    records, rows = [], []
+    for number, (type_id, name, choice, _) in enumerate(drawn):
+        record = _record(choice, type_id, number)
+        records.append(record)
+        rows.append(_row(record, name, choice))
+    for image_format, video in (("JPEG", False), ("PNG", True)):
+        chosen = [place for place, record in enumerate(records) if (record["data_type"] == "video") == video]
+        paths = [folder / rows[place]["image"] for place in chosen]
+        write_images([drawn[place][3] for place in chosen], paths, image_format)
+    types = {name: type_id for name, (type_id, _) in TYPES.items()}
+    write_json(folder / "SEED-Bench.json", {"question_type": types, "questions": records})
+    write_lines(folder / "llava-seed-bench.jsonl", rows)
+
+
+def _record(choice: Choice, type_id: int, number: int) -> dict:
+    video = type_id >= _FIRST_VIDEO_TYPE
+    record = {
+        "answer": choice.letter,
+        **{f"choice_{letter.lower()}": option for letter, option in choice.by_letter().items()},
+        "data_id": f"{number}.mp4" if video else f"{number:07d}_{number + 1:010d}",
+        "data_type": "video" if video else "image",
+        "question": choice.text,
+        "question_id": f"v{number}" if video else str(100_000 + number),
+        "question_type_id": type_id,
+    }
+    return {**record, "segment": [0, 1]} if type_id >= _FIRST_TYPE_WITH_SEGMENT else record
+
+
+def _row(record: dict, name: str, choice: Choice) -> dict:
+    """LLaVA's row: ids of image questions are numbers, those of video questions strings."""
+    video = record["data_type"] == "video"
+    frame = f"SEED-Bench-video-image/{record['question_type_id']}_{record['question_id']}.png"
+    return {
+        "image": frame if video else f"SEED-Bench-image/{record['data_id']}",
+        "text": choice.prompt(),
+        "category": name,
+        "question_id": record["question_id"] if video else int(record["question_id"]),
+    }
