@@ -17,6 +17,7 @@ DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
 RUN_SETTINGS = (
     "method",
+    "method_config",
     "gates",
     "threshold",
     "exit_layer",

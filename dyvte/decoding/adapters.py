@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -17,13 +18,14 @@ class Adapter:
         vision: model -> (vision tower, projector), for cost accounting; None where absent.
         visual_mask: (model, keyword arguments of the module below) -> (B, S) bool; None where the model itself
             hands ``visual_mask`` to its decoder.
-        entry: model -> the module whose keyword arguments ``visual_mask`` reads.
+        entry: model -> the module whose keyword arguments ``visual_mask`` reads; the model itself by default.
     """
 
-    decoder: Callable[[nn.Module], nn.Module]
-    vision: Callable[[nn.Module], tuple[nn.Module | None, nn.Module | None]]
-    visual_mask: Callable[[nn.Module, dict], object] | None = None
-    entry: Callable[[nn.Module], nn.Module] | None = None
+    # families name their parts as they like, hence Any
+    decoder: Callable[[Any], Any]
+    vision: Callable[[Any], tuple[Any, Any]]
+    visual_mask: Callable[[Any, dict], object] | None = None
+    entry: Callable[[Any], nn.Module] = lambda model: model
 
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -34,7 +36,7 @@ def register_adapter(model_type: str, adapter: Adapter) -> None:
     _ADAPTERS[model_type] = adapter
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: Any) -> Adapter:
     """The adapter of a model.
 
     Raises:
@@ -49,7 +51,7 @@ def adapter_for(model: nn.Module) -> Adapter:
     return _ADAPTERS[model_type]
 
 
-def _placeholder_mask(model: nn.Module, kwargs: dict):
+def _placeholder_mask(model: Any, kwargs: dict):
     """Visual tokens of transformers' LLaVA: the placeholder ids, or their embeddings where ids are not given."""
     placeholder = model.config.image_token_id
     if kwargs.get("input_ids") is not None:

@@ -71,11 +71,12 @@ class Handle:
         self.traces: list[ExitTrace] = []
         self._decoder = adapter.decoder(model)
         self._hook = None
-        if adapter.visual_mask is not None:
+        find_visual = adapter.visual_mask
+        if find_visual is not None:
 
             def add_visual_mask(module, args, kwargs):
                 if kwargs.get("visual_mask") is None and _columns(kwargs) > 1:
-                    kwargs["visual_mask"] = adapter.visual_mask(model, kwargs)
+                    kwargs["visual_mask"] = find_visual(model, kwargs)
                 return args, kwargs
 
             self._hook = adapter.entry(model).register_forward_pre_hook(add_visual_mask, with_kwargs=True)
@@ -117,8 +118,7 @@ class Handle:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         decoder = self._decoder
-        if inputs_embeds is None:
-            inputs_embeds = decoder.embed_tokens(input_ids)
+        embeds: Tensor = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
         cache = (
             _ragged(past_key_values, len(decoder.layers))
@@ -126,12 +126,12 @@ class Handle:
             else None
         )
 
-        batch, columns, _ = inputs_embeds.shape
+        batch, columns, _ = embeds.shape
         if cache is not None and cache.columns:
-            row = _continue(cache, inputs_embeds, attention_mask, visual_mask)
+            row = _continue(cache, embeds, attention_mask, visual_mask)
             row = self._prefill(row, cache) if columns > 1 else run_layers(decoder, row, cache=cache)
         else:
-            row = pack(inputs_embeds, attention_mask, position_ids, visual_mask)
+            row = pack(embeds, attention_mask, position_ids, visual_mask)
             if cache is not None:
                 cache.advance(columns, row.layout.positions[row.layout.last_index] + 1)
             row = self._prefill(row, cache)

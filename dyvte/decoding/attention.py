@@ -3,21 +3,23 @@
 The model's own layers call it through ``ALL_ATTENTION_FUNCTIONS``, so they stay stock. It also fills the cache: a
 layer cannot know which token belongs to which sample.
 
-Kernels: SDPA (one call for segments of equal length, else one per segment), the variable-length FlashAttention
-kernel, or plain matrix products ("eager", the slow reference).
+Kernels: SDPA, the variable-length FlashAttention kernel, or plain matrix products ("eager", the slow reference). In
+prefill SDPA takes neighbouring segments of equal length in one call; a decoding step takes one call for each group
+of samples that the cache keeps side by side, whatever the batch size. Nothing copies the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.cache import RaggedCache, RaggedLayer
 from dyvte.decoding.packed import Layout
 
 NAME = "dyvte_packed"
@@ -29,17 +31,17 @@ class PackedContext:
     """What attention must know beyond queries, keys and values: passed through the layers as ``packed=``.
 
     Attributes:
-        observe: called with layer, queries and keys (after rotary embedding) before attention.
+        observe: called with layer, queries, keys (both after rotary embedding) and values before attention.
     """
 
     layout: Layout
     cache: RaggedCache | None
     kernel: str
-    observe: Callable[[int, Tensor, Tensor], None] | None = None
+    observe: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
 
 def packed_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -62,31 +64,53 @@ def packed_attention(
     """
     layout = packed.layout
     if packed.observe is not None:
-        packed.observe(module.layer_idx, query, key)
+        packed.observe(module.layer_idx, query, key, value)
     past = False
+    bias = None if layout.sizes is None else layout.sizes.log()
     if packed.cache is not None:
         held = packed.cache.layers[module.layer_idx]
         past = held.is_initialized
-        held.append(key, value, layout.lengths)
-    if packed.kernel == "flash_attention_2":
+        held.append(key, value, layout.lengths, bias)
+    flash = packed.kernel == "flash_attention_2"
+    if flash and (bias is not None or (past and held.bias is not None)):
+        raise ValueError(
+            "merged tokens need a bias for each key, which the FlashAttention kernel does not take: load the model "
+            "with attn_implementation='sdpa'"
+        )
+    attend = _eager if packed.kernel == "eager" else _sdpa
+    if past and max(layout.lengths) == 1:
+        return _step(query, held, _flash_step if flash else attend, scaling), None
+    if flash:
         return _flash(query, key, value, held if past else None, layout, scaling), None
 
-    attend = _eager if packed.kernel == "eager" else _sdpa
-    samples = len(layout.lengths)
-    if past and layout.uniform and held.uniform:
-        keys, values = held.batched()
-        out = attend(_batched(query, samples), keys, values, scaling)
-        return _rowed(out), None
-    if not past and layout.uniform:
-        out = attend(*(_batched(states, samples) for states in (query, key, value)), scaling)
-        return _rowed(out), None
-
     outs = []
-    for segment, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
-        at = slice(start, start + length)
-        keys, values = held.segment(segment) if past else (key[0, :, at], value[0, :, at])
-        outs.append(_rowed(attend(query[:, :, at], keys[None], values[None], scaling)))
-    return torch.cat(outs, dim=1), None
+    if past:
+        for segment, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
+            keys, values = held.segment(segment)
+            at = slice(start, start + length)
+            mask = _biased_mask(held.segment_bias(segment), length)
+            outs.append(_rowed(attend(query[:, :, at], keys[None], values[None], mask, scaling)))
+    else:
+        for start, length, count in layout.runs:
+            at = slice(start, start + length * count)
+            queries, keys, values = (_batched(states[:, :, at], count) for states in (query, key, value))
+            mask = None if bias is None else _biased_mask(bias[at].unflatten(0, (count, length)), length)
+            outs.append(_rowed(attend(queries, keys, values, mask, scaling)))
+    return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)), None
+
+
+def _step(query: Tensor, held: RaggedLayer, attend: Callable[..., Tensor], scaling: float | None) -> Tensor:
+    """One token per sample against all that the cache holds of it: (1, heads, B, d) -> (1, B, heads, d)."""
+    queries = query.transpose(0, 2)
+    batches = held.batches()
+    if held.order is None and len(batches) == 1:
+        return _rowed(attend(queries, *batches[0], scaling))
+    if held.order is not None:
+        queries = queries[held.order]
+    parts = queries.split([len(keys) for keys, _, _ in batches])
+    outs = [attend(part, *batch, scaling) for part, batch in zip(parts, batches, strict=True)]
+    out = _rowed(torch.cat(outs))
+    return out if held.inverse is None else out[:, held.inverse]
 
 
 def _batched(states: Tensor, samples: int) -> Tensor:
@@ -106,28 +130,44 @@ def _causal_mask(queries: int, keys: int, device) -> Tensor | None:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """(S, heads, Q, d) x (S, kv_heads, K, d) -> (S, heads, Q, d); queries are the last Q tokens."""
-    square = query.shape[2] == key.shape[2]
+def _biased_mask(bias: Tensor | None, queries: int) -> Tensor | None:
+    """A bias per key (S, K) -> (S, 1, queries, K), -inf at keys that come later; None for None."""
+    if bias is None:
+        return None
+    mask = bias[:, None, None].expand(-1, 1, queries, -1)
+    causal = _causal_mask(queries, bias.shape[1], bias.device)
+    return mask if causal is None else mask.masked_fill(~causal, float("-inf"))
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """(S, heads, Q, d) x (S, kv_heads, K, d) -> (S, heads, Q, d); queries are the last Q tokens.
+
+    ``mask`` (S, 1, Q or 1, K): bool, the keys that count, or what to add to the scores; causal by default.
+    """
+    square = mask is None and query.shape[2] == key.shape[2]
+    if mask is None and not square:
+        mask = _causal_mask(query.shape[2], key.shape[2], query.device)
+    elif mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
     return scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=None if square else _causal_mask(query.shape[2], key.shape[2], query.device),
+        attn_mask=mask,
         is_causal=square and query.shape[2] > 1,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
-def _eager(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """As :func:`_sdpa`, by plain matrix products, softmax in float32."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    mask = _causal_mask(query.shape[2], key.shape[2], query.device)
+    mask = _causal_mask(query.shape[2], key.shape[2], query.device) if mask is None else mask
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1, dtype=torch.float32).to(value) @ value
 
 
@@ -152,6 +192,23 @@ def _flash(query, key, value, held, layout: Layout, scaling: float | None) -> Te
         causal=True,
     )
     return out[None]
+
+
+def _flash_step(query, key, value, filled: Tensor | None, scaling: float | None) -> Tensor:
+    """As :func:`_sdpa` for single queries, by the FlashAttention kernel that reads a cache with room to grow."""
+    from flash_attn import flash_attn_with_kvcache
+
+    lengths = None
+    if filled is not None:
+        lengths = filled.flatten(1).sum(1, dtype=torch.int32)
+    out = flash_attn_with_kvcache(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        cache_seqlens=lengths,
+        softmax_scale=scaling,
+    )
+    return out.transpose(1, 2)
 
 
 def _cumulative(lengths: tuple[int, ...], device) -> Tensor:

@@ -3,9 +3,18 @@
 Keys and values of a layer lie in one buffer (heads, C, head_dim); every sample owns a stretch of it. After prefill
 the stretches have no slack: the bytes held are those of the trace. The first decoding step gives each stretch room
 to grow, and a step then writes one token per sample in place.
+
+Samples of similar length get equal room and lie side by side, so that attention reads each such group as one batch,
+whatever the number of samples: after mixed exits a layer has two groups, those that kept the image and those that
+did not.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,100 +24,202 @@ GROWTH = 64
 """Tokens of room added to each sample's stretch when it is full; a stretch grows by a quarter if that is more."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Samples with stretches of equal room, side by side in the buffer.
+
+    Attributes:
+        first: where the first stretch begins.
+        count, room: stretches, and tokens that each has room for.
+        longest: tokens of the longest sample when the group was made.
+        even: whether all its samples hold equally many tokens, so that no mask is needed.
+    """
+
+    first: int
+    count: int
+    room: int
+    longest: int
+    even: bool
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values, (heads, C, head_dim) each.
 
     Attributes:
-        starts, lengths, capacities: per sample, on the host: where its stretch begins, tokens held, room.
+        starts, capacities: per sample, on the host: where its stretch begins, and its room in tokens.
+        order, inverse: (samples,) long, the samples in the order of the buffer and back; None where it is theirs.
+        bias: (1, C, 1) float32, added to the scores of each key (of merged tokens); None where there is none.
     """
 
     is_sliding = False
     is_croppable = True
+    keys: Any  # tensors from the first `append` on
+    values: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.starts: list[int] = []
-        self.lengths: list[int] = []
         self.capacities: list[int] = []
+        self.order: Tensor | None = None
+        self.inverse: Tensor | None = None
+        self.bias: Tensor | None = None
+        self._lengths: list[int] = []
+        self._steps = 0  # tokens added to every sample since `_lengths` was noted
+        self._groups: list[Group] | None = None
 
     @property
-    def uniform(self) -> bool:
-        """Whether all samples hold equally many tokens in stretches of equal room."""
-        return len(set(self.lengths)) == 1 and len(set(self.capacities)) == 1
+    def lengths(self) -> list[int]:
+        """Tokens held, per sample."""
+        return [length + self._steps for length in self._lengths]
 
-    def append(self, keys: Tensor, values: Tensor, lengths: tuple[int, ...]) -> None:
-        """Add a packed row of new tokens: keys and values (1, heads, T, head_dim), ``lengths`` per sample."""
+    def append(
+        self, keys: Tensor, values: Tensor, lengths: tuple[int, ...], bias: Tensor | None = None
+    ) -> None:
+        """Add a packed row of new tokens.
+
+        Args:
+            keys, values: (1, heads, T, head_dim).
+            lengths: per sample.
+            bias: (T,) float32, see :attr:`bias`; zeros by default.
+        """
         if not self.is_initialized:
             self.keys, self.values, self.is_initialized = keys[0], values[0], True
-            self.lengths = self.capacities = list(lengths)
-            self.starts = _starts(self.capacities)
-            return
-        grown = [held + new for held, new in zip(self.lengths, lengths, strict=True)]
-        if any(total > room for total, room in zip(grown, self.capacities, strict=True)):
-            self._make_room(grown)
-        index = _stretches(
-            [start + held for start, held in zip(self.starts, self.lengths, strict=True)],
-            lengths,
-            keys.device,
-        )
+            self.bias = None if bias is None else bias[None, :, None]
+            self.capacities = list(lengths)
+            self.starts = list(accumulate(lengths[:-1], initial=0))
+            self._note_lengths(list(lengths))
+        elif max(lengths) == 1 and self._groups is not None and self._steps < self._free:
+            self._write(self._ends, keys, values, bias)
+            self._ends.add_(1)
+            self._steps += 1
+        else:
+            held = self.lengths
+            totals = [old + new for old, new in zip(held, lengths, strict=True)]
+            if any(total > room for total, room in zip(totals, self.capacities, strict=True)):
+                self._arrange(range(len(totals)), _rooms(totals))
+            ends = [start + length for start, length in zip(self.starts, held, strict=True)]
+            self._write(_stretches(ends, lengths, keys.device), keys, values, bias)
+            self._note_lengths(totals)
+
+    def _write(self, index: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         self.keys.index_copy_(1, index, keys[0])
         self.values.index_copy_(1, index, values[0])
-        self.lengths = grown
+        if bias is not None and self.bias is None:
+            self.bias = bias.new_zeros(1, sum(self.capacities), 1)
+        if self.bias is not None:
+            self.bias[0, index, 0] = 0.0 if bias is None else bias
+        if self._groups is not None:
+            self._filled.index_fill_(0, index, True)
 
-    def _make_room(self, totals: list[int]) -> None:
-        capacities = [total + max(GROWTH, total // 4) for total in totals]
-        starts = _starts(capacities)
-        old = _stretches(self.starts, self.lengths, self.keys.device)
-        new = _stretches(starts, self.lengths, self.keys.device)
+    def _note_lengths(self, lengths: list[int]) -> None:
+        self._lengths, self._steps, self._groups = lengths, 0, None
+
+    def _arrange(self, samples: Sequence[int], rooms: list[int]) -> None:
+        """Move to a buffer that holds these samples, in stretches of these rooms, equal rooms side by side."""
+        lengths = self.lengths
+        lengths = [lengths[sample] for sample in samples]
+        order = sorted(range(len(rooms)), key=lambda at: -rooms[at])
+        starts = [0] * len(rooms)
+        for at, start in zip(order, accumulate((rooms[at] for at in order), initial=0), strict=False):
+            starts[at] = start
+        old = _stretches([self.starts[sample] for sample in samples], lengths, self.keys.device)
+        new = _stretches(starts, lengths, self.keys.device)
 
         def move(buffer: Tensor) -> Tensor:
-            wider = buffer.new_empty(buffer.shape[0], sum(capacities), buffer.shape[2])
+            # zeros, because masked keys must still be finite
+            wider = buffer.new_zeros(buffer.shape[0], sum(rooms), buffer.shape[2])
             return wider.index_copy_(1, new, buffer.index_select(1, old))
 
         self.keys, self.values = move(self.keys), move(self.values)
-        self.starts, self.capacities = starts, capacities
+        self.bias = None if self.bias is None else move(self.bias)
+        self.starts, self.capacities = starts, rooms
+        self._note_lengths(lengths)
+
+    def _make_groups(self) -> list[Group]:
+        """Note, once for many steps, how the buffer is read as batches, and where the next tokens go."""
+        lengths, device = self.lengths, self.keys.device
+        order = sorted(range(len(lengths)), key=self.starts.__getitem__)
+        groups: list[Group] = []
+        members: list[int] = []
+        for at, sample in enumerate(order):
+            members.append(lengths[sample])
+            room = self.capacities[sample]
+            if at + 1 == len(order) or self.capacities[order[at + 1]] != room:
+                first = self.starts[sample] - (len(members) - 1) * room
+                groups.append(Group(first, len(members), room, max(members), len(set(members)) == 1))
+                members = []
+        self.order = self.inverse = None
+        if order != list(range(len(order))):
+            self.order = torch.tensor(order, device=device)
+            self.inverse = self.order.argsort()
+        self._free = min(room - held for room, held in zip(self.capacities, lengths, strict=True))
+        ends = [start + held for start, held in zip(self.starts, lengths, strict=True)]
+        self._ends = torch.tensor(ends, device=device)
+        self._filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
+        self._filled[_stretches(self.starts, lengths, device)] = True
+        self._note_lengths(lengths)
+        self._groups = groups
+        return groups
+
+    def batches(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Keys and values of all samples in the order of the buffer, cut into groups: views, whatever the lengths.
+
+        Returns:
+            per group keys and values (samples, heads, K, head_dim), and a mask (samples, 1, 1, K): bool, which of
+            them count, or float32, what to add to their scores; None where all count as they are.
+        """
+        groups = self._make_groups() if self._groups is None else self._groups
+        return [self._batch(group) for group in groups]
+
+    def _batch(self, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
+        held = group.longest + self._steps
+
+        def view(buffer: Tensor) -> Tensor:
+            whole = buffer.narrow(1, group.first, group.count * group.room)
+            return whole.unflatten(1, (group.count, group.room))[:, :, :held].transpose(0, 1)
+
+        mask = None if group.even else view(self._filled[None, :, None]).transpose(2, 3)
+        if self.bias is not None:
+            bias = view(self.bias).transpose(2, 3)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+        return view(self.keys), view(self.values), mask
 
     def segment(self, sample: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one sample, views of (heads, tokens, head_dim)."""
-        at = slice(self.starts[sample], self.starts[sample] + self.lengths[sample])
+        at = slice(self.starts[sample], self.starts[sample] + self._lengths[sample] + self._steps)
         return self.keys[:, at], self.values[:, at]
 
-    def batched(self) -> tuple[Tensor, Tensor]:
-        """Where :attr:`uniform`: keys and values as views of (samples, heads, tokens, head_dim)."""
-        samples, room, held = len(self.lengths), self.capacities[0], self.lengths[0]
-
-        def view(buffer: Tensor) -> Tensor:
-            return buffer.unflatten(1, (samples, room))[:, :, :held].transpose(0, 1)
-
-        return view(self.keys), view(self.values)
+    def segment_bias(self, sample: int) -> Tensor | None:
+        """The bias of one sample's keys, (1, tokens); None where there is none."""
+        start = self.starts[sample]
+        stop = start + self._lengths[sample] + self._steps
+        return None if self.bias is None else self.bias[:, start:stop, 0]
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Keys and values without slack, (heads, sum of lengths, head_dim); a copy where there is slack."""
-        if self.lengths == self.capacities:
-            return self.keys, self.values
         index = _stretches(self.starts, self.lengths, self.keys.device)
         return self.keys.index_select(1, index), self.values.index_select(1, index)
 
     def select(self, samples: list[int]) -> None:
         """Hold these samples, in this order; a sample may occur more than once (beams)."""
-        starts = [self.starts[s] for s in samples]
-        capacities = [self.capacities[s] for s in samples]
-        index = _stretches(starts, capacities, self.keys.device)
-        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
-        self.lengths, self.capacities = [self.lengths[s] for s in samples], capacities
-        self.starts = _starts(capacities)
+        self._arrange(samples, [self.capacities[sample] for sample in samples])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens of every sample."""
-        self.lengths = [held + tokens_to_remove for held in self.lengths]
+        self._note_lengths([held + tokens_to_remove for held in self.lengths])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens held, without room to grow."""
+        """Bytes of the keys and values held, without room to grow."""
         if not self.is_initialized:
             return 0
         heads, _, width = self.keys.shape
         return 2 * sum(self.lengths) * heads * width * self.keys.element_size()
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes of the buffers, with room to grow."""
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the first :meth:`append` takes the tensors as they are."""
@@ -141,10 +252,12 @@ class RaggedCache(Cache):
             prompt's length whatever left the cache.
     """
 
+    layers: list[RaggedLayer]  # type: ignore[assignment] - narrower than the base class has it
+
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
         self.columns = 0
-        self.next_positions: Tensor | None = None
+        self.next_positions = torch.zeros(0, dtype=torch.long)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Padded columns seen so far, the same for every layer."""
@@ -164,6 +277,11 @@ class RaggedCache(Cache):
     def nbytes(self) -> int:
         """Bytes of the keys and values held."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def allocated_nbytes(self) -> int:
+        """Bytes of the buffers that hold them, with room to grow."""
+        return sum(layer.allocated_nbytes for layer in self.layers)
 
     def _select(self, samples: Tensor) -> None:
         for layer in self.layers:
@@ -193,21 +311,20 @@ class RaggedCache(Cache):
         self.next_positions = self.next_positions - removed
 
 
-def _starts(capacities: list[int]) -> list[int]:
-    starts, at = [], 0
-    for capacity in capacities:
-        starts.append(at)
-        at += capacity
-    return starts
+def _rooms(totals: list[int]) -> list[int]:
+    """Room for each sample: that of the longest sample of its group, and some to grow."""
+    rooms, room, longest = [0] * len(totals), 0, 0
+    for at in sorted(range(len(totals)), key=lambda at: -totals[at]):
+        if not room or longest - totals[at] > max(GROWTH, longest // 4):
+            longest, room = totals[at], totals[at] + max(GROWTH, totals[at] // 4)
+        rooms[at] = room
+    return rooms
 
 
-def _stretches(starts: list[int], lengths, device) -> Tensor:
+def _stretches(starts: Sequence[int], lengths: Sequence[int], device) -> Tensor:
     """Indices ``start .. start + length - 1`` of all stretches, one after another."""
-    if all(length == 1 for length in lengths):
-        return torch.tensor(starts, device=device)
-    return torch.cat(
-        [
-            torch.arange(start, start + length, device=device)
-            for start, length in zip(starts, lengths, strict=True)
-        ]
-    )
+    total, rows = sum(lengths), accumulate(lengths[:-1], initial=0)
+    shifts = torch.tensor([[start - row for start, row in zip(starts, rows, strict=True)], lengths])
+    shift, counts = shifts.to(device, non_blocking=True)
+    within = torch.arange(total, device=device)
+    return within + shift.repeat_interleave(counts, output_size=total)

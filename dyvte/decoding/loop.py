@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from dyvte.decoding import attention
 from dyvte.decoding.cache import RaggedCache
-from dyvte.decoding.packed import PackedRow
-from dyvte.decoding.policy import Observer, Policy
+from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.policy import Entrance, Observer, Policy, ValueObserver
 from dyvte.decoding.trace import ExitTrace
 
 
 def run_layers(
-    decoder: nn.Module,
+    decoder: Any,
     row: PackedRow,
     *,
     policy: Policy | None = None,
@@ -28,13 +28,15 @@ def run_layers(
     Args:
         decoder: a Llama-like module with ``layers``, ``norm``, ``rotary_emb`` and ``config``; its own layers run.
         row: states (1, T, D) entering layer 0.
-        policy: may edit the row after each layer; None while decoding.
+        policy: may edit the row before the first layer and after each; None while decoding.
         trace: where policy and loop write what they did; needed with a policy.
         cache: filled on the way, and attended to where it already holds tokens.
 
     Returns:
         The row after the final norm, with the tokens that are left.
     """
+    if isinstance(policy, Entrance) and trace is not None:
+        row = policy.enter(row, trace)
     rope = decoder.rotary_emb(row.hidden, position_ids=row.layout.positions[None])
     with packed_kernel(decoder.config) as kernel:
         for index, layer in enumerate(decoder.layers):
@@ -42,8 +44,7 @@ def run_layers(
             observe = None
             if trace is not None:
                 trace.record_layer(layout)
-                if isinstance(policy, Observer):
-                    observe = partial(policy.observe, layout=layout, trace=trace)
+                observe = _observer(policy, layout, trace)
             hidden = layer(
                 row.hidden,
                 attention_mask=None,
@@ -53,10 +54,26 @@ def run_layers(
             )
             row = PackedRow(hidden, layout)
             if policy is not None:
+                assert trace is not None, "a policy needs a trace"
                 row = policy.edit(index, row, trace)
                 if row.layout is not layout and index + 1 < len(decoder.layers):
                     rope = decoder.rotary_emb(row.hidden, position_ids=row.layout.positions[None])
     return PackedRow(decoder.norm(row.hidden), row.layout)
+
+
+def _observer(policy: Policy | None, layout: Layout, trace: ExitTrace):
+    """What attention is to call with (layer, query, key, value); None where the policy does not look."""
+    keys, values = isinstance(policy, Observer), isinstance(policy, ValueObserver)
+    if not keys and not values:
+        return None
+
+    def observe(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if isinstance(policy, Observer):
+            policy.observe(layer, query, key, layout, trace)
+        if isinstance(policy, ValueObserver):
+            policy.observe_values(layer, value, layout, trace)
+
+    return observe
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Layout:
         visual: (G,) visual tokens per segment, on the host.
         samples: (G,) the sample that each segment belongs to, on the host.
         forked_at: (G,) the layer after which a segment was copied without its image; None for the samples' own.
+        sizes: (T,) float32, of how many tokens each is the merged mean; None while nothing was merged. Attention adds
+            their logarithm to the scores of keys.
     """
 
     positions: Tensor
@@ -39,6 +42,7 @@ class Layout:
     visual: tuple[int, ...]
     samples: tuple[int, ...]
     forked_at: tuple[int | None, ...]
+    sizes: Tensor | None = None
 
     @classmethod
     def of_single_tokens(cls, positions: Tensor) -> Layout:
@@ -86,10 +90,14 @@ class Layout:
         ends_in_image = self.is_visual[self.last_index].tolist()
         return tuple(bool(count) and not end for count, end in zip(self.visual, ends_in_image, strict=True))
 
-    @property
-    def uniform(self) -> bool:
-        """Whether all segments have the same length."""
-        return len(set(self.lengths)) == 1
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """Neighbouring segments of equal length: (where the first begins, length of each, how many)."""
+        runs, at = [], 0
+        for length, members in groupby(self.lengths):
+            runs.append((at, length, len(list(members))))
+            at += length * runs[-1][2]
+        return tuple(runs)
 
     def select(self, index: Tensor, **host: tuple) -> Layout:
         """The layout of the tokens at ``index`` (T',); ``host`` replaces the per-segment fields that change."""
@@ -99,6 +107,7 @@ class Layout:
             is_visual=self.is_visual[index],
             is_answer=self.is_answer[index],
             slots=self.slots[index],
+            sizes=None if self.sizes is None else self.sizes[index],
             **host,
         )
 
@@ -195,6 +204,37 @@ def drop_visual(row: PackedRow, segments: Sequence[bool]) -> PackedRow:
         lengths.append(length - count if gone else length)
         visual.append(0 if gone else count)
     return row.select(index, lengths=tuple(lengths), visual=tuple(visual))
+
+
+def select_tokens(row: PackedRow, keep: Tensor) -> PackedRow:
+    """The row with the tokens that ``keep`` (T,) bool names, in their order and at their positions."""
+    layout = row.layout
+    kept_per_segment = torch.zeros(2, len(layout.lengths), dtype=torch.long, device=keep.device)
+    counted = torch.stack([keep, keep & layout.is_visual]).long()
+    lengths, visual = kept_per_segment.index_add_(1, layout.segment_ids, counted).tolist()
+    return row.select(keep.nonzero().flatten(), lengths=tuple(lengths), visual=tuple(visual))
+
+
+def merge_tokens(row: PackedRow, into: Tensor, *, track_sizes: bool) -> PackedRow:
+    """The row in which tokens have joined others of their segment, as means over all tokens that they stand for.
+
+    Args:
+        into: (T,) long, the token that each token joins; its own index for one that stays. A token that is joined
+            must stay, and keeps its position.
+        track_sizes: whether attention is to count a merged token as often as the tokens it stands for.
+    """
+    layout, hidden = row.layout, row.hidden[0]
+    stay = into == torch.arange(len(into), device=into.device)
+    sizes = hidden.new_ones(len(into), dtype=torch.float32) if layout.sizes is None else layout.sizes
+    totals = torch.zeros_like(sizes).index_add_(0, into, sizes)
+    joined = into[~stay].unique()
+    sums = hidden.new_zeros(hidden.shape, dtype=torch.float32)
+    sums.index_add_(0, into, hidden.float() * sizes[:, None])
+    means = (sums[joined] / totals[joined, None]).to(hidden.dtype)
+    merged = PackedRow(hidden.index_copy(0, joined, means)[None], layout)
+    if track_sizes:
+        merged = PackedRow(merged.hidden, replace(layout, sizes=totals))
+    return select_tokens(merged, stay)
 
 
 def fork(row: PackedRow, layer: int) -> PackedRow:

@@ -40,6 +40,23 @@ class Observer(Protocol):
         """
 
 
+@runtime_checkable
+class ValueObserver(Protocol):
+    """A policy that also looks at what attention takes from each token."""
+
+    def observe_values(self, layer: int, value: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Called after ``observe`` with the values of the same layer, (1, kv_heads, T, head_dim)."""
+
+
+@runtime_checkable
+class Entrance(Protocol):
+    """A policy that also edits the row before the first layer: it has ``enter`` beside :class:`Policy`'s methods."""
+
+    def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """The row that enters layer 0, given the embeddings."""
+        ...
+
+
 @dataclass(frozen=True)
 class NoExit:
     """The baseline: visual tokens stay to the last layer."""

@@ -45,6 +45,10 @@ class ExitTrace:
         self._probabilities.append((layer, list(samples), probabilities.detach()))
         self._gate_flops[layer, list(samples)] += flops
 
+    def record_scores(self, layer: int, sample: int, flops: int) -> None:
+        """Note that a policy without gates computed ``flops`` FLOPs for a sample to choose tokens after ``layer``."""
+        self._gate_flops[layer, sample] += flops
+
     def record_exit(self, layer: int, samples: Sequence[int]) -> None:
         """Note that the visual tokens of these ``samples`` leave after ``layer``."""
         for sample in samples:
@@ -65,7 +69,7 @@ class ExitTrace:
 
     @property
     def gate_flops(self) -> Tensor:
-        """(layers, samples) long: FLOPs (2 x multiply-accumulate) of the gates that ran."""
+        """(layers, samples) long: FLOPs (2 x multiply-accumulate) of the gates, or scores, that decided."""
         return self._gate_flops.clone()
 
     @property

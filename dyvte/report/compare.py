@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dyvte.benchmarks.benchmark import mean
@@ -12,6 +12,16 @@ AVERAGE = "average"
 BASELINE = "none"
 KEPT_SCORE = 0.98
 SAVED_COMPUTE = 0.35
+TITLES = {
+    "fastv": "FastV",
+    "pooling": "Pooling",
+    "pyramiddrop": "PyramidDrop",
+    "random": "Random dropping",
+    "stability": "VisiPruner exit",
+    "tome": "ToMe",
+    "vtw": "VTW",
+}
+"""Methods of ``dyvte.reduction`` as people read them."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,18 @@ def label_of(record: ResultRecord) -> str:
     """The method as people read it."""
     if record.method == BASELINE:
         return "Baseline"
-    if record.method == "fixed":
-        return f"Exit after layer {record.settings['exit_layer']}"
-    threshold = float(record.settings.get("threshold", 0.5))
+    label = " + ".join(_part_label(part, record.settings) for part in record.method.split("+"))
+    config = record.settings.get("method_config", "")
+    return f"{label} ({', '.join(config.split())})" if config else label
+
+
+def _part_label(part: str, settings: Mapping[str, str]) -> str:
+    """One of the methods that a record's method joins."""
+    if part == "fixed":
+        return f"Exit after layer {settings['exit_layer']}"
+    if part in TITLES:
+        return TITLES[part]
+    threshold = float(settings.get("threshold", 0.5))
     return "DyVTE" if threshold == 0.5 else f"DyVTE, threshold {threshold:g}"
 
 

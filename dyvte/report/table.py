@@ -23,7 +23,7 @@ def select(runs: Sequence[Run], with_fixed: bool) -> list[Run]:
     benchmarks = list(dict.fromkeys(run.benchmark for run in runs))
     if len(benchmarks) == 2:
         benchmarks.remove(AVERAGE)  # the average of one benchmark says nothing new
-    order = {BASELINE: 0, "fixed": 1}
+    order = {BASELINE: 0, "fixed": 1, "dyvte": 3}
     chosen = [run for run in runs if run.benchmark in benchmarks and (with_fixed or run.method != "fixed")]
     return sorted(
         chosen, key=lambda run: (benchmarks.index(run.benchmark), order.get(run.method, 2), run.exit_layer)

@@ -6,13 +6,15 @@ import argparse
 from typing import Any
 
 from dyvte.decoding.attach import Handle, attach
-from dyvte.decoding.policy import FixedExit, NoExit
+from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.gates.exit import LearnedExit
+from dyvte.reduction import REDUCTIONS, Combine
+from dyvte.reduction.config import make_reductions
 from llava.eval.answer import Answerer, Generation, check_conv_mode
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
-METHODS = ("none", "dyvte", "fixed")
+METHODS = ("none", "dyvte", "fixed", *REDUCTIONS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -20,9 +22,17 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags for which exit to use, and where and in which precision to run."""
     parser.add_argument(
         "--method",
-        choices=METHODS,
-        help="none: visual tokens stay; dyvte: gates decide; fixed: exit at --exit-layer. "
+        type=method_name,
+        metavar="METHOD",
+        help="none: visual tokens stay; dyvte: gates decide; fixed: exit at --exit-layer; "
+        f"{', '.join(REDUCTIONS)}: see docs/method.md; several joined by + act in this order (dyvte+fastv). "
         "Default: dyvte where --gates or the checkpoint brings gates, else none",
+    )
+    parser.add_argument(
+        "--method-config",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="settings of the method, such as k=3 r=0.5; fastv.r=0.5 where several methods have r",
     )
     parser.add_argument("--gates", help="folder with gates; default: the checkpoint's own")
     parser.add_argument(
@@ -36,6 +46,23 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
 
 
+def method_name(text: str) -> str:
+    """The name of a method, or of several joined by ``+``.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such method, or they do not go together.
+    """
+    names = text.split("+")
+    for name in names:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is not one of {', '.join(METHODS)}, or several of them joined by +"
+            )
+    if len(set(names)) < len(names) or (len(names) > 1 and "none" in names):
+        raise argparse.ArgumentTypeError(f"{text!r} joins a method with itself or with none")
+    return text
+
+
 def open_answerer(args, conv_mode: str) -> Answerer:
     """Load the model that command-line arguments ask for; what they lack takes its default.
 
@@ -46,10 +73,12 @@ def open_answerer(args, conv_mode: str) -> Answerer:
     """
     check_conv_mode(conv_mode)
     method, gates = _option(args, "method"), _option(args, "gates")
-    if method == "fixed" and _option(args, "exit_layer") is None:
-        raise ValueError("--method fixed needs --exit-layer")
-    if gates and method not in (None, "dyvte"):
+    names = method.split("+") if method else []
+    if "fixed" in names and _option(args, "exit_layer") is None:
+        raise ValueError(f"--method {method} needs --exit-layer")
+    if gates and method and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
+    reductions = make_reductions([name for name in names if name in REDUCTIONS], _settings(args))
     generation = Generation(
         max_new_tokens=_option(args, "max_new_tokens", 128),
         temperature=_option(args, "temperature", 0.0),
@@ -76,7 +105,8 @@ def open_answerer(args, conv_mode: str) -> Answerer:
             )
         return Answerer(model, tokenizer, None, conv_mode, None, generation)
     handle = getattr(model, "exit_handle", None)
-    policy = _policy(args, method, handle)
+    parts = [reductions[name] if name in reductions else _policy(args, name, handle) for name in names]
+    policy = Combine(tuple(parts)) if len(parts) > 1 else (parts or [_policy(args, None, handle)])[0]
     policy.check(model.config.num_hidden_layers, model.config.hidden_size)
     if handle is None:
         handle = attach(model, policy)
@@ -84,7 +114,12 @@ def open_answerer(args, conv_mode: str) -> Answerer:
     return Answerer(model, tokenizer, image_processor, conv_mode, handle, generation)
 
 
-def _policy(args, method: str | None, handle: Handle | None):
+def _settings(args) -> list[str]:
+    """The method's settings, one ``key=value`` each; a shell may give several as one argument."""
+    return [setting for given in _option(args, "method_config", []) for setting in given.split()]
+
+
+def _policy(args, method: str | None, handle: Handle | None) -> Policy:
     if method == "fixed":
         return FixedExit(_option(args, "exit_layer"))
     if method == "none" or (method is None and handle is None):

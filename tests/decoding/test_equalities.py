@@ -288,14 +288,30 @@ def test_flash_kernel_receives_the_packed_row(prompts, gates, monkeypatch):
             assert b - a <= max_seqlen_q and d - c <= max_seqlen_k
         return out
 
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
+    steps = []
+
+    def with_kvcache(q, k_cache, v_cache, *, cache_seqlens, softmax_scale):
+        steps.append(len(q))
+        assert q.shape[1] == 1 and k_cache.shape == v_cache.shape and k_cache.stride(-1) == 1
+        out = torch.empty_like(q)
+        for i in range(len(q)):
+            held = k_cache.shape[1] if cache_seqlens is None else int(cache_seqlens[i])
+            repeats = q.shape[2] // k_cache.shape[2]
+            keys, values = (t[i, :held].repeat_interleave(repeats, 1) for t in (k_cache, v_cache))
+            weights = (torch.einsum("qhd,khd->hqk", q[i], keys) * softmax_scale).softmax(-1)
+            out[i] = torch.einsum("hqk,khd->qhd", weights, values)
+        return out
+
+    module = SimpleNamespace(flash_attn_varlen_func=varlen, flash_attn_with_kvcache=with_kvcache)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
     model, other = tiny_hf_llava(), tiny_hf_llava()
     other.model.language_model.config._attn_implementation_internal = "flash_attention_2"
     with attach(model, LearnedExit(gates)):
         expected = new_tokens("hf_llava", model, prompts)
     with attach(other, LearnedExit(gates)):
         assert torch.equal(new_tokens("hf_llava", other, prompts), expected)
-    assert set(calls) == {len(prompts)}  # one call a layer for the whole batch
+    # one call a layer for the whole batch, in prefill and in each of the steps after it
+    assert calls == [len(prompts)] * LAYERS and steps == [len(prompts)] * LAYERS * (expected.shape[1] - 1)
 
 
 def test_attach_and_detach_leave_no_trace(named, prompts, gates):

@@ -1,6 +1,7 @@
 # Shared by the benchmark scripts of this folder (sourced, not run). Settings, all environment variables:
 #
-#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed
+#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | fastv | tome | ... (docs/method.md)
+#   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"; methods joined by + act together (METHOD=dyvte+fastv)
 #   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   conversation template
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
@@ -16,6 +17,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
 METHOD=${METHOD:-none}
+METHOD_CONFIG=${METHOD_CONFIG:-}
 GATES=${GATES:-}
 THRESHOLD=${THRESHOLD:-}
 EXIT_LAYER=${EXIT_LAYER:-}
@@ -36,28 +38,44 @@ die() {
 
 # method_arguments: fill `method_flags`, `method_settings` (for the record) and `variant` (for the folder).
 method_arguments() {
-    method_flags=(--method "$METHOD")
+    local part parts
+    method_flags=(--method "$METHOD" ${METHOD_CONFIG:+--method-config "$METHOD_CONFIG"})
     method_settings=("temperature=0" "conv_mode=$CONV_MODE" "batch_size=$BATCH_SIZE")
-    case $METHOD in
-    none) variant="" ;;
-    dyvte)
-        [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
-        variant=-dyvte$THRESHOLD
-        if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # the record should hold it
-            THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$GATES/gates.json")
-        fi
-        THRESHOLD=${THRESHOLD:-0.5}
-        method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$GATES"})
-        method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
-        ;;
-    fixed)
-        [ -n "$EXIT_LAYER" ] || die "METHOD=fixed needs EXIT_LAYER=<layer>"
-        method_flags+=(--exit-layer "$EXIT_LAYER")
-        method_settings+=("exit_layer=$EXIT_LAYER")
-        variant=-exit$EXIT_LAYER
-        ;;
-    *) die "METHOD=$METHOD is not one of none, dyvte, fixed" ;;
-    esac
+    variant=""
+    IFS=+ read -ra parts <<<"$METHOD"
+    for part in "${parts[@]}"; do
+        case $part in
+        none) ;;
+        dyvte) gate_arguments ;;
+        fixed)
+            [ -n "$EXIT_LAYER" ] || die "METHOD=$METHOD needs EXIT_LAYER=<layer>"
+            method_flags+=(--exit-layer "$EXIT_LAYER")
+            method_settings+=("exit_layer=$EXIT_LAYER")
+            variant+=-exit$EXIT_LAYER
+            ;;
+        fastv | pooling | pyramiddrop | random | stability | tome | vtw) variant+=-$part ;;
+        *)
+            die "METHOD=$METHOD is not one of none, dyvte, fixed, fastv, pooling, pyramiddrop, random, stability," \
+                "tome, vtw, or several of them joined by +"
+            ;;
+        esac
+    done
+    if [ -n "$METHOD_CONFIG" ]; then
+        method_settings+=("method_config=$METHOD_CONFIG")
+        variant+=-${METHOD_CONFIG//[ =]/-}
+    fi
+}
+
+# gate_arguments: what method_arguments adds for exit gates.
+gate_arguments() {
+    [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
+    variant+=-dyvte$THRESHOLD
+    if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # the record should hold it
+        THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$GATES/gates.json")
+    fi
+    THRESHOLD=${THRESHOLD:-0.5}
+    method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$GATES"})
+    method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
 }
 
 # run_shards QUESTIONS IMAGES ARGUMENTS...: one process per chunk; returns when all ended, and fails if one failed.

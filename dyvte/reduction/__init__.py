@@ -1,0 +1,33 @@
+"""Other methods that let visual tokens leave: one file each, policies of the same loop under the same accounting."""
+
+from dyvte.reduction.combine import Combine
+from dyvte.reduction.fastv import FastV
+from dyvte.reduction.pooling import Pooling
+from dyvte.reduction.pyramiddrop import PyramidDrop
+from dyvte.reduction.random_drop import RandomDrop
+from dyvte.reduction.stability import StabilityExit
+from dyvte.reduction.tome import ToMe
+from dyvte.reduction.vtw import VTW
+
+REDUCTIONS = {
+    "fastv": FastV,
+    "pooling": Pooling,
+    "pyramiddrop": PyramidDrop,
+    "random": RandomDrop,
+    "stability": StabilityExit,
+    "tome": ToMe,
+    "vtw": VTW,
+}
+"""Name on command lines -> dataclass, whose fields are the settings."""
+
+__all__ = [
+    "REDUCTIONS",
+    "Combine",
+    "FastV",
+    "Pooling",
+    "PyramidDrop",
+    "RandomDrop",
+    "StabilityExit",
+    "ToMe",
+    "VTW",
+]

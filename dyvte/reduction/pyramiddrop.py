@@ -1,0 +1,65 @@
+"""PyramidDrop (arXiv:2410.17247): fewer visual tokens after each stage of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.states import state_index
+from dyvte.reduction.scores import check_share, keep_highest, kept_count, observe_attention
+
+
+@dataclass(frozen=True)
+class PyramidDrop:
+    """The layers in ``stages`` stages of equal depth; after stage s the share ``ratio ** s`` of the prompt's visual
+    tokens stays. With 32 layers and the paper's settings: 288, 144 and 72 of 576 after layers 7, 15 and 23.
+
+    Tokens are ranked by the head-mean attention of the last prompt token (the paper's last instruction token), which
+    is computed for this one query and counted in the trace. Two differences from the paper's code: it ranks by the
+    queries and keys that the layer *after* the stage would compute, here those of the stage's last layer rank, which
+    are at hand; and it renumbers positions, here they stay.
+
+    Args:
+        stages: 2 or more.
+        ratio: in [0, 1].
+
+    Raises:
+        ValueError: on other values.
+    """
+
+    stages: int = 4
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share("PyramidDrop's ratio", self.ratio)
+        if self.stages < 2:
+            raise ValueError(f"PyramidDrop's stages must be 2 or more, got {self.stages}")
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when there are more stages than layers."""
+        if self.stages > num_layers:
+            raise ValueError(f"PyramidDrop's {self.stages} stages do not fit {num_layers} layers")
+
+    def layers(self, num_layers: int) -> list[int]:
+        """The last layer (zero-based) of each stage but the last."""
+        return [num_layers * stage // self.stages - 1 for stage in range(1, self.stages)]
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Note the last token's attention at the end of a stage."""
+        if self.ratio < 1 and layer in self.layers(trace.num_layers):
+            trace.scratch[self] = observe_attention(layer, query, key, layout, trace)
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Keep the best visual tokens of each sample at the end of a stage."""
+        ends, layout = self.layers(trace.num_layers), row.layout
+        if self.ratio == 1 or layer not in ends:
+            return row
+        share = self.ratio ** (ends.index(layer) + 1)
+        counts = {
+            segment: kept_count(trace.visual_tokens[layout.samples[segment]], share)
+            for segment in state_index(layout).segments
+        }
+        return keep_highest(row, trace.scratch.pop(self).on(layout), counts, layer, trace)

@@ -1,0 +1,69 @@
+"""Random dropping of visual tokens: what any rule for choosing them has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.states import state_index
+from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual_index
+
+
+@dataclass(frozen=True)
+class RandomDrop:
+    """Layers 0..k-1 see all visual tokens, layers k.. a random share ``1 - r`` of them.
+
+    The draw depends on ``seed`` and on where the sample's image and last prompt token stand, so that it is the same
+    in any batch. Two prompts of the same shape lose the same tokens.
+
+    Args:
+        k: the first layer without them; 0: they never enter the decoder.
+        r: share of visual tokens that leaves, in [0, 1); 1 too where ``k`` is not 0.
+        seed: of the draw.
+
+    Raises:
+        ValueError: on other values.
+    """
+
+    k: int = 0
+    r: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share("RandomDrop's r", self.r, below_one=self.k == 0)
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when no layer would be left to gain from."""
+        if not 0 <= self.k < num_layers:
+            raise ValueError(f"RandomDrop's k must be one of 0..{num_layers - 1}, got {self.k}")
+
+    def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Drop before layer 0 where ``k`` is 0."""
+        return self._drop(-1, row, trace) if self.k == 0 else row
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Drop after layer ``k - 1``."""
+        return self._drop(layer, row, trace) if layer == self.k - 1 else row
+
+    def _drop(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        layout, index = row.layout, state_index(row.layout)
+        if self.r == 0:
+            return row
+        scores = torch.zeros(len(layout.positions), device=row.hidden.device)
+        for segment, last in zip(index.segments, index.last["text"], strict=True):
+            visual = visual_index(layout, segment)
+            scores[visual] = self._draw(len(visual), layout.positions[torch.stack([visual[0], last])]).to(
+                scores
+            )
+        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in index.segments}
+        return keep_highest(row, scores, counts, layer, trace)
+
+    def _draw(self, count: int, place: Tensor) -> Tensor:
+        """(count,) random ranks; ``place`` (2,) are the positions of the first visual and the last prompt token."""
+        first, last = place.tolist()
+        generator = torch.Generator().manual_seed((self.seed * 8191 + first) * 131071 + last)
+        return torch.randperm(count, generator=generator)

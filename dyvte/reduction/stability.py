@@ -1,0 +1,135 @@
+"""VisiPruner's exit (arXiv:2510.17205): a dynamic exit without training, by what single visual tokens still change in
+the attention output of the last text token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.trace import ExitTrace
+from dyvte.reduction.scores import Observed, check_share, keep_tokens, last_text_attention
+
+
+@dataclass(eq=False)
+class _Watch:
+    """What one prefill knows so far.
+
+    Attributes:
+        attention: of the layer at hand: segments, tokens seen, weights (heads, n).
+        still: per sample whose image has been looked at, the layers in which no visual token mattered since.
+        drop: (T,) bool, who leaves after the layer at hand; None when all stay.
+    """
+
+    attention: Sequence[tuple[int, slice, Tensor]] = ()
+    still: dict[int, int] = field(default_factory=dict)
+    drop: Observed | None = None
+
+
+@dataclass(frozen=True)
+class StabilityExit:
+    """Visual tokens that do not matter leave at the layer that looks at the image; the rest once looking has ended.
+
+    In each layer a visual token's part in the attention output (heads concatenated, before the output projection) of
+    the last prompt token is taken away, and the output compared with the full one by cosine similarity.
+
+    1. The first layer, from ``start`` on, in which the cosine of some visual token is below ``jump`` is where the
+       image is read. After it only the visual tokens stay whose part has a Euclidean norm above ``size``.
+    2. Each later layer in which no cosine is below ``still`` counts as still; after ``patience`` of them, not
+       necessarily in a row, the rest leaves.
+
+    These are "middle" and "deep" of the paper's code, with its values for LLaVA-1.5. Its "shallow" mode, which masks
+    attention in early layers without removing a token, is left out. ``size = 0`` gives the exit alone. The norm
+    depends on the model, so ``size`` has to be set for each. Scores, output and cosines of this one query are
+    computed beside the attention kernel and counted in the trace.
+
+    Args:
+        start: the first layer (zero-based) that is looked at; the code's ``shallow_mid_layer`` plus 1.
+        jump: the code's ``layer_threshold``, in [0, 1].
+        size: the code's ``tokens_threshold``, not negative.
+        still: in [0, 1].
+        patience: 1 or more.
+
+    Raises:
+        ValueError: on other values.
+    """
+
+    start: int = 7
+    jump: float = 0.995
+    size: float = 0.2
+    still: float = 0.999
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        check_share("StabilityExit's jump", self.jump)
+        check_share("StabilityExit's still", self.still)
+        if self.size < 0 or self.patience < 1:
+            raise ValueError(
+                "StabilityExit's size must not be negative and its patience must be 1 or more, "
+                f"got size={self.size}, patience={self.patience}"
+            )
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the decoder has no layer ``start``."""
+        if not 0 <= self.start < num_layers:
+            raise ValueError(f"StabilityExit's start must be one of 0..{num_layers - 1}, got {self.start}")
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Note the last token's attention weights."""
+        if layer >= self.start:
+            watch = trace.scratch.setdefault(self, _Watch())
+            watch.attention = list(last_text_attention(query, key, layout))
+
+    def observe_values(self, layer: int, value: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Decide which visual tokens leave after this layer."""
+        if layer < self.start:
+            return
+        watch: _Watch = trace.scratch[self]
+        drop = torch.zeros_like(layout.is_visual)
+        for segment, seen, weights in watch.attention:
+            visual = layout.is_visual[seen]
+            parts, cosines = _parts(weights, value[0, :, seen], visual)
+            sample, width = layout.samples[segment], parts.shape[1]
+            trace.record_scores(layer, sample, 4 * width * (weights.shape[1] + len(parts)))
+            drop[seen][visual] = self._leaving(watch, sample, parts, cosines)
+        watch.drop = Observed(layout, drop) if drop.any() else None
+
+    def _leaving(self, watch: _Watch, sample: int, parts: Tensor, cosines: Tensor) -> Tensor:
+        """(n,) bool: which of a sample's visual tokens leave."""
+        lowest = cosines.min().item()
+        if sample not in watch.still:
+            if lowest >= self.jump:
+                return torch.zeros_like(cosines, dtype=torch.bool)
+            watch.still[sample] = 0
+            return (
+                parts.norm(dim=1) <= self.size if self.size else torch.zeros_like(cosines, dtype=torch.bool)
+            )
+        watch.still[sample] += lowest >= self.still
+        return torch.full_like(cosines, watch.still[sample] >= self.patience, dtype=torch.bool)
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Let those go that were decided on."""
+        watch = trace.scratch.get(self)
+        if watch is None or watch.drop is None:
+            return row
+        drop, watch.drop = watch.drop, None
+        return keep_tokens(row, ~drop.on(row.layout), layer, trace)
+
+
+def _parts(weights: Tensor, values: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """What each visual token gives to the attention output, and the cosine of the output with and without it.
+
+    Args:
+        weights: (heads, n), values: (kv_heads, n, head_dim), visual: (n,) bool.
+
+    Returns:
+        (v, heads * head_dim) and (v,), float32.
+    """
+    values = values.float().repeat_interleave(len(weights) // len(values), 0)
+    output = torch.einsum("hn,hnd->hd", weights, values).flatten()
+    parts = torch.einsum("hn,hnd->nhd", weights[:, visual], values[:, visual]).flatten(1)
+    return parts, cosine_similarity(output - parts, output[None], dim=1)

@@ -1,0 +1,81 @@
+"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens become one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dyvte.decoding.packed import Layout, PackedRow, merge_tokens
+from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.states import state_index
+from dyvte.reduction.scores import Observed, visual_index
+
+
+@dataclass(frozen=True)
+class ToMe:
+    """Bipartite soft matching of each sample's visual tokens after the layers ``first_layer`` .. ``last_layer``.
+
+    The visual tokens, in order, alternate between two sets. Each token of the first set has its most similar partner
+    in the second (cosine of the layer's keys, mean over heads); the ``r`` most similar pairs become one token, the
+    mean weighted by how many tokens each stands for. It stays at its partner's place and position. From the next
+    layer on attention is proportional: the log of a token's size is added to its scores as a key, also while
+    decoding.
+
+    ToMe was made for vision transformers, where it merges between attention and MLP. Here it merges in the language
+    model, between layers, text tokens are never merged, and the keys carry rotary embedding, so that near tokens
+    count as a little more similar. Similarities are counted in the trace.
+
+    Args:
+        r: pairs merged after each layer, at most half of the visual tokens left; 0 changes nothing.
+        first_layer, last_layer: zero-based, inclusive; by default all layers but the last, where nothing is gained.
+
+    Raises:
+        ValueError: when ``r`` is negative.
+    """
+
+    r: int = 16
+    first_layer: int = 0
+    last_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise ValueError(f"ToMe's r must not be negative, got {self.r}")
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the decoder lacks these layers."""
+        last = num_layers - 2 if self.last_layer is None else self.last_layer
+        if not 0 <= self.first_layer <= last < num_layers:
+            raise ValueError(
+                f"ToMe's first_layer {self.first_layer} and last_layer {last} must be an ascending range within "
+                f"0..{num_layers - 1}"
+            )
+
+    def _merges(self, layer: int, trace: ExitTrace) -> bool:
+        last = trace.num_layers - 2 if self.last_layer is None else self.last_layer
+        return self.r > 0 and self.first_layer <= layer <= last
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Note the mean key of each token."""
+        if self._merges(layer, trace):
+            trace.scratch[self] = Observed(layout, key[0].float().mean(0))
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Merge ``r`` pairs of each sample."""
+        if not self._merges(layer, trace):
+            return row
+        layout = row.layout
+        keys = normalize(trace.scratch.pop(self).on(layout), dim=-1)
+        into = torch.arange(len(layout.positions), device=keys.device)
+        segments = [segment for segment in state_index(layout).segments if layout.visual[segment] > 1]
+        for segment in segments:
+            visual = visual_index(layout, segment)
+            first, second = visual[::2], visual[1::2]
+            similarity, partner = (keys[first] @ keys[second].T).max(1)
+            pairs = similarity.argsort(descending=True, stable=True)[: min(self.r, len(visual) // 2)]
+            into[first[pairs]] = second[partner[pairs]]
+            flops = 2 * len(first) * len(second) * keys.shape[1]
+            trace.record_scores(layer, layout.samples[segment], flops)
+        return merge_tokens(row, into, track_sizes=True) if segments else row

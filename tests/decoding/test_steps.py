@@ -1,0 +1,165 @@
+"""Decoding steps of large, uneven batches: the cache is read in groups, written in place, and never copied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dyvte import LearnedExit, NoExit, attach
+from dyvte.decoding import attention
+from dyvte.decoding import cache as cache_file
+from dyvte.decoding.cache import RaggedLayer
+from tests.conftest import LAYERS, MIXED, Prompts
+
+HEADS, WIDTH = 2, 4
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Growth of one token, so that samples a few tokens apart stand in different groups, and rooms fill often."""
+    monkeypatch.setattr(cache_file, "GROWTH", 1)
+
+
+def tokens(count):
+    return torch.randn(1, HEADS, count, WIDTH), torch.randn(1, HEADS, count, WIDTH)
+
+
+class PlainLayer:
+    """What a ragged layer must hold, as one list of tensors per sample."""
+
+    def __init__(self, samples):
+        self.keys, self.values = [[] for _ in range(samples)], [[] for _ in range(samples)]
+
+    def append(self, keys, values, lengths):
+        for held, new in ((self.keys, keys), (self.values, values)):
+            for sample, part in enumerate(new[0].split(list(lengths), dim=1)):
+                held[sample].append(part)
+
+    def select(self, samples):
+        self.keys = [list(self.keys[s]) for s in samples]
+        self.values = [list(self.values[s]) for s in samples]
+
+    def crop(self, count):
+        for held in (self.keys, self.values):
+            held[:] = [[torch.cat(parts, 1)[:, :-count]] for parts in held]
+
+    def check(self, layer):
+        batches = layer.batches()
+        order = range(len(self.keys)) if layer.order is None else layer.order.tolist()
+        rows = [row for keys, values, mask in batches for row in unmasked(keys, values, mask)]
+        assert len(rows) == len(self.keys)
+        for sample, (keys, values) in zip(order, rows, strict=True):
+            assert torch.equal(keys, torch.cat(self.keys[sample], 1))
+            assert torch.equal(values, torch.cat(self.values[sample], 1))
+            for ours, expected in zip(layer.segment(sample), (keys, values), strict=True):
+                assert torch.equal(ours, expected)
+
+
+def unmasked(keys, values, mask):
+    for row in range(len(keys)):
+        seen = slice(None) if mask is None else mask[row, 0, 0]
+        yield keys[row][:, seen], values[row][:, seen]
+
+
+@pytest.mark.parametrize("growth", [1, 3, 64])
+def test_cache_holds_what_was_appended(monkeypatch, growth):
+    monkeypatch.setattr(cache_file, "GROWTH", growth)
+    torch.manual_seed(0)
+    lengths = [3, 30, 4, 29, 3, 90, 28, 5]
+    layer, plain = RaggedLayer(), PlainLayer(len(lengths))
+
+    def add(counts):
+        new = tokens(sum(counts))
+        layer.append(*new, tuple(counts))
+        plain.append(*new, tuple(counts))
+
+    add(lengths)
+    for step in range(12):
+        add([1] * len(plain.keys))
+        plain.check(layer)
+        assert layer.lengths == [sum(part.shape[1] for part in parts) for parts in plain.keys]
+        if step == 3:
+            beams = [5, 0, 0, 2, 7, 5]
+            layer.select(beams)
+            plain.select(beams)
+            plain.check(layer)
+        if step == 6:
+            add([2, 1, 4, 1, 3, 2])
+            plain.check(layer)
+        if step == 8:
+            layer.crop(-2)
+            plain.crop(2)
+            plain.check(layer)
+
+
+def test_steps_write_in_place_and_read_few_batches(monkeypatch):
+    """32 samples after mixed exits: two batches, made once, whose storage stays the same over 40 steps."""
+    made = []
+    make_groups = RaggedLayer._make_groups
+    monkeypatch.setattr(RaggedLayer, "_make_groups", lambda self: made.append(self) or make_groups(self))
+    layer, lengths = RaggedLayer(), [640 + i if i % 3 else 50 + i for i in range(32)]
+    layer.append(*tokens(sum(lengths)), tuple(lengths))
+    assert layer.allocated_nbytes == layer.nbytes  # nothing but the tokens after prefill
+    layer.append(*tokens(32), (1,) * 32)
+    places = layer.keys.data_ptr(), layer.values.data_ptr()
+    for _ in range(40):
+        layer.append(*tokens(32), (1,) * 32)
+        batches = layer.batches()
+        assert sorted(len(keys) for keys, _, _ in batches) == [11, 21]
+        inside = {layer.keys.untyped_storage().data_ptr(), layer.values.untyped_storage().data_ptr()}
+        assert {
+            t.untyped_storage().data_ptr() for keys, values, _ in batches for t in (keys, values)
+        } == inside
+    assert (layer.keys.data_ptr(), layer.values.data_ptr()) == places and len(made) == 1
+    assert layer.nbytes == 2 * (sum(lengths) + 41 * 32) * HEADS * WIDTH * 4 < layer.allocated_nbytes
+
+
+def test_masked_room_does_no_harm():
+    """Room that was never written is finite: a masked NaN would still spoil the sum."""
+    layer = RaggedLayer()
+    layer.append(*tokens(8), (3, 5))
+    layer.append(*tokens(2), (1, 1))
+    assert torch.isfinite(layer.keys).all() and torch.isfinite(layer.values).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_generation_in_groups_equals_one_by_one(hf_llava, gates, small_groups, options):
+    prompts = Prompts(*MIXED, *MIXED[::-1])
+    with attach(hf_llava, LearnedExit(gates)) as handle:
+        run = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, **options}
+        inputs = prompts.hf()
+        together = hf_llava.generate(**inputs, **run)[:, inputs["input_ids"].shape[1] :]
+        assert len(set(handle.traces[-1].exit_layers)) > 2
+        for i in range(len(prompts)):
+            inputs = prompts[i].hf()
+            alone = hf_llava.generate(**inputs, **run)[:, inputs["input_ids"].shape[1] :]
+            assert torch.equal(together[i : i + 1], alone)
+
+
+@torch.no_grad()
+def test_a_step_makes_one_call_per_group(hf_llava, gates, monkeypatch):
+    calls = []
+    plain = attention._sdpa
+    monkeypatch.setattr(attention, "_sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
+    prompts = Prompts(*MIXED * 4)
+    with attach(hf_llava, LearnedExit(gates)):
+        out = hf_llava(**prompts.hf(), use_cache=True)
+        token = out.logits[:, -1:].argmax(-1)
+        calls.clear()
+        hf_llava(input_ids=token, past_key_values=out.past_key_values)
+    assert calls == [32] * LAYERS
+
+
+@torch.no_grad()
+def test_neighbours_of_equal_length_share_a_call(hf_llava, monkeypatch):
+    """Prefill of prompts with 7, 7, 7 and 3 tokens: two calls a layer, and the logits of one by one."""
+    calls = []
+    plain = attention._sdpa
+    monkeypatch.setattr(attention, "_sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
+    prompts = Prompts([list(range(1, 8))], [list(range(11, 18))], [list(range(21, 28))], [[1, 90, 91]])
+    with attach(hf_llava, NoExit()):
+        together = hf_llava(**prompts.hf()).logits[:, -1]
+        assert calls == [3, 1] * LAYERS
+        for i in range(4):
+            torch.testing.assert_close(together[i], hf_llava(**prompts[i].hf()).logits[0, -1])

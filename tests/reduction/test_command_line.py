@@ -1,0 +1,150 @@
+"""Methods by name: flags, the shell's settings, and what records call them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dyvte import FixedExit, LearnedExit
+from dyvte.decoding.attach import handle_of
+from dyvte.reduction import REDUCTIONS, VTW, Combine, FastV, Pooling, StabilityExit, ToMe
+from dyvte.reduction.config import make_reductions
+from dyvte.report import compare
+from llava.eval import options
+
+COMMON = Path(__file__).parents[2] / "scripts/v1_5/eval/common.sh"
+
+
+def test_settings_are_parsed_by_the_fields_types():
+    made = make_reductions(["fastv"], ["k=3", "r=0.25"])
+    assert made == {"fastv": FastV(k=3, r=0.25)}
+    assert make_reductions(["tome", "pooling"], ["last_layer=none", "tome.r=4", "grid=24"]) == {
+        "tome": ToMe(r=4),
+        "pooling": Pooling(grid=24),
+    }
+    assert make_reductions(["stability"], ["jump=0.9"]) == {"stability": StabilityExit(jump=0.9)}
+    assert make_reductions(list(REDUCTIONS), []) == {name: kind() for name, kind in REDUCTIONS.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        (["fastv"], ["k"], "key=value, got 'k'"),
+        (["fastv"], ["k="], "key=value"),
+        (["fastv"], ["q=1"], "unknown setting 'q': fastv has k=2, r=0.5"),
+        (["fastv"], ["k=two"], "fastv's k must be a whole number, got 'two'"),
+        (["fastv"], ["k=1.5"], "whole number"),
+        (["fastv"], ["r=half"], "r must be a number"),
+        (["fastv"], ["k=1", "fastv.k=2"], "k is given twice"),
+        (["fastv", "tome"], ["r=1"], "unclear: write fastv.r or tome.r"),
+        (["fastv"], ["tome.r=1"], "unknown setting 'tome.r'"),
+        (["fastv"], ["r=7"], r"\[0, 1\]"),
+        ([], ["r=1"], "none of the methods has settings"),
+    ],
+)
+def test_bad_settings_are_said(names, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_reductions(names, settings)
+
+
+@pytest.mark.parametrize("name", ["magic", "fastv+magic", "fastv+fastv", "none+fastv", ""])
+def test_bad_methods_are_said(name, capsys):
+    parser = argparse.ArgumentParser()
+    options.add_method_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--method", name])
+    assert "fastv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--method fastv --method-config k=1 r=0.75", FastV(k=1, r=0.75)),
+        ("--method vtw --method-config k=2", VTW(2)),
+        ("--method fixed+tome --exit-layer 2 --method-config r=1", Combine((FixedExit(2), ToMe(r=1)))),
+        ("--method fixed --exit-layer 1", FixedExit(1)),
+    ],
+)
+def test_flags_make_the_policy(llava, monkeypatch, flags, expected):
+    parser = argparse.ArgumentParser()
+    options.add_method_arguments(parser)
+    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    args = parser.parse_args(flags.split(), argparse.Namespace(model_path="llava-x", model_base=None))
+    handle = options.open_answerer(args, "v1").handle
+    assert handle is not None
+    handle.detach()
+    assert handle.policy == expected
+
+
+def test_gates_and_a_method_act_together(llava, monkeypatch, gates):
+    from dyvte import attach
+
+    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    parser = argparse.ArgumentParser()
+    options.add_method_arguments(parser)
+    flags = ["--method", "dyvte+fastv", "--method-config", "k=1 r=0.25", "--threshold", "0.7"]
+    args = parser.parse_args(flags, argparse.Namespace(model_path="llava-x", model_base=None))
+    with pytest.raises(ValueError, match="needs gates"):
+        options.open_answerer(args, "v1")
+    llava.exit_handle = attach(llava, LearnedExit(gates))
+    try:
+        policy = options.open_answerer(args, "v1").handle.policy
+    finally:
+        handle_of(llava).detach()
+        del llava.exit_handle
+    learned, fastv = policy.policies
+    assert learned.gates is gates and learned.threshold == 0.7 and fastv == FastV(k=1, r=0.25)
+    args.method_config = ["k=9"]
+    with pytest.raises(ValueError, match=r"k must be one of 1\.\.3"):
+        try:
+            options.open_answerer(argparse.Namespace(**{**vars(args), "method": "fastv"}), "v1")
+        finally:
+            assert handle_of(llava) is None
+
+
+def shell(**settings):
+    """What common.sh makes of settings: flags, settings of the record, and the folder's suffix."""
+    script = f"source {COMMON}; method_arguments; printf '%s\\n' \"${{method_flags[@]}}\" --- "
+    script += '"${method_settings[@]}" --- "$variant"'
+    environment = {"PATH": os.environ["PATH"], **settings}
+    done = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True)
+    return done, [part.strip().splitlines() for part in done.stdout.split("---\n")]
+
+
+def test_shell_passes_method_and_settings_on():
+    done, (flags, kept, variant) = shell(METHOD="fixed+fastv", METHOD_CONFIG="k=3 r=0.5", EXIT_LAYER="7")
+    assert done.returncode == 0, done.stderr
+    assert flags == ["--method", "fixed+fastv", "--method-config", "k=3 r=0.5", "--exit-layer", "7"]
+    assert kept[-2:] == ["exit_layer=7", "method_config=k=3 r=0.5"] and variant == ["-exit7-fastv-k-3-r-0.5"]
+    done, (flags, kept, variant) = shell(METHOD="none")
+    assert flags == ["--method", "none"] and not variant and not any("config" in entry for entry in kept)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_every_method_has_its_place_in_shell_and_tables(name):
+    done, (flags, _, variant) = shell(METHOD=name)
+    assert done.returncode == 0 and flags == ["--method", name] and variant == [f"-{name}"]
+    assert compare.TITLES.keys() == REDUCTIONS.keys()
+
+
+def test_shell_refuses_unknown_methods():
+    done, _ = shell(METHOD="dyvte+magic")
+    assert done.returncode == 1 and "is not one of none, dyvte" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "label"),
+    [
+        ("fastv", {"method_config": "k=3 r=0.5"}, "FastV (k=3, r=0.5)"),
+        ("dyvte+fastv", {"threshold": "0.5"}, "DyVTE + FastV"),
+        ("dyvte+tome", {"threshold": "0.7", "method_config": "r=8"}, "DyVTE, threshold 0.7 + ToMe (r=8)"),
+        ("fixed+pooling", {"exit_layer": "4"}, "Exit after layer 4 + Pooling"),
+    ],
+)
+def test_labels(method, settings, label):
+    assert compare.label_of(SimpleNamespace(method=method, settings=settings)) == label  # type: ignore[arg-type]
