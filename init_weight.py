@@ -4,7 +4,7 @@
 
 writes a small folder (``gates.safetensors``, ``gates.json``). With ``--merge`` the output is a whole checkpoint that
 holds the gates under the paper's keys (``model.visual_gates_router.{layer}.{w1,w2}.weight``), as the paper's own
-script writes it.
+script writes it. ``--gate-kind small`` makes one small gate that all layers share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformers import set_seed
 
 from dyvte.gates.files import PAPER_PREFIX
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import PAPER_STATES, STATES
+from dyvte.gates.options import add_gate_arguments, gate_options
+from dyvte.gates.states import PAPER_STATES
 
 GATE_SHARD = "visual_gates.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,16 +37,18 @@ def main() -> None:
         "--model-path", required=True, help="folder or hub name of the model the gates are for"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "--width", type=int, default=2048, help="hidden units of a gate (default: %(default)s)"
-    )
-    parser.add_argument("--states", nargs="+", choices=STATES, default=list(PAPER_STATES))
+    add_gate_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", action="store_true", help="write a whole checkpoint with the paper's keys")
     args = parser.parse_args()
-    if args.merge and list(args.states) != list(PAPER_STATES):
-        parser.error("--merge writes the paper's kind of gates, which look at mean_text and last_text")
+    if args.merge and (
+        list(args.states) != list(PAPER_STATES) or args.gate_kind != "full" or args.gated_layers
+    ):
+        parser.error(
+            "--merge writes the paper's kind of gates: one full gate in every layer, which looks at mean_text "
+            "and last_text; leave --merge out for others"
+        )
     if args.output.exists() and any(args.output.iterdir()):
         parser.error(f"{args.output} exists and is not empty: choose another --output or remove it")
 
@@ -56,13 +59,17 @@ def main() -> None:
         source = Path(args.model_path) if local else Path(snapshot_download(args.model_path))
     num_layers, hidden_size = decoder_size(source)
     set_seed(args.seed)
-    gates = ExitGates(num_layers, hidden_size, args.width, args.states).to(getattr(torch, args.dtype))
+    try:
+        gates = ExitGates(num_layers, hidden_size, **gate_options(args)).to(getattr(torch, args.dtype))
+    except ValueError as error:
+        parser.error(str(error))
     if args.merge:
         merge(source, gates, args.output)
     else:
         gates.save_pretrained(args.output)
     count = sum(parameter.numel() for parameter in gates.parameters())
-    print(f"{args.output}: {num_layers} gates of width {args.width}, {count / 1e6:.1f} M parameters")
+    kind = f"{len(gates.gated_layers)} {gates.kind} gates of width {gates.width}"
+    print(f"{args.output}: {kind}, {count / 1e6:.3g} M parameters")
 
 
 def decoder_size(folder: Path) -> tuple[int, int]:

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.packed import Layout, PackedRow
 from dyvte.decoding.policy import exit_segments
 from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import gather_states, state_index
+from dyvte.gates.states import gather_states, reads_attention, state_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +54,13 @@ class LearnedExit:
     @torch.no_grad()
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
-        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
-        if not self.first_layer <= layer <= last:
+        if not self._asks(layer):
             return row
         segments = state_index(row.layout).segments
         if not segments:
             return row
-        probabilities = self.gates.exit_probability(layer, gather_states(row, self.gates.states))
+        states = gather_states(row, self.gates.states, trace.scratch.get("attention"))
+        probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[segment] for segment in segments]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
         decisions = (probabilities > self.threshold).tolist()  # a NaN compares as False: it never exits
@@ -66,3 +68,13 @@ class LearnedExit:
         for segment, decision in zip(segments, decisions, strict=True):
             leaving[segment] = decision
         return exit_segments(row, leaving, layer, trace)
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Keep what gates that read attention need of it; others cost nothing here."""
+        if reads_attention(self.gates.states) and self._asks(layer):
+            trace.scratch["attention"] = attention_states(query, key, layout, self.gates.hidden_size)
+
+    def _asks(self, layer: int) -> bool:
+        """Whether the gate of this layer takes part."""
+        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
+        return self.first_layer <= layer <= last and self.gates.has_gate(layer)

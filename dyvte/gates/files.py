@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +32,9 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
         "hidden_size": gates.hidden_size,
         "width": gates.width,
         "states": list(gates.states),
+        **({} if gates.kind == "full" else {"kind": gates.kind}),
+        **({} if gates.rank is None else {"rank": gates.rank}),
+        **({} if len(gates.gated_layers) == gates.num_layers else {"gated_layers": list(gates.gated_layers)}),
         **({"calibration": gates.calibration} if gates.calibration else {}),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
@@ -66,8 +69,9 @@ def _load_own(folder: Path) -> ExitGates:
         )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width")}
-    gates = _assemble(weights, folder, states=described["states"], **sizes)
+    sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width", "states")}
+    options = {name: described[name] for name in ("kind", "rank", "gated_layers") if name in described}
+    gates = _assemble(weights, folder, **sizes, **options)
     gates.calibration = described.get("calibration", {})
     return gates
 
@@ -108,7 +112,7 @@ def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:
     return gates
 
 
-def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, object]]:
+def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(key, function that reads the tensor) of all weights in a checkpoint folder, shard by shard."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

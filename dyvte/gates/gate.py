@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyvte.gates.small import LayerEmbedding, LowRankGate, SharedGate
 from dyvte.gates.states import PAPER_STATES, check_states
+
+KINDS = ("full", "low_rank", "shared")
 
 
 class ExitGate(nn.Module):
@@ -36,43 +39,97 @@ class ExitGates(nn.Module):
         hidden_size: the decoder's hidden size.
         width: hidden units of each gate (paper: 2048).
         states: which states, in this order; see :data:`dyvte.gates.states.STATES`.
+        kind: one of :data:`KINDS`: ``full`` is the paper's, ``low_rank`` and ``shared`` are smaller
+            (:mod:`dyvte.gates.small`).
+        rank: of the first matrix of ``low_rank`` gates.
+        gated_layers: the layers that have a gate; all by default, as in the paper. At the others nothing exits.
+        gain: of the fresh weights. Where states are large, gates with the paper's gain of 1 start out saturated and
+            stay overconfident unless they train for long.
 
     Attributes:
+        layers: one module per decoder layer; those without a gate have no weights.
         calibration: how a threshold was chosen for these gates (see :mod:`dyvte.gates.calibration`); empty when
             none was. Saved with the gates.
 
     Raises:
-        ValueError: when a size is not positive or the states are not known ones.
+        ValueError: when a size is not positive, the states or the kind are not known ones, ``rank`` does not fit the
+            kind, or gated layers are none, or not the model's.
     """
 
     def __init__(
-        self, num_layers: int, hidden_size: int, width: int = 2048, states: Sequence[str] = PAPER_STATES
+        self,
+        num_layers: int,
+        hidden_size: int,
+        width: int = 2048,
+        states: Sequence[str] = PAPER_STATES,
+        *,
+        kind: str = "full",
+        rank: int | None = None,
+        gated_layers: Sequence[int] | None = None,
+        gain: float = 1.0,
     ):
         super().__init__()
         if min(num_layers, hidden_size, width) < 1:
             raise ValueError(
                 f"sizes must be positive, got {num_layers} layers, {hidden_size} hidden, {width} wide"
             )
+        if kind not in KINDS:
+            raise ValueError(f"the kind of gates must be one of {', '.join(KINDS)}, got {kind!r}")
+        if (rank is not None and rank > 0) != (kind == "low_rank"):
+            raise ValueError(f"low_rank gates, and no others, need a positive rank; got {kind} with {rank}")
         self.num_layers, self.hidden_size, self.width = num_layers, hidden_size, width
         self.states = check_states(states)
+        self.kind, self.rank = kind, rank
+        self.gated_layers = tuple(range(num_layers) if gated_layers is None else sorted(set(gated_layers)))
+        if not self.gated_layers or not set(self.gated_layers) <= set(range(num_layers)):
+            raise ValueError(f"gated layers must be some of 0..{num_layers - 1}, got {self.gated_layers}")
         self.calibration: dict[str, Any] = {}
+        size = len(self.states) * hidden_size
+        self.shared = SharedGate(size, width, hidden_size) if kind == "shared" else None
         self.layers = nn.ModuleList(
-            ExitGate(len(self.states) * hidden_size, width) for _ in range(num_layers)
+            self._own_part(size) if layer in self.gated_layers else nn.Identity()
+            for layer in range(num_layers)
         )
-        self.reset_parameters()
+        self.reset_parameters(gain)
 
-    def reset_parameters(self) -> None:
-        """Xavier-uniform weights, as the paper's code initialises them."""
+    def _own_part(self, input_size: int) -> nn.Module:
+        """What one layer has of its own."""
+        if self.kind == "shared":
+            return LayerEmbedding(self.width)
+        if self.rank is not None:
+            return LowRankGate(input_size, self.width, self.rank)
+        return ExitGate(input_size, self.width)
+
+    def reset_parameters(self, gain: float = 1.0) -> None:
+        """Xavier-uniform matrices times ``gain``, with 1 as the paper's code initialises them; embeddings zero."""
         for parameter in self.parameters():
-            nn.init.xavier_uniform_(parameter)
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter, gain)
+            else:
+                nn.init.zeros_(parameter)
+
+    def has_gate(self, layer: int) -> bool:
+        """Whether a layer has a gate."""
+        return layer in self.gated_layers
 
     def forward(self, layer: int, states: Tensor) -> Tensor:
-        """Logits (n, 2) of one layer's gate for states (n, K * D) of any float dtype."""
-        gate = self.layers[layer]
-        return gate(states.to(gate.w1.weight.dtype))
+        """Logits (n, 2) of one layer's gate for states (n, K * D) of any float dtype.
+
+        Raises:
+            ValueError: when the layer has no gate.
+        """
+        if not self.has_gate(layer):
+            raise ValueError(f"layer {layer} has no gate: these gates are at the layers {self.gated_layers}")
+        gate: Any = self.layers[layer]
+        if self.shared is None:
+            return gate(states.to(gate.w2.weight.dtype))
+        weight = self.shared.w2.weight
+        return self.shared(states.to(weight), gate.embedding.to(weight.device))
 
     def exit_probability(self, layer: int, states: Tensor) -> Tensor:
-        """Exit probability (n,) in float32 of one layer's gate."""
+        """Exit probability (n,) in float32 of one layer's gate; NaN, which never exits, where it has none."""
+        if not self.has_gate(layer):
+            return torch.full((len(states),), torch.nan, device=states.device)
         return self(layer, states).float().softmax(-1)[:, 1]
 
     @property
@@ -83,7 +140,21 @@ class ExitGates(nn.Module):
     @property
     def flops(self) -> int:
         """FLOPs (2 x multiply-accumulate) of one gate for one sample."""
-        return 2 * self.width * (len(self.states) * self.hidden_size + 2)
+        size = len(self.states) * self.hidden_size
+        if self.rank is not None:
+            return 2 * (self.rank * size + self.width * self.rank + 2 * self.width)
+        return 2 * self.width * (size + 2)
+
+    def flops_to(self, layer: int) -> int:
+        """FLOPs of all gates up to a layer, inclusive, for one sample."""
+        return self.flops * sum(gated <= layer for gated in self.gated_layers)
+
+    def place(self, devices: Sequence[torch.device]) -> None:
+        """Put each layer's gate on that layer's device; a shared gate on the first layer's."""
+        for gate, device in zip(self.layers, devices, strict=True):
+            gate.to(devices[0] if self.shared is not None else device)
+        if self.shared is not None:
+            self.shared.to(devices[0])
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError, naming both values, when the gates do not fit a decoder of this depth and width."""

@@ -8,7 +8,7 @@ Shapes: G segments, T tokens, D hidden size, K states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,8 @@ from dyvte.decoding.packed import Layout, PackedRow
 
 STATES = ("mean_visual", "last_visual", "mean_text", "last_text")
 PAPER_STATES = ("mean_text", "last_text")
+ATTENTION_STATES = ("image_self", "cross", "text_self")
+"""Attention statistics as states (paper, Table 6); see :mod:`dyvte.gates.attention_states`."""
 
 
 def check_states(states: Sequence[str]) -> tuple[str, ...]:
@@ -28,9 +30,15 @@ def check_states(states: Sequence[str]) -> tuple[str, ...]:
         ValueError: when one is unknown or repeated, or there is none.
     """
     states = tuple(states)
-    if not states or len(set(states)) != len(states) or not set(states) <= set(STATES):
-        raise ValueError(f"states must be one or more of {', '.join(STATES)}, each once; got {states}")
+    known = STATES + ATTENTION_STATES
+    if not states or len(set(states)) != len(states) or not set(states) <= set(known):
+        raise ValueError(f"states must be one or more of {', '.join(known)}, each once; got {states}")
     return states
+
+
+def reads_attention(states: Sequence[str]) -> bool:
+    """Whether some of the states come from attention, which has to be observed for them."""
+    return not set(states).isdisjoint(ATTENTION_STATES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +103,23 @@ def _make_index(layout: Layout) -> StateIndex:
     )
 
 
-def gather_states(row: PackedRow, states: Sequence[str] = PAPER_STATES) -> Tensor:
+def gather_states(
+    row: PackedRow, states: Sequence[str] = PAPER_STATES, attention: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """States of the segments that have them, (n, K * D), detached; which segments: ``state_index(...).segments``.
 
     Sums run in float32, the result has the row's dtype.
+
+    Args:
+        attention: what ``attention_states`` gave for this layer; needed where a state comes from attention.
     """
     index, hidden = state_index(row.layout), row.hidden[0].detach()
     parts = []
     for state in states:
+        if state in ATTENTION_STATES:
+            assert attention is not None, f"{state} needs the layer's attention"
+            parts.append(attention[state].to(hidden.dtype))
+            continue
         which, kind = state.split("_")
         if which == "last":
             parts.append(hidden[index.last[kind]])

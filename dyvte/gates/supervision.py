@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.loop import run_layers
-from dyvte.decoding.packed import PackedRow, fork, pack
+from dyvte.decoding.packed import Layout, PackedRow, fork, pack
 from dyvte.decoding.trace import ExitTrace
+from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import PAPER_STATES, check_states, gather_states, state_index
+from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention, state_index
 
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
@@ -56,8 +58,8 @@ class Supervision:
 class _ForkForLabels:
     """Policy that, after each supervised layer, notes the states and forks the samples without their image."""
 
-    def __init__(self, layers: Sequence[int], states: Sequence[str]):
-        self.layers, self.names = set(layers), states
+    def __init__(self, layers: Sequence[int], states: Sequence[str], hidden_size: int):
+        self.layers, self.names, self.hidden_size = set(layers), states, hidden_size
         self.states: list[Tensor] = []
 
     def check(self, num_layers: int, hidden_size: int) -> None:
@@ -69,8 +71,13 @@ class _ForkForLabels:
         """The row with one more text-only copy of each sample."""
         if layer not in self.layers:
             return row
-        self.states.append(gather_states(row, self.names))
+        self.states.append(gather_states(row, self.names, trace.scratch.get("attention")))
         return fork(row, layer)
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Keep what the states need of the layer's attention."""
+        if layer in self.layers and reads_attention(self.names):
+            trace.scratch["attention"] = attention_states(query, key, layout, self.hidden_size)
 
 
 @torch.no_grad()
@@ -102,10 +109,10 @@ def supervise(
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    decoder = adapter_for(model).decoder(model)
+    decoder: Any = adapter_for(model).decoder(model)
     num_layers = len(decoder.layers)
     layers = tuple(range(num_layers)) if layers is None else tuple(sorted(layers))
-    policy = _ForkForLabels(layers, check_states(states))
+    policy = _ForkForLabels(layers, check_states(states), decoder.config.hidden_size)
     policy.check(num_layers, decoder.config.hidden_size)
 
     answered = labels != IGNORE_INDEX
@@ -118,7 +125,7 @@ def supervise(
     samples = tuple(index.segments[i] for i in position)
 
     row = run_layers(decoder, row, policy=policy, trace=ExitTrace(num_layers, row.layout))
-    losses, choices, counts = _answers(row, targets, model.get_output_embeddings())
+    losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
     # segments: the samples' own first, then one block of copies per layer, each in the order of the samples
     batch = len(labels)
     layout = row.layout
@@ -133,11 +140,16 @@ def supervise(
         layers=layers,
         samples=samples,
         states=torch.stack(policy.states)[:, position],
-        labels=((agreement == 1) & (with_exit < alpha * without)).long(),
+        labels=labels_of(agreement.T, with_exit.T, without, alpha).T,
         agreement=agreement,
         loss_with_exit=with_exit,
         loss_without_exit=without,
     )
+
+
+def labels_of(agreement: Tensor, with_exit: Tensor, without: Tensor, alpha: float) -> Tensor:
+    """Labels (n, L) long, from agreement (n, L) and mean cross-entropies with (n, L) and without exit (n,)."""
+    return ((agreement == 1) & (with_exit < alpha * without[:, None])).long()
 
 
 def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
@@ -211,10 +223,12 @@ def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateS
     zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)
     stats = GateStats(zeros, zeros.clone(), zeros.clone())
     # every gate takes part in every step, so that data-parallel reducers see all parameters
-    loss = sum(parameter.sum() for parameter in gates.parameters()) * 0.0
+    loss = sum((parameter.sum() for parameter in gates.parameters()), torch.zeros((), device=device)) * 0.0
     if not supervision.samples:
         return loss, stats
     for i, layer in enumerate(supervision.layers):
+        if not gates.has_gate(layer):
+            continue
         labels = supervision.labels[i].to(device)
         logits = gates(layer, supervision.states[i].to(device)).float()
         loss = loss + nn.functional.cross_entropy(logits, labels)

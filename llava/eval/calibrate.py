@@ -31,7 +31,8 @@ from dyvte.gates.calibration import (
     threshold_for_cost,
 )
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.supervision import supervise
+from dyvte.gates.states import PAPER_STATES
+from dyvte.gates.supervision import Supervision, supervise
 from llava.constants import IGNORE_INDEX
 from llava.eval.answer import Answerer
 from llava.eval.answering import prepared_batches, run
@@ -87,13 +88,33 @@ def observe(
 @torch.inference_mode()
 def _observe(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels) -> Iterator[NDArray]:
     """Probabilities, kept answers, and costs of one batch."""
-    model = answerer.model
+    supervision, trace = supervise_own_answers(answerer, prompts, pixels, gates.states)
+    chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
+    yield torch.stack(chances).cpu().numpy()
+    yield (supervision.agreement == 1).cpu().numpy()
+    yield exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)]
+
+
+@torch.inference_mode()
+def supervise_own_answers(
+    answerer: Answerer, prompts: Sequence[str], pixels, states: Sequence[str] = PAPER_STATES
+) -> tuple[Supervision, ExitTrace]:
+    """Answer a batch without exit, then label every layer with these answers as given.
+
+    Args:
+        answerer: a model to which ``NoExit`` is attached, answering greedily.
+        prompts, pixels: as for :meth:`Answerer.complete`.
+        states: what gates look at.
+
+    Returns:
+        The supervision, and the trace of the prefill without exit.
+    """
     ids, mask, inputs = answerer.encode(prompts, pixels)
     answers = answerer.generate_ids(ids, mask, inputs)
     assert answerer.handle is not None
     trace = answerer.handle.traces[0]
     said = _until_end(answers, answerer.tokenizer.eos_token_id)
-    spliced = model.splice_images(
+    spliced = answerer.model.splice_images(
         torch.cat([ids, answers], 1),
         torch.cat([mask.bool(), said], 1),
         torch.cat([torch.full_like(ids, IGNORE_INDEX), answers.where(said, IGNORE_INDEX)], 1),
@@ -101,17 +122,14 @@ def _observe(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixel
         inputs.get("image_sizes"),
     )
     supervision = supervise(
-        model,
+        answerer.model,
         spliced.inputs_embeds,
         spliced.labels,
         spliced.visual_mask,
         spliced.attention_mask,
-        states=gates.states,
+        states=states,
     )
-    chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
-    yield torch.stack(chances).cpu().numpy()
-    yield (supervision.agreement == 1).cpu().numpy()
-    yield exit_costs(model, trace, gates)[:, list(supervision.samples)]
+    return supervision, trace
 
 
 def exit_costs(model, trace: ExitTrace, gates: ExitGates) -> NDArray:
@@ -126,8 +144,8 @@ def exit_costs(model, trace: ExitTrace, gates: ExitGates) -> NDArray:
         prefill_flops(model, trace).total, trace.prompt_tokens, trace.visual_tokens, strict=True
     ):
         saved = layer_flops(model.config, tokens) - layer_flops(model.config, tokens - visual)
-        exits = [total - (layers - 1 - layer) * saved + (layer + 1) * gates.flops for layer in range(layers)]
-        rows.append([*exits, total + layers * gates.flops])
+        exits = [total - (layers - 1 - layer) * saved + gates.flops_to(layer) for layer in range(layers)]
+        rows.append([*exits, total + gates.flops_to(layers - 1)])
     return np.array(rows).T / TERA
 
 
@@ -153,7 +171,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     gates: ExitGates = answerer.handle.policy.gates  # type: ignore[attr-defined]
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
-    full = float(outcomes.costs[-1].mean()) - gates.num_layers * gates.flops / TERA
+    full = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA
     if args.max_changed is not None:
         threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
         target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"

@@ -263,8 +263,7 @@ def _attach_gates(model, gates: str | Path | ExitGates | None, model_path: str) 
         gates = ExitGates.from_pretrained(gates)
     decoder = model.get_model()
     gates.check(len(decoder.layers), decoder.config.hidden_size)
-    for gate, layer in zip(gates.layers, decoder.layers, strict=True):
-        gate.to(next(layer.parameters()).device)
+    gates.place([next(layer.parameters()).device for layer in decoder.layers])
     model.exit_handle = attach(model, LearnedExit(gates.eval()))
 
 

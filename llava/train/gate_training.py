@@ -18,7 +18,7 @@ from transformers import ProgressCallback
 
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.supervision import gate_loss, supervise
+from dyvte.gates.supervision import Supervision, gate_loss, supervise
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.train.arguments import ModelArguments
 from llava.train.llava_trainer import LLaVATrainer
@@ -26,21 +26,50 @@ from llava.train.llava_trainer import LLaVATrainer
 logger = logging.getLogger(__name__)
 
 
-class GateModel(nn.Module):
-    """Gates, and the frozen model that supervises them.
+class SupervisedGates(nn.Module):
+    """Gates, and where their supervision comes from.
 
     Args:
         gates: what is trained, kept in float32.
-        base: a LLaVA model on the device where training runs.
         alpha: how much larger the answer loss may be after an exit.
     """
 
     accepts_loss_kwargs = True  # forward scales its loss by num_items_in_batch
 
-    def __init__(self, gates: ExitGates, base: nn.Module, alpha: float = 1.03) -> None:
+    def __init__(self, gates: ExitGates, alpha: float = 1.03) -> None:
         super().__init__()
         self.gates = gates
         self.alpha = alpha
+
+    def supervision(self, layers: list[int] | None, **batch) -> Supervision:
+        """What a batch says about these layers, or all."""
+        raise NotImplementedError
+
+    def forward(
+        self, layer: int | None = None, num_items_in_batch: Tensor | int | None = None, **batch
+    ) -> dict:
+        """Loss of a batch.
+
+        Args:
+            layer: the one layer to supervise; all by default.
+            num_items_in_batch: what the summed loss is divided by; this batch's usable samples by default.
+
+        Returns:
+            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that say exit
+            (``positive``), decisions that are ``correct``.
+        """
+        supervision = self.supervision(None if layer is None else [layer], **batch)
+        loss, stats = gate_loss(self.gates, supervision)
+        if num_items_in_batch is not None:
+            loss = loss * (len(supervision.samples) / max(int(num_items_in_batch), 1))
+        return {"loss": loss, "seen": stats.seen, "positive": stats.positive, "correct": stats.correct}
+
+
+class GateModel(SupervisedGates):
+    """Gates supervised by a frozen LLaVA model (``base``) on the device where training runs."""
+
+    def __init__(self, gates: ExitGates, base: nn.Module, alpha: float = 1.03) -> None:
+        super().__init__(gates, alpha)
         self._base: tuple[Any] = (base.requires_grad_(False).eval(),)
 
     @property
@@ -53,41 +82,28 @@ class GateModel(nn.Module):
         """The frozen model's config (DeepSpeed and the Trainer look for one)."""
         return self.base.config
 
-    def forward(
+    def supervision(
         self,
+        layers: list[int] | None,
+        *,
         input_ids: Tensor,
         labels: Tensor,
         attention_mask: Tensor,
         images=None,
         image_sizes=None,
-        layer: int | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> dict:
-        """Loss of a batch.
-
-        Args:
-            layer: the one layer to supervise; all by default.
-            num_items_in_batch: what the summed loss is divided by; this batch's usable samples by default.
-
-        Returns:
-            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that say exit
-            (``positive``), decisions that are ``correct``.
-        """
+    ) -> Supervision:
+        """Run the frozen model on a batch."""
         spliced = self.base.splice_images(input_ids, attention_mask, labels, images, image_sizes)
-        supervision = supervise(
+        return supervise(
             self.base,
             spliced.inputs_embeds,
             spliced.labels,
             spliced.visual_mask,
             spliced.attention_mask,
-            layers=None if layer is None else [layer],
+            layers=layers,
             states=self.gates.states,
             alpha=self.alpha,
         )
-        loss, stats = gate_loss(self.gates, supervision)
-        if num_items_in_batch is not None:
-            loss = loss * (len(supervision.samples) / max(int(num_items_in_batch), 1))
-        return {"loss": loss, "seen": stats.seen, "positive": stats.positive, "correct": stats.correct}
 
 
 def find_gates(model_args: ModelArguments, num_layers: int, hidden_size: int) -> ExitGates:
@@ -108,7 +124,9 @@ def find_gates(model_args: ModelArguments, num_layers: int, hidden_size: int) ->
 
 
 def usable_samples(batch: dict) -> Tensor:
-    """How many rows of a batch have an image and an answer, a scalar tensor."""
+    """How many rows of a batch have an image and an answer, a scalar tensor; a stored batch knows."""
+    if "counted" in batch:
+        return batch["counted"].sum()
     has_image = (batch["input_ids"] == IMAGE_TOKEN_INDEX).any(1)
     return (has_image & (batch["labels"] != IGNORE_INDEX).any(1)).sum()
 
@@ -128,7 +146,7 @@ class GateProgress(ProgressCallback):
 
 
 class GateTrainer(LLaVATrainer):
-    """Trains a :class:`GateModel`; checkpoints hold gates and optimizer, nothing of the frozen model."""
+    """Trains :class:`SupervisedGates`; checkpoints hold gates and optimizer, nothing of the frozen model."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -169,10 +187,10 @@ class GateTrainer(LLaVATrainer):
                     logs[f"gates/accuracy/layer_{layer:02d}"] = correct / seen
         super().log(logs, *args, **kwargs)
 
-    def _save_weights(self, model: GateModel, folder: Path, state_dict) -> None:
+    def _save_weights(self, model: SupervisedGates, folder: Path, state_dict) -> None:
         model.gates.save_pretrained(folder)
 
-    def _load_weights(self, model: GateModel, folder: Path) -> None:
+    def _load_weights(self, model: SupervisedGates, folder: Path) -> None:
         saved = ExitGates.from_pretrained(folder)
         saved.check(model.gates.num_layers, model.gates.hidden_size)
         model.gates.load_state_dict(saved.state_dict())

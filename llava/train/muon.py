@@ -49,9 +49,10 @@ class MuonAdamW(torch.optim.AdamW):
                 if not state:
                     # AdamW looks for a step count in every state when a checkpoint is read
                     state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(weight)
-                momentum = state["momentum"]
-                momentum.lerp_(weight.grad, 1 - MOMENTUM)
-                updates.append(weight.grad.lerp(momentum, MOMENTUM))  # Nesterov
+                momentum, gradient = state["momentum"], weight.grad
+                assert gradient is not None  # as selected above
+                momentum.lerp_(gradient, 1 - MOMENTUM)
+                updates.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov
                 weight.grad = None
             size = 0.2 * max(shape) ** 0.5  # the root mean square that AdamW's updates have
             for weight, update in zip(weights, orthogonalise(torch.stack(updates)), strict=True):

@@ -188,3 +188,16 @@ def test_files_with_nan_are_refused(gates, tmp_path):
     broken.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="layers.1.w2.weight.*not finite"):
         ExitGates.from_pretrained(tmp_path)
+
+
+def test_gain_scales_fresh_weights_alone(tmp_path):
+    def fresh(**options):
+        torch.manual_seed(3)
+        return ExitGates(2, 8, width=4, **options)
+
+    plain, small = fresh(), fresh(gain=0.1)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(small.state_dict()[name], 0.1 * value)
+    small.save_pretrained(tmp_path)
+    loaded = ExitGates.from_pretrained(tmp_path)
+    assert torch.equal(loaded.layers[1].w1.weight, small.layers[1].w1.weight)
