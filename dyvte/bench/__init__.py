@@ -1,0 +1,1 @@
+"""Speed and memory, measured: contenders on real layer shapes, interleaved in one run. ``python -m dyvte.bench``."""

@@ -1,0 +1,96 @@
+"""python -m dyvte.bench prefill|decode|generate|labels|memory: see docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from dyvte.bench import decode, generate, labels, memory, prefill
+from dyvte.bench.contenders import MIXED, NAMES
+from dyvte.bench.report import plot, table, write_json
+from dyvte.bench.settings import DTYPES, Settings
+from dyvte.bench.shapes import SHAPES
+from dyvte.report.figures import save
+
+COMMANDS = {
+    "prefill": prefill.run,
+    "decode": decode.run,
+    "generate": generate.run,
+    "labels": labels.run,
+    "memory": memory.run,
+}
+
+
+def exit_layer(text: str) -> int | str:
+    """A layer, or "mixed"."""
+    return MIXED if text == MIXED else int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.bench",
+        description="Speed and memory of exits on real layer shapes, contenders interleaved in one run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("command", choices=COMMANDS)
+    add("--model", choices=SHAPES, default="7b", help="whose layer shapes; weights are random")
+    add("--layers", type=int, help="decoder layers, to fit small machines; None: all")
+    add("--dtype", choices=DTYPES, default="bf16", help="of weights, states and cache")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    add("--batch", type=int, nargs="+", default=[1], help="batch sizes, each a measurement of its own")
+    add(
+        "--exit-layers",
+        type=exit_layer,
+        nargs="+",
+        default=[],
+        help="zero-based layers, and 'mixed'; []: the middle",
+    )
+    add("--contenders", nargs="+", choices=NAMES, help="None: all with the baseline's attention kernel")
+    add("--prompt-tokens", type=int, default=60, help="text tokens of a prompt")
+    add("--visual-tokens", type=int, default=576, help="visual tokens of a prompt")
+    add(
+        "--answer-tokens",
+        type=int,
+        default=16,
+        help="tokens to decode, or of the answers that labels compare",
+    )
+    add("--attn", default="sdpa", choices=["sdpa", "eager", "flash_attention_2"], help="attention kernel")
+    add("--gate-width", type=int, default=2048, help="hidden units of each gate")
+    add("--threads", type=int, help="CPU threads; None: torch's choice")
+    add("--rounds", type=int, default=7, help="measurements of each contender")
+    add("--warmup", type=int, default=1, help="rounds before them that do not count")
+    add(
+        "--allow-unequal-kernels",
+        action="store_true",
+        help="compare different attention kernels all the same",
+    )
+    add("--json", type=Path, help="write all measurements here")
+    add("--plot", type=Path, help="write a plot here (PNG, PDF or SVG)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = make_parser().parse_args(arguments)
+    names = {field.name for field in fields(Settings)} - {"progress"}
+    settings = Settings(**{name: getattr(options, name) for name in names}, progress=True)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        outcome = COMMANDS[settings.command](settings)
+        if options.json:
+            write_json(options.json, settings, outcome)
+        print(table(outcome))
+        if options.plot:
+            save(plot(settings, outcome), options.plot)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Seconds of a decoding step after a prefill: all contenders hold their caches at once and take turns.
+
+Each turn decodes ``--answer-tokens`` steps and forgets them again, outside the clock, so that every turn starts from
+the prompt. The probes behind the ideal decode from caches with and without the image's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyvte.bench.contenders import Contender
+from dyvte.bench.ideal import Probe, ideal_seconds
+from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers, regime_line
+from dyvte.bench.rates import layer_load, rate_tasks, rates_of
+from dyvte.bench.settings import Outcome, Settings, of_batch
+from dyvte.bench.shapes import Prompts
+from dyvte.bench.timing import LayerClock, interleaved, seconds_of
+
+
+class Session:
+    """A prefilled cache that decodes some steps at a time, always from the prompt on."""
+
+    def __init__(self, contender: Contender, model, prompts: Prompts):
+        self.contender, self.model = contender, model
+        with contender.ready(model) as handle:
+            out: Any = contender.prefill(model, prompts)
+        self.trace = None if handle is None else handle.traces[-1]
+        self.cache: Any = out.past_key_values
+        self.first: Tensor = out.logits[:, -1:].argmax(-1)
+
+    def steps(self, count: int) -> Tensor:
+        """Decode greedily, (B, count) tokens; to be called on the readied model."""
+        token, tokens = self.first, []
+        for _ in range(count):
+            out = self.model(input_ids=token, past_key_values=self.cache, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            tokens.append(token)
+        return torch.cat(tokens, dim=1)
+
+    def forget(self, count: int) -> None:
+        """Drop the last ``count`` tokens from the cache."""
+        self.cache.crop(-count)
+
+    def seconds(self, count: int) -> float:
+        """Seconds per step, over ``count`` steps that are forgotten again."""
+        with self.contender.ready(self.model):
+            total = seconds_of(lambda: self.steps(count), self.model.device)
+        self.forget(count)
+        return total / count
+
+    def probe(self, count: int) -> Probe:
+        """As :meth:`seconds`, with a clock at every layer."""
+        clock = LayerClock(self.model.model, self.model.device)
+        with self.contender.ready(self.model), clock.running():
+            total = seconds_of(lambda: self.steps(count), self.model.device)
+        self.forget(count)
+        return Probe([seconds / count for seconds in clock.seconds()], total / count)
+
+
+def run(settings: Settings) -> Outcome:
+    """Measure all batch sizes."""
+    model, outcome = settings.make_model(), Outcome()
+    with torch.no_grad():
+        for batch in settings.batch:
+            _run_batch(settings, model, batch, outcome)
+    return outcome
+
+
+def _run_batch(settings: Settings, model, batch: int, outcome: Outcome) -> None:
+    prompts, count = settings.make_prompts(model, batch), settings.answer_tokens
+    contenders = settings.make_contenders(model, batch)
+    sessions = {contender.name: Session(contender, model, prompts) for contender in contenders}
+    baseline = Contender("probe", settings.attn, None, [None] * batch)
+    probes = {
+        WITH: Session(baseline, model, prompts),
+        WITHOUT: Session(baseline, model, prompts.text_only()),
+    }
+    tasks: dict[str, Callable[[], Any]] = {
+        name: lambda session=session: session.seconds(count) for name, session in sessions.items()
+    }
+    tasks |= {name: lambda session=session: session.probe(count) for name, session in probes.items()}
+    tasks |= rate_tasks(model.config, batch, model.dtype, model.device)
+    measured = interleaved(tasks, settings.rounds, settings.warmup, settings.progress)
+
+    pairs = list(zip(measured[WITH], measured[WITHOUT], strict=True))
+    for contender in contenders:
+        ideal = contender.exits and [ideal_seconds(*pair, contender.exits) for pair in pairs]
+        result = of_batch(contender, batch, measured[contender.name], ideal=ideal or None)
+        result.numbers["kv_mib"] = cache_bytes(sessions[contender.name].cache) / 2**20
+        outcome.results.append(result)
+    for name in (WITH, WITHOUT):
+        outcome.layers[f"batch {batch}, {name}"] = median_layers(measured[name])
+    rates = rates_of(model.config, batch, measured)
+    for name, those in ((WITH, prompts), (WITHOUT, prompts.text_only())):
+        launches = launches_per_layer(model, lambda name=name: probes[name].steps(1), baseline)
+        held = those.visual_mask.shape[1] + count // 2
+        load = layer_load(model.config, model.dtype, 1, batch, held, launches)
+        outcome.regimes.append(regime_line(f"batch {batch}, {name}", load, rates))
+
+
+def cache_bytes(cache) -> int:
+    """Bytes of the keys and values that a cache holds, either kind."""
+    own = getattr(cache, "nbytes", None)
+    if own is not None:
+        return own
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

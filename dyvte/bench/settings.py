@@ -1,0 +1,125 @@
+"""What a run of the bench was asked for, shared by its commands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from dyvte.bench.contenders import Contender, check_kernels, make_contenders
+from dyvte.bench.shapes import Prompts, random_model, random_prompts
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The flags of ``python -m dyvte.bench``; see its ``--help``."""
+
+    command: str
+    model: str = "7b"
+    layers: int | None = None
+    dtype: str = "bf16"
+    device: str = "cpu"
+    batch: list[int] = field(default_factory=lambda: [1])
+    exit_layers: list[int | str] = field(default_factory=list)
+    contenders: list[str] | None = None
+    prompt_tokens: int = 60
+    visual_tokens: int = 576
+    answer_tokens: int = 16
+    attn: str = "sdpa"
+    gate_width: int = 2048
+    threads: int | None = None
+    rounds: int = 7
+    warmup: int = 1
+    allow_unequal_kernels: bool = False
+    progress: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def make_model(self):
+        """The decoder to measure, with the baseline's attention kernel."""
+        model = random_model(self.model, self.layers, DTYPES[self.dtype], self.device)
+        model.set_attn_implementation(self.attn)
+        return model
+
+    def make_prompts(self, model, batch: int) -> Prompts:
+        """Prompts of the asked length."""
+        return random_prompts(model, batch, self.prompt_tokens, self.visual_tokens)
+
+    def make_contenders(self, model, batch: int) -> list[Contender]:
+        """The contenders, by default with one exit in the middle of the decoder, and mixed exits.
+
+        Raises:
+            ValueError: when they use different attention kernels and that was not allowed.
+        """
+        if self.command != "prefill" and "paper" in (self.contenders or ()):
+            raise ValueError(f"the paper's way is a prefill: leave it out of --contenders of {self.command}")
+        exits = self.exit_layers or [(model.config.num_hidden_layers - 1) // 2, "mixed"]
+        found = make_contenders(model, batch, exits, self.attn, self.contenders, self.gate_width)
+        check_kernels(found, self.allow_unequal_kernels)
+        return found
+
+
+@dataclass
+class Result:
+    """One contender at one batch size.
+
+    Attributes:
+        kernel: its attention kernel.
+        exit_layer: the layer after which images left, "mixed", or None.
+        seconds: of each round.
+        ideal: the best such exits could take, of the same rounds; None where that is not defined.
+        flops_ideal: seconds of the baseline's median times this contender's share of its FLOPs.
+        numbers: further figures by name.
+    """
+
+    batch: int
+    contender: str
+    kernel: str
+    exit_layer: int | str | None
+    seconds: list[float]
+    ideal: list[float] | None = None
+    flops_ideal: float | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def efficiency(self) -> list[float] | None:
+        """Ideal over measured seconds, round by round."""
+        if self.ideal is None:
+            return None
+        return [best / taken for best, taken in zip(self.ideal, self.seconds, strict=True)]
+
+
+@dataclass
+class Outcome:
+    """All results of a command.
+
+    Attributes:
+        regimes: what limits a layer, a line for each batch size; see :mod:`dyvte.bench.rates`.
+        layers: seconds per layer by name, medians over rounds.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    regimes: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, list[float]] = field(default_factory=dict)
+
+
+def of_batch(contender: Contender, batch: int, seconds: list[float], **more: Any) -> Result:
+    """A contender's result."""
+    return Result(batch, contender.name, contender.kernel, contender.exit_layer, seconds, **more)
+
+
+def fill_flops_ideal(results: list[Result], flops: dict[str, float]) -> None:
+    """Note FLOPs, by contender, and the seconds they would take at the baseline's FLOP/s."""
+    from dyvte.bench.timing import Spread
+
+    base = next((result for result in results if result.contender == "baseline"), None)
+    for result in results:
+        result.numbers["tflops"] = flops[result.contender] / 1e12
+        if base is not None:
+            share = flops[result.contender] / flops["baseline"]
+            result.flops_ideal = Spread.of(base.seconds).median * share

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Speed and memory of exits at LLaVA-1.5-7B's layer shapes and at Tiny-LLaVA's, as JSON, tables and plots. The defaults
+# fit 2 CPU cores and 24 GiB and take about 10 minutes; nothing else should run meanwhile.
+#
+#   OUT         folder of the results (docs/benchmarks/<machine>)
+#   MACHINE     its name there (cpu)
+#   DEVICE      cpu, or cuda; with cuda, all 32 layers and larger batches
+#   THREADS     CPU threads (all cores)
+#   ROUNDS      measurements of each contender (5)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-.venv/bin/python}
+DEVICE=${DEVICE:-cpu}
+OUT=${OUT:-docs/benchmarks/${MACHINE:-$DEVICE}}
+ROUNDS=${ROUNDS:-5}
+THREADS=${THREADS:-$(nproc)}
+# glibc would hand freed memory back to the system after every layer, and fault it in again
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+
+mkdir -p "$OUT"
+bench() { # bench NAME COMMAND FLAGS...
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    "$python" -m dyvte.bench "$1" --rounds "$ROUNDS" "${@:2}" --device "$DEVICE" --threads "$THREADS" \
+        --json "$OUT/$name.json" | tee "$OUT/$name.md"
+}
+
+if [ "$DEVICE" = cpu ]; then
+    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" # of 32: a layer takes as long in a deeper model
+else
+    few="" fewer="" large="8 32" exits="0 7 15 23"
+fi
+# shellcheck disable=SC2086 # the lists above are several words each
+{
+    bench prefill-7b prefill --model 7b $few --batch 1 --exit-layers $exits --plot "$OUT/prefill-7b.png"
+    bench prefill-7b-batch prefill --model 7b $fewer --batch $large --rounds 3 --exit-layers 1 mixed \
+        --contenders baseline packed never gates
+    bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
+        --contenders baseline gates paper
+    bench decode-7b decode --model 7b $fewer --batch 1 $large --exit-layers 0 mixed \
+        --contenders baseline packed gates
+    bench generate-7b generate --model 7b $few --batch 1 --exit-layers 1 \
+        --contenders baseline packed never gates
+    bench labels-7b labels --model 7b $few --batch 1
+    bench memory-7b memory --model 7b $few --batch 1 --exit-layers 1 mixed \
+        --contenders baseline packed gates fixed
+    for command in prefill decode generate labels; do
+        bench "$command-tiny" $command --model tiny --dtype fp32 --batch 1 32 --visual-tokens 81 --gate-width 128
+    done
+}

@@ -1,0 +1,247 @@
+"""The bench measures what it says: equalities and plumbing on tiny shapes; no test looks at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dyvte.bench import prefill, rates
+from dyvte.bench.__main__ import main
+from dyvte.bench.contenders import check_kernels, make_contenders, mixed_exits
+from dyvte.bench.decode import Session
+from dyvte.bench.generate import generate
+from dyvte.bench.ideal import Probe, ideal_seconds, image_shares
+from dyvte.bench.labels import frozen, with_answers
+from dyvte.bench.rates import Load, Rates, count_operations
+from dyvte.bench.settings import Settings
+from dyvte.bench.shapes import SHAPES, random_model, random_prompts
+from dyvte.bench.timing import LayerClock, Spread, interleaved
+from dyvte.gates.supervision import supervise
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = random_model("tiny", LAYERS)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return random_prompts(model, 3, text_tokens=9, visual_tokens=12)
+
+
+def contenders_of(model, prompts, exits, names=None):
+    return {c.name: c for c in make_contenders(model, prompts.batch, exits, "sdpa", names, gate_width=8)}
+
+
+@torch.no_grad()
+def test_contenders_that_do_the_same_give_the_same(model, prompts):
+    """No exit equals transformers; gates and fixed exits and the paper's way agree at each layer."""
+    names = ["baseline", "packed", "never", "gates", "fixed", "paper"]
+    contenders = contenders_of(model, prompts, [0, 2], names)
+    logits, lengths = {}, {}
+    for name, contender in contenders.items():
+        with contender.ready(model) as handle:
+            out = contender.prefill(model, prompts)
+            logits[name] = out.logits
+            if handle is not None:
+                assert handle.traces[-1].exit_layers == list(contender.exits)
+        lengths[name] = [layer.get_seq_length() for layer in out.past_key_values.layers]
+    whole = [21] * LAYERS
+    for name in ("packed, no exit", "gates, never fire", "eager, all weights"):
+        torch.testing.assert_close(logits[name], logits["baseline"], rtol=1e-4, atol=1e-4)
+        assert lengths[name] == whole == lengths["baseline"]
+    for layer in (0, 2):
+        for way in ("fixed", "eager, all weights"):
+            same, other = logits[f"gates, exit {layer}"], logits[f"{way}, exit {layer}"]
+            torch.testing.assert_close(same, other, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(same, logits["baseline"], rtol=1e-2, atol=1e-2)
+            assert lengths[f"{way}, exit {layer}"] == [21] * (layer + 1) + [9] * (LAYERS - layer - 1)
+
+
+@torch.no_grad()
+def test_mixed_exits_are_those_asked_for(model, prompts):
+    contender = contenders_of(model, prompts, ["mixed"], ["gates"])["gates, mixed exits"]
+    with contender.ready(model) as handle:
+        together = contender.prefill(model, prompts).logits
+    assert handle is not None and handle.traces[-1].exit_layers == mixed_exits(3, LAYERS) == [0, 2, 3]
+    for sample, layer in enumerate((0, 2, 3)):
+        one = type(prompts)(prompts.inputs_embeds[sample : sample + 1], prompts.visual_mask[:1])
+        alone = contenders_of(model, one, [layer], ["fixed"])[f"fixed, exit {layer}"]
+        with alone.ready(model):
+            torch.testing.assert_close(
+                alone.prefill(model, one).logits[0], together[sample], rtol=1e-4, atol=1e-4
+            )
+
+
+def test_gates_do_their_work_before_they_obey(model, prompts):
+    """A scheduled gate launches what a gate launches, and its FLOPs are in the trace."""
+    contender = contenders_of(model, prompts, [1], ["gates"])["gates, exit 1"]
+    with torch.no_grad(), contender.ready(model) as handle:
+        contender.prefill(model, prompts)
+    assert handle is not None
+    expected = 2 * 8 * (2 * model.config.hidden_size + 2)
+    assert handle.traces[-1].gate_flops.tolist() == [[expected] * 3] * 2 + [[0] * 3] * 2
+
+
+@torch.no_grad()
+def test_turns_of_a_session_are_alike(model, prompts):
+    """A turn decodes the same tokens as the one before it, and as ``generate``."""
+    for contender in contenders_of(model, prompts, [1, "mixed"]).values():
+        session = Session(contender, model, prompts)
+        first, before = session.first, session.cache.get_seq_length()
+        with contender.ready(model):
+            one = session.steps(5)
+            session.forget(5)
+            assert session.cache.get_seq_length() == before
+            two = session.steps(5)
+            session.forget(5)
+            whole = generate(model, prompts, 6)
+        assert torch.equal(one, two) and torch.equal(torch.cat([first, one], 1), whole)
+
+
+def test_ideal_takes_each_layer_once():
+    whole, short = Probe([10.0, 20.0, 30.0], 67.0), Probe([1.0, 2.0, 3.0], 6.5)
+    assert ideal_seconds(whole, short, [None]) == pytest.approx(67)
+    assert ideal_seconds(whole, short, [0]) == pytest.approx(10 + 2 + 3 + 0.5)
+    assert ideal_seconds(whole, short, [2]) == pytest.approx(60 + 0.5)
+    half = 10 + (20 + 2) / 2 + (30 + 3) / 2 + (7 + 0.5) / 2
+    assert ideal_seconds(whole, short, [0, None]) == pytest.approx(half)
+    assert image_shares([0, 1, None, None], 3) == [1, 0.75, 0.5, 0.5]
+
+
+def test_layer_clock_counts_layers(model, prompts, monkeypatch):
+    """With a clock that ticks once per reading, each layer takes one tick in each forward."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr("dyvte.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    clock = LayerClock(model.model, torch.device("cpu"))
+    with torch.no_grad(), clock.running():
+        for _ in range(3):
+            model(inputs_embeds=prompts.inputs_embeds)
+    assert clock.seconds() == [3.0] * LAYERS
+    assert not any(layer._forward_pre_hooks for layer in model.model.layers)
+
+
+def test_rounds_interleave():
+    calls: list[str] = []
+    tasks = {name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}
+    measured = interleaved(tasks, rounds=5, warmup=2)
+    rounds = [calls[at : at + 3] for at in range(0, len(calls), 3)]
+    assert len(rounds) == 7 and all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+    assert all(len(values) == 5 and min(values) > 6 for values in measured.values())
+    with pytest.raises(ValueError, match="rounds"):
+        interleaved(tasks, rounds=0)
+    assert Spread.of([4.0, 1.0, 2.0, 3.0, 10.0]) == Spread(median=3.0, low=2.0, high=4.0)
+
+
+def test_regime_is_the_longest_bound():
+    load = Load(flops=8e9, bytes=2e6, launches=40)
+    fast = Rates(flops=1e12, bytes=1e9, launch=1e-5)
+    assert load.bounds(fast) == pytest.approx({"arithmetic": 8e-3, "bytes": 2e-3, "launches": 4e-4})
+    assert load.regime(fast) == "arithmetic"
+    assert load.regime(Rates(1e15, 1e9, 1e-5)) == "bytes"
+    assert load.regime(Rates(1e15, 1e13, 1e-5)) == "launches"
+
+
+def test_load_of_a_layer(model):
+    """One decoding step reads all weights and the cache once; a prefill computes the FLOPs of the tables."""
+    config = model.config
+    params = sum(p.numel() for p in model.model.layers[0].parameters() if p.ndim == 2)
+    step = rates.layer_load(config, torch.bfloat16, tokens=1, samples=2, held=50, launches=7)
+    assert step.bytes == 2 * params + 2 * (2 * 50 * 96 * 2) and step.launches == 7
+    whole = rates.layer_load(config, torch.float32, tokens=50, samples=1, held=50, launches=7)
+    assert whole.flops == prefill.decoder_flops(config, [[50]])
+
+
+def test_views_are_not_launches():
+    x = torch.ones(4, 6)
+    assert count_operations(lambda: x.view(24)[:3].t()) == 0
+    assert count_operations(lambda: x.add(1).mul_(2).transpose(0, 1)) == 2
+
+
+def test_unequal_kernels_are_refused(model, prompts):
+    contenders = list(contenders_of(model, prompts, [0], ["baseline", "paper"]).values())
+    with pytest.raises(ValueError, match="different attention kernels.*--allow-unequal-kernels"):
+        check_kernels(contenders, allow_unequal=False)
+    check_kernels(contenders, allow_unequal=True)
+    check_kernels(contenders[:1], allow_unequal=False)
+    with pytest.raises(SystemExit, match="different attention kernels"):
+        main(["prefill", "--model", "tiny", "--layers", "1", "--contenders", "baseline", "paper"])
+    with pytest.raises(SystemExit, match="paper's way is a prefill"):
+        main(["decode", "--model", "tiny", "--layers", "1", "--contenders", "paper"])
+
+
+def test_wrong_sizes_are_refused(model, prompts):
+    with pytest.raises(ValueError, match=r"layers 0\.\.3"):
+        contenders_of(model, prompts, [4])
+    with pytest.raises(ValueError, match="7b, 13b, tiny"):
+        random_model("70b")
+    with pytest.raises(ValueError, match="at least 1"):
+        random_model("tiny", layers=0)
+    with pytest.raises(ValueError, match="visual token"):
+        random_prompts(model, 1, 10, 0)
+
+
+def test_tiny_is_the_shipped_shape():
+    folder = Path(__file__).parents[2] / "playground/tiny/model"
+    with (folder / "config.json").open() as file:
+        shipped = json.load(file)
+    assert SHAPES["tiny"] == {name: shipped[name] for name in SHAPES["tiny"]}
+
+
+@torch.no_grad()
+def test_labels_compare_the_frozen_forward(model):
+    """The frozen forward of the bench predicts the answers whose losses the labels compare."""
+    settings = Settings("labels", prompt_tokens=9, visual_tokens=12, answer_tokens=5)
+    prompts, labels = with_answers(settings, model, 2)
+    logits = frozen(model, prompts, 5)[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.double().transpose(1, 2), labels[:, -5:], reduction="none"
+    ).mean(1)
+    made = supervise(model, prompts.inputs_embeds, labels, prompts.visual_mask)
+    torch.testing.assert_close(made.loss_without_exit, expected, rtol=1e-4, atol=1e-5)
+
+
+FLAGS = "--model tiny --layers 3 --dtype fp32 --device cpu --visual-tokens 6 --prompt-tokens 6 --rounds 2"
+FLAGS += " --answer-tokens 3 --gate-width 4 --batch 1 2"
+
+
+@pytest.mark.parametrize("command", ["prefill", "decode", "generate", "labels", "memory"])
+def test_command_writes_table_json_and_plot(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rates, "COPY_BYTES", 2**16)
+    arguments = [command, *FLAGS.split(), "--json", str(tmp_path / "out.json")]
+    if command != "labels":
+        arguments += ["--exit-layers", "0", "1", "mixed", "--plot", str(tmp_path / "out.png")]
+    main(arguments)
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["settings"]["command"] == command and record["versions"]["torch"] == torch.__version__
+    assert {"commit", "hardware", "modified"} <= set(record)
+    for result in record["results"]:
+        assert f"| {result['contender']} " in printed and min(result["seconds"]) > 0
+        assert len(result["seconds"]) == (1 if command == "memory" else 2)
+    if command == "labels":
+        return
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    mixed = [r for r in record["results"] if r["exit_layer"] == "mixed"]
+    assert [r["batch"] for r in mixed] == [2]
+    if command in ("prefill", "decode"):
+        assert [line["regime"] in ("arithmetic", "bytes", "launches") for line in record["regimes"]] == [
+            True
+        ] * 4
+        ideal = {r["contender"]: r["ideal"] for r in record["results"]}
+        assert ideal["FastV K=2 R=50%"] is None and len(ideal["gates, exit 1"]) == 2
+    if command == "memory":
+        for numbers in (result["numbers"] for result in record["results"]):
+            for when in ("prefill", "decode"):
+                assert numbers[f"{when}_held_mib"] == numbers[f"{when}_counted_mib"]
+                assert numbers[f"{when}_allocated_mib"] >= numbers[f"{when}_held_mib"]
