@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,12 +46,13 @@ def build(
             if name.endswith(("o_proj", "down_proj")):
                 std /= (2 * layers) ** 0.5
             nn.init.normal_(module.weight, std=std)
-    nn.init.normal_(model.get_input_embeddings().weight, std=_EMBEDDING_STD)
+    embeddings: Any = model.get_input_embeddings()
+    nn.init.normal_(embeddings.weight, std=_EMBEDDING_STD)
     return model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
     parser.add_argument("--out", required=True)
     parser.add_argument("--hidden", type=int, default=128)

@@ -126,7 +126,7 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)

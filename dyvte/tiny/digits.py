@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def load(split: str) -> Digits:
         raise ValueError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}")
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     part = slice(None, FIRST_EVALUATION_SAMPLE) if split == "train" else slice(FIRST_EVALUATION_SAMPLE, None)
     images = torch.tensor(data.images[part], dtype=torch.float32)[:, None] / 16
     large = F.interpolate(images, size=_DIGIT_SIZE, mode="bicubic", align_corners=False)

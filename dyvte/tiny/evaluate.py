@@ -116,7 +116,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--data", required=True, help="folder of questions.jsonl and images")
     parser.add_argument("--out", required=True, help="where to write, without .json or .md")

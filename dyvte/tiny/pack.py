@@ -56,7 +56,7 @@ def _halve(source: Path, target: Path, changes: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="output folder of stage 2")
     parser.add_argument("--tower", required=True)
     parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")

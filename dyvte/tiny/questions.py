@@ -53,7 +53,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
 def ask_any(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> Question | None:
     """A question of one of the kinds, tried in random order; None when the scene allows none of them."""
     for index in rng.permutation(len(kinds)):
-        question = ask(scene, kinds[index], rng)
+        question = ask(scene, kinds[int(index)], rng)
         if question:
             return question
     return None

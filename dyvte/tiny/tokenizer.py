@@ -97,7 +97,7 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="folder that dyvte.tiny.data wrote")
     parser.add_argument("--out", required=True)
     parser.add_argument("--vocabulary", type=int, default=640)

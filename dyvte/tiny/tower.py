@@ -18,13 +18,14 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dyvte.tiny.scenes import CELL_SIZE, COLOURS, IMAGE_SIZE, Scene, draw, render
@@ -61,7 +62,7 @@ def _initialise(tower: CLIPVisionModel) -> None:
     are alike within a cell, and alike at the same place of two cells; keys start equal to queries, so that
     patches attend to those of their own cell from the start.
     """
-    config = tower.config
+    config: Any = tower.config
     depth = (2 * config.num_hidden_layers) ** 0.5
     for name, module in tower.named_modules():
         if isinstance(module, nn.Linear):
@@ -75,7 +76,8 @@ def _initialise(tower: CLIPVisionModel) -> None:
     by_place = torch.randn(int(place_in_cell.max()) + 1, config.hidden_size)[place_in_cell]
     positions.normal_(std=0.15)
     positions[1:] += 0.3 * (by_cell + by_place)
-    for layer in tower.encoder.layers:
+    encoder: Any = tower.encoder
+    for layer in encoder.layers:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
 
@@ -123,7 +125,8 @@ class CellReader(nn.Module):
 
     def __init__(self, tower: CLIPVisionModel) -> None:
         super().__init__()
-        config = tower.config
+        config: Any = tower.config
+        self.cell_of_patch: Tensor
         self.norm = nn.LayerNorm(config.hidden_size)
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, classes) for classes in _CLASSES)
         self.register_buffer("cell_of_patch", patch_places(config.patch_size)[0])
@@ -224,7 +227,7 @@ def accuracy(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=1200, help="of the first run")
     parser.add_argument(

@@ -8,7 +8,9 @@ Shapes: B rows, S prompt length before the splice, L after it, N features of one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +157,11 @@ def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
 class LlavaMetaModel:
     """Adds a vision tower and a projector to a language model's inner module."""
 
+    config: Any  # of the language model, like all that is only declared here
+    dtype: torch.dtype
+
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg] - the language model's own
         if getattr(config, "mm_vision_tower", None) is not None:
             self.vision_tower = build_vision_tower(config, delay_load=True)
             self.mm_projector = build_vision_projector(config)
@@ -206,6 +211,11 @@ class LlavaMetaModel:
 
 class LlavaMetaForCausalLM:
     """What a causal language model needs to take images: encode, splice, and the extra vocabulary."""
+
+    config: Any  # of the language model, like all that is only declared here
+    resize_token_embeddings: Callable[..., Any]
+    get_input_embeddings: Callable[[], Any]
+    get_output_embeddings: Callable[[], Any]
 
     def get_model(self):
         """The inner module that holds tower, projector and decoder."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -67,7 +69,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         Raises:
             ValueError: when images and ``<image>`` tokens do not match in number.
         """
-        if inputs_embeds is None and images is not None and input_ids.shape[1] > 1:
+        prefill = input_ids is not None and input_ids.shape[1] > 1
+        if inputs_embeds is None and images is not None and prefill:
             spliced = self.splice_images(input_ids, attention_mask, labels, images, image_sizes)
             input_ids, inputs_embeds, visual_mask = None, spliced.inputs_embeds, spliced.visual_mask
             if labels is not None:
@@ -75,20 +78,17 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             if attention_mask is not None:
                 attention_mask = spliced.attention_mask
                 position_ids = spliced.position_ids if position_ids is not None else None
-        elif (
-            input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any())
-        ):
+        elif prefill and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             raise ValueError("the prompt holds <image>, but no images were given: pass images=")
         if visual_mask is not None and is_attached(self):
             kwargs["visual_mask"] = visual_mask
+        ids: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
         return super().forward(
-            input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            labels=labels,
             use_cache=use_cache,
+            **ids,
             **kwargs,
         )
 
@@ -111,7 +111,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         spliced = self.splice_images(
             input_ids, kwargs.pop("attention_mask", None), None, images, image_sizes, padding_side="left"
         )
-        return super().generate(
+        return super().generate(  # type: ignore[misc] - of GenerationMixin, behind a protocol there
             inputs_embeds=spliced.inputs_embeds,
             attention_mask=spliced.attention_mask.long(),
             visual_mask=spliced.visual_mask,
