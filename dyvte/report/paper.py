@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 (arXiv:2411.19628): rows, columns, and the values printed there (paper.json)."""
+"""The paper's tables (arXiv:2411.19628): rows, columns, and the values printed there (paper.json)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,48 @@ def value_of(table: str, row: str | None, column: str) -> Value | None:
     """The paper's value; None where it has none."""
     printed = _values()[table].get(row, {}).get(column)
     return Value(printed["score"], printed["tflops"]) if printed else None
+
+
+RIVALS = {
+    "none": "LLaVA-1.5 7B",
+    "tome": "ToMe",
+    "fastv": "FastV",
+    "dyvte": "DyVTE",
+    "dyvte+fastv": "DyVTE+FastV",
+}
+"""Methods with the rows of Table 4, which are all of LLaVA-1.5 7B."""
+TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
+"""The benchmarks of Table 4."""
+
+
+def rival_value_of(model: str, method: str, column: str) -> Value | None:
+    """What Table 4 prints; None for other models, methods and benchmarks."""
+    if row_of(model, "none") != "LLaVA-1.5 7B":
+        return None
+    return value_of("table4", RIVALS.get(method), column)
+
+
+UNPLACED = ("row 11", "row 12")
+"""Rows of Table 5 whose states are not certain."""
+
+
+def exit_value_of(table: str, model: str, states: str, column: str) -> tuple[float, float] | None:
+    """Score and mean exit layer that Table 3, 5 or 6 prints for gates of LLaVA-1.5 7B with these states
+    (``mean_text+last_text``); None for other models, and where the paper has no such row.
+    """
+    if row_of(model, "none") != "LLaVA-1.5 7B" or states not in _values()[_exit_table(table)]:
+        return None
+    return exit_values(table, states, column)
+
+
+def exit_values(table: str, row: str, column: str) -> tuple[float, float]:
+    """What a row prints in a column: score and mean exit layer."""
+    printed = _values()[_exit_table(table)][row][column]
+    return printed["score"], printed["exit_layer"]
+
+
+def _exit_table(table: str) -> str:
+    return "table5" if table == "table3" else table  # Table 3 is the first rows of Table 5
 
 
 def known_models(folders: Iterable[Path]) -> list[Path]:

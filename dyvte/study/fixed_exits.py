@@ -5,7 +5,7 @@ python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path 
 runner, such as model_vqa_loader]
 
 The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the
-answers and the result record, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them. An
+answers, the result record and the score of each question, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them. An
 interrupted run goes on.
 """
 
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
-from dyvte.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from dyvte.benchmarks import Benchmark, get_benchmark
 from dyvte.decoding.policy import FixedExit
-from dyvte.report.record import make_record
+from dyvte.report.record import make_record, write_scores
+from dyvte.study.samples import build_parser, read_items
 from llava.eval.answer import Answerer
 from llava.eval.answering import answer_line, prepared_batches, run
 from llava.eval.options import open_answerer
-from llava.eval.questions import Item, check_items
+from llava.eval.questions import Item
 from llava.eval.resume import AnswersFile, run_settings
 from llava.mm_utils import get_model_name_from_path
 
@@ -57,10 +56,7 @@ def answer_at_layers(
 def sweep(args: argparse.Namespace) -> None:
     """Answer at all layers, then score each."""
     benchmark = get_benchmark(args.name)
-    args.question_file = str(args.data_dir / benchmark.question_file)
-    items = importlib.import_module(benchmark.runner).read_items(args)
-    image_folder = str(args.data_dir / benchmark.image_folder)
-    check_items(items, image_folder)
+    items, image_folder = read_items(args)
     model_name = get_model_name_from_path(args.model_path)
     answerer = open_answerer(argparse.Namespace(**{**vars(args), "method": "none"}), args.conv_mode)
     layers = args.layers or range(answerer.model.config.num_hidden_layers)
@@ -91,7 +87,7 @@ def _score(benchmark: Benchmark, args: argparse.Namespace, layer: int) -> None:
         "batch_size": str(args.batch_size),
         "temperature": str(args.temperature),
     }
-    record, _ = make_record(
+    record, score = make_record(
         benchmark,
         args.data_dir,
         folder / "merge.jsonl",
@@ -101,18 +97,12 @@ def _score(benchmark: Benchmark, args: argparse.Namespace, layer: int) -> None:
         command=" ".join(["python -m dyvte.study.fixed_exits", *sys.argv[1:]]),
     )
     record.write(folder / "record.json")
+    write_scores(score, folder / "scores.json")
     print(f"{benchmark.title}, exit after layer {layer}: {record.score:.2f}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    names = argparse.ArgumentParser(add_help=False)
-    names.add_argument("name", choices=sorted(BENCHMARKS))
-    known, _ = names.parse_known_args(arguments)
-    parser = importlib.import_module(get_benchmark(known.name).runner).build_parser()
-    parser.description = "Answer a benchmark at every fixed exit layer."
-    parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder for answers and records")
+    parser = build_parser(arguments, "Answer a benchmark at every fixed exit layer.")
     parser.add_argument("--layers", type=int, nargs="+", help="zero-based layers (default: all)")
     run(parser, sweep, arguments)
 

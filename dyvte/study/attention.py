@@ -1,0 +1,194 @@
+"""Attention of every layer on a benchmark's questions: who attends to whom, and how sharply (Fig. 3, 5, 8 to 16).
+
+python -m dyvte.study.attention NAME --data-dir DIR --model-path PATH --output DIR [--limit N]
+    [--method none|dyvte|fixed] [flags of the benchmark's runner, such as model_vqa_loader]
+
+Only prompts are run; nothing is generated. ``OUTPUT/attention.npz`` and ``attention.json`` get the numbers, which
+``python -m dyvte.study.plot attention`` and ``entropy`` draw. What is measured: ``attention_stats.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dyvte.decoding.adapters import adapter_for
+from dyvte.decoding.policy import Policy
+from dyvte.study import attention_stats
+from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
+from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
+from dyvte.study.stages import Stages, find_stages
+from dyvte.study.store import SampleStore, read_study
+from llava.eval.answer import Answerer
+from llava.eval.answering import prepared_batches, run
+from llava.eval.options import open_answerer
+
+STUDY = "attention"
+EXIT_NONE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionStudy:
+    """A finished study as figures see it.
+
+    Attributes:
+        manifest: see ``measure``.
+        mean, variance: (M, K, L) float64, over the samples and heads for which a kind is defined; NaN where there
+            are none.
+        count: (K, L) how many samples these are.
+        exit_layers: (S,) exit layer of each sample, -1 for none.
+    """
+
+    manifest: dict[str, Any]
+    mean: NDArray
+    variance: NDArray
+    count: NDArray
+    exit_layers: NDArray
+
+    @classmethod
+    def read(cls, path: str | Path) -> AttentionStudy:
+        """Read what ``measure`` wrote; raises what ``read_study`` raises."""
+        manifest, arrays = read_study(path, STUDY)
+        mean, variance = over_samples(arrays["mean"], arrays["variance"])
+        count = np.isfinite(arrays["mean"][:, 0]).sum(0)
+        return cls(manifest, mean, variance, count, arrays["exit_layer"])
+
+    def curve(self, measure: str, kind: str) -> tuple[NDArray, NDArray]:
+        """Mean and variance (L,) of one measure of one kind."""
+        at = MEASURES.index(measure), KINDS.index(kind)
+        return self.mean[at], self.variance[at]
+
+    @property
+    def stages(self) -> Stages | None:
+        """The three stages; None where the image left some layers to the text alone."""
+        return find_stages(self.curve("mass", "image_self")[0], self.curve("mass", "cross")[0])
+
+
+def over_samples(mean: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
+    """Mean and variance over samples and heads, from those over the heads of each sample.
+
+    Every sample has the same number of heads, so the variance is the mean of the variances plus the variance of the
+    means (law of total variance). NaNs are left out.
+
+    Args:
+        mean, variance: (S, ...).
+    """
+    defined = np.isfinite(mean)
+    count = np.maximum(defined.sum(0), 1)
+
+    def average(values: NDArray) -> NDArray:
+        total = np.where(defined, values.astype(np.float64), 0.0).sum(0) / count
+        return np.where(defined.any(0), total, np.nan)
+
+    overall = average(mean)
+    return overall, average(variance) + average((mean - overall) ** 2)
+
+
+@torch.inference_mode()
+def prefill_statistics(answerer: Answerer, prompts: list[str], pixels) -> dict[str, NDArray]:
+    """Run the prompts of a batch under the answerer's policy (an ``AttentionStats``) and return the rows to store."""
+    assert answerer.handle is not None
+    ids, mask, inputs = answerer.encode(prompts, pixels)
+    answerer.handle.traces.clear()
+    answerer.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **inputs)
+    trace = answerer.handle.traces[0]
+    statistics = statistics_of(trace)
+    exits = [EXIT_NONE if layer is None else layer for layer in trace.exit_layers]
+    return {
+        "mean": statistics.mean.numpy(),
+        "variance": statistics.variance.numpy(),
+        "exit_layer": np.array(exits),
+        "prompt_tokens": np.array(trace.prompt_tokens),
+        "visual_tokens": np.array(trace.visual_tokens),
+    }
+
+
+def measure(args: argparse.Namespace) -> AttentionStudy:
+    """Measure the questions that are not there yet, and write arrays and manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or settings do not fit.
+    """
+    items, image_folder = read_items(args)
+    store = SampleStore(args.output, STUDY, settings_digest(args))
+    if not store.complete:
+        answerer = open_answerer(args, args.conv_mode)
+        if answerer.handle is None:
+            raise ValueError("Attention statistics need a model with images.")
+        policy = answerer.handle.policy
+        answerer.handle.policy = AttentionStats(policy, _scaling(answerer.model))
+        first = store.kept
+        with tqdm(total=len(items), initial=first, desc=f"{args.name}: attention", unit="q") as progress:
+            batches = prepared_batches(items[first:], args.batch_size, answerer, image_folder)
+            for batch, prompts, pixels in batches:
+                rows = prefill_statistics(answerer, prompts, pixels)
+                names = [str(item.head["question_id"]) for item in batch]
+                store.append({"question_id": np.array(names), **rows})
+                progress.update(len(batch))
+        store.finish(_manifest(args, answerer, policy))
+    return AttentionStudy.read(args.output)
+
+
+def _scaling(model) -> float | None:
+    """What the model scales its dot products with; None where its layers do not say."""
+    layers: Any = adapter_for(model).decoder(model).layers
+    return getattr(layers[0].self_attn, "scaling", None)
+
+
+def _manifest(args: argparse.Namespace, answerer: Answerer, policy: Policy) -> dict[str, Any]:
+    config = answerer.model.config
+    return {
+        "study": STUDY,
+        "definitions": attention_stats.__doc__,
+        "arrays": {
+            "question_id": "(S,)",
+            "mean, variance": "(S, M, K, L) over the heads of a layer; NaN where a kind is undefined",
+            "exit_layer": f"(S,) zero-based, {EXIT_NONE} for none",
+            "prompt_tokens, visual_tokens": "(S,)",
+        },
+        "measures": list(MEASURES),
+        "kinds": list(KINDS),
+        "num_layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        **method_of(args, policy),
+        **provenance(args, "dyvte.study.attention", answerer.model),
+    }
+
+
+def describe(study: AttentionStudy) -> str:
+    """What a person wants to know first."""
+    stages = study.stages
+    lines = [f"{study.manifest['samples']} questions, {int(study.count[1].max())} of them with an image"]
+    if stages is None:
+        lines.append("no stages: some layers computed without any image")
+    else:
+        second, third = stages.starts
+        last = study.manifest["num_layers"] - 1
+        shown = ", ".join(f"{value:.3f}" for value in asdict(stages)["cross"])
+        lines.append(
+            f"stages: layers 0-{second - 1}, {second}-{third - 1}, {third}-{last} ({stages.explained:.0%} of the "
+            f"variance over layers); cross-attention mass {shown}: "
+            f"{'falls, then rises, as in the paper' if stages.as_in_paper else 'not as in the paper'}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser(arguments, "Measure the attention of every layer on a benchmark's questions.")
+    add_limit(parser)
+
+    def action(args: argparse.Namespace) -> None:
+        print(describe(measure(args)))
+
+    run(parser, action, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""How much text and image tokens attend to each other, layer by layer (Fig. 3, 5 and 8 to 16 of the paper).
+
+Three kinds of attention:
+
+- ``image_self``: queries are the sample's visual tokens, keys its visual tokens;
+- ``cross``: queries are the text tokens after the last visual token (which gates look at), keys the visual tokens;
+- ``text_self``: the same queries as ``cross``, keys all text tokens.
+
+Weights are the causal softmax of a query over *all* tokens that it sees, itself included, in float32; merged tokens
+count as often as the layer counts them. Three measures
+of a kind, each of one head of one sample, and each a mean over the kind's queries:
+
+- ``mass``: the sum of a query's weights on the kind's keys. For text queries, cross and text_self add up to 1;
+- ``weight``: the same sum divided by the number of these keys that the query sees;
+- ``entropy``: of the weights on the kind's keys, divided by their sum so that they add up to 1, in nats.
+
+A kind is undefined where it has no query or no key: in a sample without an image or without text after it, and, for
+the two kinds with visual keys, in the layers after the image left. A method that removes some visual tokens leaves
+these kinds defined over the rest.
+
+Shapes: S samples, M measures, K kinds, L layers, H heads, R queries, N keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyvte.decoding.attention_weights import causal_logits
+from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.policy import Entrance, Observer, Policy, ValueObserver
+from dyvte.decoding.trace import ExitTrace
+
+KINDS = ("image_self", "cross", "text_self")
+MEASURES = ("mass", "weight", "entropy")
+QUERIES_AT_ONCE = 128
+_SCRATCH = "attention statistics"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadStatistics:
+    """Statistics of one prefill.
+
+    Attributes:
+        mean, variance: (S, M, K, L) float32 over the heads of a layer, on the host; the variance is that of the
+            heads themselves (divided by H). NaN where a kind is undefined.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionStats:
+    """Runs ``policy``, and on the way measures the attention of every layer.
+
+    Of one layer's weights, those of ``QUERIES_AT_ONCE`` queries of one sample are held at once.
+
+    Args:
+        policy: decides about the tokens: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
+        scaling: of the model's dot products; 1 / sqrt(head_dim) by default.
+    """
+
+    policy: Policy
+    scaling: float | None = None
+
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Raise ValueError when the policy within does not fit."""
+        self.policy.check(num_layers, hidden_size)
+
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """What the policy within decides."""
+        return self.policy.edit(layer, row, trace)
+
+    def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """Note which text tokens follow the image, then what the policy within does before the first layer."""
+        shape = (trace.num_samples, len(MEASURES), len(KINDS), trace.num_layers)
+        statistics = HeadStatistics(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
+        trace.scratch[_SCRATCH] = statistics, _slots_of_queries(row.layout)
+        return self.policy.enter(row, trace) if isinstance(self.policy, Entrance) else row
+
+    def observe_values(self, layer: int, value: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Let the policy within look, where it wants to."""
+        if isinstance(self.policy, ValueObserver):
+            self.policy.observe_values(layer, value, layout, trace)
+
+    @torch.no_grad()
+    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+        """Measure the layer's attention; let the policy within look at it too, where it wants to."""
+        if isinstance(self.policy, Observer):
+            self.policy.observe(layer, query, key, layout, trace)
+        statistics, text_slots = trace.scratch[_SCRATCH]
+        text_queries = torch.isin(layout.slots, text_slots)
+        for segment, (sample, origin) in enumerate(zip(layout.samples, layout.forked_at, strict=True)):
+            if origin is not None:
+                continue
+            for kind, values in self._measure(query, key, layout, segment, text_queries):
+                statistics.mean[sample, :, kind, layer] = values.mean(-1).cpu()
+                statistics.variance[sample, :, kind, layer] = values.var(-1, correction=0).cpu()
+
+    def _measure(
+        self, query: Tensor, key: Tensor, layout: Layout, segment: int, text_queries: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(index of the kind, (M, H) its measures) of each kind that one segment has."""
+        start, length = layout.starts[segment], layout.lengths[segment]
+        at = slice(start, start + length)
+        visual = layout.is_visual[at]
+        images, text = (start + mask.nonzero().flatten() for mask in (visual, text_queries[at]))
+        for queries, kinds in ((images, {0: visual}), (text, {1: visual, 2: ~visual})):
+            kinds = {kind: keys for kind, keys in kinds.items() if bool(keys.any())}
+            if not len(queries) or not kinds:
+                continue
+            totals: dict[int, Tensor] = {}
+            for some in queries.split(QUERIES_AT_ONCE):
+                logits = causal_logits(query, key, some, start, start + length, self.scaling, layout.sizes)
+                weights = logits.softmax(-1)
+                for kind, keys in kinds.items():
+                    part = measures_of(logits, weights, keys).sum(-1)
+                    totals[kind] = totals[kind] + part if kind in totals else part
+            for kind, total in totals.items():
+                yield kind, total / len(queries)
+
+
+def statistics_of(trace: ExitTrace) -> HeadStatistics:
+    """The statistics of a prefill that ran under :class:`AttentionStats`.
+
+    Raises:
+        ValueError: when it did not.
+    """
+    if _SCRATCH not in trace.scratch:
+        raise ValueError("this prefill was not measured: attach AttentionStats(policy) before it")
+    return trace.scratch[_SCRATCH][0]
+
+
+def measures_of(logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
+    """Mass, weight and entropy of some queries on some keys.
+
+    Args:
+        logits: (H, R, N) with -inf at keys that a query does not see, weights: their softmax.
+        keys: (N,) bool; every query sees one of them at least.
+
+    Returns:
+        (M, H, R).
+    """
+    logits = logits[..., keys]
+    mass = weights[..., keys].sum(-1)
+    seen = (logits[:1] > float("-inf")).sum(-1)
+    # from the logits, since the weights on these keys may all round to zero
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return torch.stack([mass, mass / seen, entropy])
+
+
+def _slots_of_queries(layout: Layout) -> Tensor:
+    """Slots of each sample's text tokens after its last visual token, in the whole prompt."""
+    token = torch.arange(len(layout.slots), device=layout.slots.device)
+    where = torch.where(layout.is_visual, token, -1)
+    last = torch.full((len(layout.lengths),), -1, device=token.device)
+    last = last.scatter_reduce(0, layout.segment_ids, where, "amax")[layout.segment_ids]
+    return layout.slots[(last >= 0) & (token > last) & ~layout.is_answer]

@@ -1,0 +1,128 @@
+"""Some questions answered without and with exit, one at a time, timed (Fig. 7 of the paper).
+
+python -m dyvte.study.examples NAME --data-dir DIR --model-path PATH --gates GATES --output DIR [--limit N]
+    [--rounds R] [flags of the benchmark's runner, such as model_vqa_loader]
+
+The questions are spread evenly over the benchmark's file; none is chosen by its outcome. Each is answered R times in
+both ways, in turns, after one untimed answer. Tokens per second are the answer's tokens, its end token included,
+divided by the median wall time of the whole generation, from encoded prompt to answer (vision tower, prefill,
+decoding).
+``OUTPUT/examples.json`` holds everything, images included; ``python -m dyvte.study.plot examples`` makes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from dyvte.decoding.policy import NoExit, Policy
+from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
+from llava.eval.answer import Answerer
+from llava.eval.answering import run
+from llava.eval.options import open_answerer
+from llava.eval.questions import Item, prepare
+
+STUDY = "examples"
+LONGEST_SIDE = 336
+"""Pixels that images are shrunk to for the page; the model sees them as they are."""
+
+
+def example_of(
+    answerer: Answerer, item: Item, image_folder: str, policies: dict[str, Policy], rounds: int
+) -> dict[str, Any]:
+    """Question, images and the answers under each of ``policies``, ready for JSON."""
+    assert answerer.handle is not None
+    question = prepare(item, image_folder)
+    prompt, pixels = answerer.prompt(question), answerer.pixels([question])
+    tokens, answers = {}, {name: [] for name in policies}
+    for name, policy in policies.items():
+        answerer.handle.policy = policy
+        tokens[name] = answerer.generate_ids(*answerer.encode([prompt], pixels)).shape[1]
+    for _ in range(rounds):
+        for name, policy in policies.items():
+            answerer.handle.policy = policy
+            answers[name] += answerer.complete([prompt], pixels)
+    result: dict[str, Any] = {}
+    for name, given in answers.items():
+        seconds = statistics.median(answer.metadata["seconds"] for answer in given)
+        result[name] = {
+            "text": given[0].text,
+            "exit_layer": given[0].metadata["exit_layer"],
+            "tokens": tokens[name],
+            "seconds": seconds,
+            "tokens_per_second": tokens[name] / seconds,
+            "tflops": given[0].metadata["tflops"],
+        }
+    return {
+        "question_id": item.head["question_id"],
+        "question": item.text,
+        "images": [encode_image(image) for image in question.images],
+        "answers": result,
+    }
+
+
+def encode_image(image: Image.Image) -> str:
+    """A small PNG, in base64."""
+    small = image.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def collect(args: argparse.Namespace) -> Path:
+    """Answer the questions, unless the file of the same settings is there; returns the file.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or settings do not fit.
+    """
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be positive, got {args.rounds}")
+    items, image_folder = read_items(args)
+    path, digest = args.output / f"{STUDY}.json", settings_digest(args)
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("settings_sha256") == digest:
+        return path
+    answerer = open_answerer(args, args.conv_mode)
+    if answerer.handle is None or not answerer.exits:
+        raise ValueError("Examples compare with an exit: pass --gates, or --method fixed with --exit-layer.")
+    policies = {"without": NoExit(), "with": answerer.handle.policy}
+    examples = [
+        example_of(answerer, item, image_folder, policies, args.rounds)
+        for item in tqdm(items, desc=f"{args.name}: examples", unit="q")
+    ]
+    content = {
+        "study": STUDY,
+        "definitions": __doc__,
+        "num_layers": answerer.model.config.num_hidden_layers,
+        **method_of(args, policies["with"]),
+        **provenance(args, "dyvte.study.examples", answerer.model),
+        "batch_size": 1,
+        "rounds": args.rounds,
+        "settings_sha256": digest,
+        "examples": examples,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser(arguments, "Answer some questions without and with exit, and time both.")
+    add_limit(parser, default=6)
+    parser.add_argument("--rounds", type=int, default=5, help="timed answers to each question")
+    run(parser, lambda args: print(collect(args)), arguments)
+
+
+if __name__ == "__main__":
+    main()

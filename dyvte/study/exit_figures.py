@@ -1,0 +1,85 @@
+"""Score against the exit layer (Fig. 4 of the paper): every fixed layer, and what a choice per question reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dyvte.report.compare import BASELINE
+from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.record import ResultRecord
+from dyvte.report.table import title_of
+from dyvte.study.oracle import OracleStudy
+from dyvte.study.titles import model_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[OracleStudy] = ()) -> Figure:
+    """One panel for each model and benchmark.
+
+    Args:
+        records: of every fixed exit (``dyvte.study.fixed_exits``), the baseline and DyVTE, as far as they are there.
+        oracles: drawn at their mean exit layer and the baseline's score, which is theirs; and, as a second curve, the
+            percent of answers that a fixed exit keeps as they are.
+
+    Raises:
+        ValueError: there is no fixed exit among the records.
+    """
+    from matplotlib import pyplot
+
+    places = sorted({(r.model, r.benchmark) for r in records if r.method == "fixed"})
+    if not places:
+        raise ValueError("None of the records is of a fixed exit; run python -m dyvte.study.fixed_exits.")
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(
+            len(places), 1, figsize=(6.4, 2.8 * len(places) + 0.4), squeeze=False, layout="constrained"
+        )
+        for panel, (model, benchmark) in zip(grid[:, 0], places, strict=True):
+            here = [r for r in records if (r.model, r.benchmark) == (model, benchmark)]
+            oracle = [
+                o for o in oracles if (o.manifest["model"], o.manifest["benchmark"]) == (model, benchmark)
+            ]
+            _draw(panel, here, oracle[0] if oracle else None)
+            panel.set_title(f"{title_of(benchmark)}, {model_title(model)}", loc="left", fontsize=10)
+    grid[-1, 0].set_xlabel(
+        "layer after which the visual tokens exit (mean over questions for DyVTE and the oracle)"
+    )
+    return figure
+
+
+def _draw(panel: Axes, records: Sequence[ResultRecord], oracle: OracleStudy | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    fixed = sorted((int(r.settings["exit_layer"]), r.score) for r in records if r.method == "fixed")
+    panel.plot(
+        *zip(*fixed, strict=True),
+        "o-",
+        color=GREY,
+        markersize=4,
+        linewidth=1,
+        label="same layer for all questions",
+    )
+    baselines = [r for r in records if r.method == BASELINE]
+    for record in baselines[:1]:
+        panel.axhline(record.score, color="black", linestyle="--", linewidth=1, label="baseline, no exit")
+    for record in records:
+        if record.method == "dyvte":
+            threshold = record.settings.get("threshold", "0.5")
+            label = f"DyVTE, threshold {float(threshold):g}"
+            panel.plot(record.mean_exit_layer, record.score, "*", color=ORANGE, markersize=13, label=label)
+    if oracle is not None:
+        if baselines:
+            exits = float(oracle.exit_layers.mean())
+            panel.plot(exits, baselines[0].score, "D", color=BLUE, markersize=7, label="oracle exit")
+        second = panel.twinx()
+        second.plot(oracle.unchanged, ":", color=BLUE, linewidth=1.2)
+        panel.plot([], [], ":", color=BLUE, linewidth=1.2, label="answers unchanged (right axis)")
+        second.set_ylabel("answers unchanged (%)", color=BLUE)
+        second.set_ylim(0, 105)
+        second.spines["right"].set_visible(True)
+    panel.set_ylabel("score")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend(frameon=False, loc="lower right", fontsize=7)

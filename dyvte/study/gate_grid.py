@@ -1,0 +1,112 @@
+"""Fit a whole grid of gates from one store of states, each into a folder of its own.
+
+    python -m dyvte.study.gate_grid states --store STORE --output DIR --learning_rate 4e-5 ...
+
+Grids: ``states`` has all fifteen combinations of the four states (Table 5 of the paper), ``pairs`` those of one or
+two (Table 3), ``attention`` the seven of the three attention statistics (Table 6), ``sizes`` gates of several kinds
+and sizes for the paper's two states. Further flags go to ``llava.train.fit_gates`` and are the same for every gate of
+the grid. Gates that are fitted already, from the same store with the same flags, are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dyvte.gates.files import DESCRIPTION
+from dyvte.gates.states import ATTENTION_STATES, STATES
+from dyvte.gates.store import MANIFEST
+from llava.train import fit_gates
+
+GRIDS = ("states", "pairs", "attention", "sizes")
+MARK = "fit.json"
+WIDTHS = {"full": (2048, 512, 128, 32, 8), "shared": (256, 64, 16, 4)}
+RANKS = (16, 4, 1)
+RANK_WIDTH = 128
+EVERY = (2, 4)
+"""Gates in every second, or fourth, layer only."""
+EVERY_WIDTH = 128
+
+
+def combinations(states: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """All nonempty choices, in the paper's order: singles, pairs, and so on."""
+    for count in range(1, len(states) + 1):
+        yield from itertools.combinations(states, count)
+
+
+def name_of(states: Sequence[str]) -> str:
+    """Folder of the gates that look at these states."""
+    return "+".join(states)
+
+
+def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
+    """Folder name -> flags of ``fit_gates``, for one of :data:`GRIDS`."""
+    if kind != "sizes":
+        among = ATTENTION_STATES if kind == "attention" else STATES
+        most = 2 if kind == "pairs" else len(among)
+        chosen = [names for names in combinations(among) if len(names) <= most]
+        return {name_of(names): ["--states", *names] for names in chosen}
+    found = {
+        f"{shape}-{width}": ["--gate_kind", shape, "--width", str(width)]
+        for shape, widths in WIDTHS.items()
+        for width in widths
+    }
+    for rank in RANKS:
+        flags = ["--gate_kind", "low_rank", "--width", str(RANK_WIDTH), "--rank", str(rank)]
+        found[f"low_rank-{RANK_WIDTH}-rank{rank}"] = flags
+    for step in EVERY:
+        layers = [str(layer) for layer in range(step - 1, num_layers, step)]
+        found[f"full-{EVERY_WIDTH}-every{step}"] = ["--width", str(EVERY_WIDTH), "--gated_layers", *layers]
+    for name in (f"full-{EVERY_WIDTH}", "shared-64"):
+        found[f"{name}-float16"] = [*found[name], "--gate_dtype", "float16"]
+    return found
+
+
+def fit_grid(kind: str, store: Path, output: Path, flags: Sequence[str]) -> list[Path]:
+    """Fit what is not there yet; the folders in the grid's order.
+
+    Raises:
+        FileNotFoundError, ValueError: the store cannot be used.
+    """
+    path = store / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: llava.train.store_states writes a store of states")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    folders = []
+    for name, own in grid(kind, manifest["num_layers"]).items():
+        folder = output / name
+        folders.append(folder)
+        wanted = json.dumps({"store": manifest, "flags": [*flags, *own]}, indent=1) + "\n"
+        mark = folder / MARK
+        if (folder / DESCRIPTION).is_file() and mark.is_file() and mark.read_text() == wanted:
+            print(f"kept: {folder}")
+            continue
+        print(f"fitting: {folder}")
+        defaults = ["--save_strategy", "no", "--report_to", "none"]
+        given = ["--store", str(store), "--output_dir", str(folder)]
+        mark.unlink(missing_ok=True)
+        fit_gates.main([*defaults, *given, *flags, *own])
+        mark.write_text(wanted)
+    return folders
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.study.gate_grid",
+        description="Fit a grid of gates from one store; further flags go to llava.train.fit_gates.",
+    )
+    parser.add_argument("grid", choices=GRIDS)
+    parser.add_argument("--store", type=Path, required=True, help="what llava.train.store_states wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the folders of gates")
+    args, flags = parser.parse_known_args(argv)
+    try:
+        fit_grid(args.grid, args.store, args.output, flags)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""How early could the image leave? The oracle exit of every question, from one forking pass.
+
+python -m dyvte.study.oracle NAME --data-dir DIR --model-path PATH --output DIR [--limit N]
+    [flags of the benchmark's runner, such as model_vqa_loader]
+
+The model answers greedily without exit; then one pass with these answers as given labels every layer (``supervise``).
+The *oracle exit* of a question is the first layer from which all labels are 1. Leaving there changes no argmax at any
+position of the answer, so the answer is the one without exit, and the oracle's score is the baseline's; no generation
+is needed for it. A question without such a layer, or without an image, has no oracle exit and counts as the number of
+layers in means. ``OUTPUT/oracle.npz`` and ``oracle.json`` get the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dyvte.decoding.policy import NoExit
+from dyvte.study.samples import add_limit, build_parser, provenance, read_items, settings_digest
+from dyvte.study.store import SampleStore, read_study
+from llava.eval.answer import Answerer
+from llava.eval.answering import prepared_batches, run
+from llava.eval.calibrate import supervise_own_answers
+from llava.eval.options import open_answerer
+
+STUDY = "oracle"
+
+
+@dataclass(frozen=True, eq=False)
+class OracleStudy:
+    """A finished study.
+
+    Attributes:
+        manifest: see ``study``.
+        labels: (S, L) bool, whether the image may leave after each layer.
+        kept: (S, L) bool, whether leaving there keeps every argmax of the answer.
+        has_exit: (S,) bool, False for questions that cannot have one.
+    """
+
+    manifest: dict[str, Any]
+    labels: NDArray
+    kept: NDArray
+    has_exit: NDArray
+
+    @classmethod
+    def read(cls, path: str | Path) -> OracleStudy:
+        """Read a finished study; raises what ``read_study`` raises."""
+        manifest, arrays = read_study(path, STUDY)
+        return cls(manifest, arrays["labels"], arrays["kept"], arrays["has_exit"])
+
+    @property
+    def exit_layers(self) -> NDArray:
+        """(S,) oracle exits; the number of layers where there is none."""
+        return oracle_exits(self.labels & self.has_exit[:, None])
+
+    @property
+    def unchanged(self) -> NDArray:
+        """(L,) percent of the questions whose answer an exit at each layer keeps, with the answer as given.
+
+        A question that cannot have an exit keeps its answer.
+        """
+        return 100 * (self.kept | ~self.has_exit[:, None]).mean(0)
+
+
+def oracle_exits(labels: NDArray) -> NDArray:
+    """(S,) the first layer from which all labels are 1; L where the last one is 0.
+
+    Args:
+        labels: (S, L) bool.
+    """
+    from_here = np.logical_and.accumulate(labels[:, ::-1], axis=1)
+    return labels.shape[1] - from_here.sum(1)
+
+
+def label_batch(answerer: Answerer, prompts: list[str], pixels) -> dict[str, NDArray]:
+    """The rows of one batch to store."""
+    supervision, trace = supervise_own_answers(answerer, prompts, pixels)
+    samples = list(supervision.samples)
+    labels = np.zeros((trace.num_samples, trace.num_layers), dtype=bool)
+    kept, has_exit = labels.copy(), np.zeros(trace.num_samples, dtype=bool)
+    labels[samples] = supervision.labels.T.cpu().numpy() == 1
+    kept[samples] = supervision.agreement.T.cpu().numpy() == 1
+    has_exit[samples] = True
+    return {"labels": labels, "kept": kept, "has_exit": has_exit}
+
+
+def study(args: argparse.Namespace) -> OracleStudy:
+    """Label the questions that are not there yet, and write arrays and manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or settings do not fit.
+    """
+    args.method, args.temperature, args.num_beams = "none", 0.0, 1
+    items, image_folder = read_items(args)
+    store = SampleStore(args.output, STUDY, settings_digest(args))
+    if not store.complete:
+        answerer = open_answerer(args, args.conv_mode)
+        if answerer.handle is None:
+            raise ValueError("An oracle exit needs a model with images.")
+        answerer.handle.policy = NoExit()
+        first = store.kept
+        with tqdm(total=len(items), initial=first, desc=f"{args.name}: oracle", unit="q") as progress:
+            batches = prepared_batches(items[first:], args.batch_size, answerer, image_folder)
+            for batch, prompts, pixels in batches:
+                names = [str(item.head["question_id"]) for item in batch]
+                store.append({"question_id": np.array(names), **label_batch(answerer, prompts, pixels)})
+                progress.update(len(batch))
+        store.finish(
+            {
+                "study": STUDY,
+                "definitions": __doc__,
+                "arrays": {
+                    "question_id": "(S,)",
+                    "labels": "(S, L) the image may leave after this layer",
+                    "kept": "(S, L) leaving there changes no argmax of the answer",
+                    "has_exit": "(S,) there is an image, and text after it",
+                },
+                "num_layers": answerer.model.config.num_hidden_layers,
+                **provenance(args, "dyvte.study.oracle", answerer.model),
+            }
+        )
+    return OracleStudy.read(args.output)
+
+
+def describe(result: OracleStudy) -> str:
+    """What a person wants to know first."""
+    layers, exits = result.manifest["num_layers"], result.exit_layers
+    return (
+        f"{result.manifest['samples']} questions: mean oracle exit {exits.mean():.2f} of {layers} layers, "
+        f"{int((exits == layers).sum())} without one"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser(
+        arguments, "Find the earliest layer at which the image of each question could leave."
+    )
+    add_limit(parser)
+    run(parser, lambda args: print(describe(study(args))), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# How small gates can be at the same decisions:  scripts/reproduce/gate_sizes.sh [MODEL]     (default: Tiny-LLaVA)
+#
+#   JUDGE_DATA   another sample, in TRAIN_IMAGES, that no gate is fitted to (Tiny-LLaVA: made in OUT/tiny-train)
+#   REFERENCE    the size whose FLOPs the others are compared at (full-2048)     (more: common.sh, gates.sh)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/gates.sh"
+model=${1:-$TINY}
+gate_settings "$model"
+if [ "$model" = "$TINY" ]; then JUDGE_DATA=${JUDGE_DATA:-$OUT/tiny-train/judge.json}; fi
+[ -n "${JUDGE_DATA:-}" ] || { echo "gate_sizes.sh: set JUDGE_DATA to a sample that no gate is fitted to" >&2; exit 2; }
+store_states "$model" "$sample" store --attention
+store_states "$model" "$JUDGE_DATA" judge-store
+fit_grid "$model" sizes sizes
+"$PYTHON" -m dyvte.study.gate_sizes --store "$(work_of "$model")/judge-store" --gates "$(work_of "$model")/sizes" \
+    --model-path "$model" --reference "${REFERENCE:-full-2048}" --output "$OUT/tables"
