@@ -10,10 +10,10 @@ import pytest
 import sentencepiece
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from tests.towers import write_tower
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,",
@@ -66,23 +66,6 @@ def write_tokenizer(folder):
         "padding_side": "right",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
-
-
-def write_tower(folder):
-    """A CLIP tower of 2 x 2 patches in its own folder."""
-    torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    CLIPVisionModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder
-    )
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,6 @@ import sentencepiece
 import torch
 from PIL import Image
 from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
@@ -22,6 +19,7 @@ from transformers import (
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import ModelArguments
 from llava.train.saving import save_full
+from tests.towers import write_tower
 
 CORPUS = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -86,19 +84,7 @@ def language_model(tmp_path_factory, tokenizer):
 def vision_tower(tmp_path_factory):
     """A folder with a random three-layer CLIP tower: 28 x 28 pixels, four patches."""
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    CLIPVisionModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder
-    )
+    write_tower(folder)
     return folder
 
 
