@@ -179,4 +179,5 @@ def _continue(
         return PackedRow(row.hidden, row.layout.with_positions(positions))
     layout = Layout.of_single_tokens(offsets)
     cache.advance(1, offsets + 1)
-    return PackedRow(inputs_embeds.transpose(0, 1), layout)
+    # a reshape, not a transpose: with strides of a transpose matrix products would copy their weights
+    return PackedRow(inputs_embeds.reshape(1, batch, -1), layout)

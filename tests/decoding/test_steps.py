@@ -163,3 +163,23 @@ def test_neighbours_of_equal_length_share_a_call(hf_llava, monkeypatch):
         assert calls == [3, 1] * LAYERS
         for i in range(4):
             torch.testing.assert_close(together[i], hf_llava(**prompts[i].hf()).logits[0, -1])
+
+
+@torch.no_grad()
+def test_matrix_products_get_rows_with_plain_strides(hf_llava):
+    """With the strides of a transpose, even over a dimension of size 1, PyTorch copies the weights."""
+    plain = []
+
+    def look(module, args):
+        plain.append(args[0].stride() == torch.empty(args[0].shape).stride())
+
+    prompts = Prompts(*MIXED).hf("left")
+    linears = [m for m in hf_llava.model.language_model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    hooks = [module.register_forward_pre_hook(look) for module in linears]
+    try:
+        with attach(hf_llava, NoExit()):
+            hf_llava.generate(**prompts, do_sample=False, max_new_tokens=3)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(plain) == 3 * len(linears) and all(plain)
