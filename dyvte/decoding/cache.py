@@ -66,6 +66,9 @@ class RaggedLayer(CacheLayerMixin):
         self._lengths: list[int] = []
         self._steps = 0  # tokens added to every sample since `_lengths` was noted
         self._groups: list[Group] | None = None
+        self._filled: Tensor | None = (
+            None  # (C,) bool, which places hold a token; only where some group is uneven
+        )
 
     @property
     def lengths(self) -> list[int]:
@@ -108,11 +111,11 @@ class RaggedLayer(CacheLayerMixin):
             self.bias = bias.new_zeros(1, sum(self.capacities), 1)
         if self.bias is not None:
             self.bias[0, index, 0] = 0.0 if bias is None else bias
-        if self._groups is not None:
+        if self._filled is not None:
             self._filled.index_fill_(0, index, True)
 
     def _note_lengths(self, lengths: list[int]) -> None:
-        self._lengths, self._steps, self._groups = lengths, 0, None
+        self._lengths, self._steps, self._groups, self._filled = lengths, 0, None, None
 
     def _arrange(self, samples: Sequence[int], rooms: list[int]) -> None:
         """Move to a buffer that holds these samples, in stretches of these rooms, equal rooms side by side."""
@@ -155,9 +158,10 @@ class RaggedLayer(CacheLayerMixin):
         self._free = min(room - held for room, held in zip(self.capacities, lengths, strict=True))
         ends = [start + held for start, held in zip(self.starts, lengths, strict=True)]
         self._ends = torch.tensor(ends, device=device)
-        self._filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
-        self._filled[_stretches(self.starts, lengths, device)] = True
         self._note_lengths(lengths)
+        if not all(group.even for group in groups):
+            self._filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
+            self._filled[_stretches(self.starts, lengths, device)] = True
         self._groups = groups
         return groups
 
@@ -175,10 +179,14 @@ class RaggedLayer(CacheLayerMixin):
         held = group.longest + self._steps
 
         def view(buffer: Tensor) -> Tensor:
-            whole = buffer.narrow(1, group.first, group.count * group.room)
-            return whole.unflatten(1, (group.count, group.room))[:, :, :held].transpose(0, 1)
+            head, token, channel = buffer.stride()
+            shape = (group.count, buffer.shape[0], held, buffer.shape[2])
+            strides = (group.room * token, head, token, channel)
+            return buffer.as_strided(shape, strides, buffer.storage_offset() + group.first * token)
 
-        mask = None if group.even else view(self._filled[None, :, None]).transpose(2, 3)
+        mask = None
+        if self._filled is not None and not group.even:
+            mask = view(self._filled[None, :, None]).transpose(2, 3)
         if self.bias is not None:
             bias = view(self.bias).transpose(2, 3)
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))

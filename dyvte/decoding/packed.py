@@ -187,6 +187,8 @@ def unpack(row: PackedRow, batch: int, columns: int) -> Tensor:
     ``[:, -1]`` predicts the next token under either padding: that is what ``generate`` reads.
     """
     hidden, layout = row.hidden[0], row.layout
+    if columns == 1 and len(hidden) == batch:  # a decoding step
+        return hidden[:, None]
     out = hidden.new_zeros(batch * columns, hidden.shape[-1])
     out = out.index_copy(0, layout.slots, hidden).view(batch, columns, -1)
     samples = torch.tensor(layout.samples, device=hidden.device)
