@@ -11,7 +11,7 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class ResultRecord:
     Scores are unrounded; TFLOPs and seconds are means per sample. ``tflops`` counts one prefill with the
     vision tower, the projector and the gates, ``decoder_tflops`` the decoder layers and the gates. ``exit_layers``
     counts samples by exit layer (its keys are strings, "none" where no gate fired); ``mean_exit_layer``
-    counts those as the number of layers. ``seconds`` is the wall time of generation. ``remarks`` counts the
+    counts those as the number of layers. ``kv_bytes`` is the mean of keys and values held after prefill; None where
+    the answers were written without it. ``seconds`` is the wall time of generation. ``remarks`` counts the
     questions over which the official evaluator stumbles, ``skipped`` those of them without a part in the score.
     ``batch_check`` says of how many questions, asked in a batch and alone, how many answers differ.
     """
@@ -52,6 +53,7 @@ class ResultRecord:
     mean_exit_layer: float
     tflops: float
     decoder_tflops: float
+    kv_bytes: float | None = None
     seconds: float
     prompt_tokens: float
     visual_tokens: float
@@ -84,9 +86,10 @@ class ResultRecord:
             raise ValueError(
                 f"{path} is not a result record of schema {SCHEMA}; write it again with this version."
             )
-        wanted = {field.name for field in fields(cls)}
-        if content.keys() != wanted:
-            raise ValueError(f"{path} lacks or has too much: {sorted(wanted ^ content.keys())}.")
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if wrong := (needed - content.keys()) | (content.keys() - known):
+            raise ValueError(f"{path} lacks or has too much: {sorted(wrong)}.")
         return cls(**content)
 
 
@@ -126,6 +129,7 @@ def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
     num_layers = len(metadata[0]["tokens_per_layer"])
     exits = [entry["exit_layer"] for entry in metadata]
     counts = Counter(exits)
+    held: list[Any] = [entry.get("kv_bytes") for entry in metadata]
     return {
         "num_layers": num_layers,
         "exit_layers": {
@@ -137,6 +141,7 @@ def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
             name: mean([entry[name] for entry in metadata])
             for name in ("tflops", "decoder_tflops", "seconds", "prompt_tokens", "visual_tokens")
         },
+        "kv_bytes": None if None in held else mean(held),
         "batch_check": batch_check(answers),
     }
 
@@ -195,6 +200,12 @@ def make_record(
     return record, score
 
 
+def write_scores(score: Score, path: str | Path) -> None:
+    """Write the score of each question as JSON."""
+    scores = [asdict(question) for question in score.questions]
+    Path(path).write_text(json.dumps(scores), encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.record", description="Score answers; keep all facts."
@@ -227,8 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         record.write(options.output)
         if options.scores:
-            scores = [asdict(question) for question in score.questions]
-            options.scores.write_text(json.dumps(scores), encoding="utf-8")
+            write_scores(score, options.scores)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     if score.remarks:

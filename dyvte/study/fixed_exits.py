@@ -5,8 +5,8 @@ python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path 
 runner, such as model_vqa_loader]
 
 The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the
-answers, the result record and the score of each question, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them. An
-interrupted run goes on.
+answers, the result record and the score of each question, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed
+would write them. An interrupted run goes on.
 """
 
 from __future__ import annotations

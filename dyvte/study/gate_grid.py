@@ -71,26 +71,42 @@ def fit_grid(kind: str, store: Path, output: Path, flags: Sequence[str]) -> list
     Raises:
         FileNotFoundError, ValueError: the store cannot be used.
     """
+    folders = []
+    for name, own in grid(kind, read_manifest(store)["num_layers"]).items():
+        folder = output / name
+        folders.append(folder)
+        fit_once(store, folder, [*flags, *own])
+    return folders
+
+
+def read_manifest(store: Path) -> dict:
+    """What a store says of itself.
+
+    Raises:
+        FileNotFoundError: the folder holds no store.
+    """
     path = store / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: llava.train.store_states writes a store of states")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    folders = []
-    for name, own in grid(kind, manifest["num_layers"]).items():
-        folder = output / name
-        folders.append(folder)
-        wanted = json.dumps({"store": manifest, "flags": [*flags, *own]}, indent=1) + "\n"
-        mark = folder / MARK
-        if (folder / DESCRIPTION).is_file() and mark.is_file() and mark.read_text() == wanted:
-            print(f"kept: {folder}")
-            continue
-        print(f"fitting: {folder}")
-        defaults = ["--save_strategy", "no", "--report_to", "none"]
-        given = ["--store", str(store), "--output_dir", str(folder)]
-        mark.unlink(missing_ok=True)
-        fit_gates.main([*defaults, *given, *flags, *own])
-        mark.write_text(wanted)
-    return folders
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
+    """Fit gates into a folder, unless they are there from this store with these flags.
+
+    Raises:
+        FileNotFoundError, ValueError: the store cannot be used.
+    """
+    wanted = json.dumps({"store": read_manifest(store), "flags": list(flags)}, indent=1) + "\n"
+    mark = folder / MARK
+    if (folder / DESCRIPTION).is_file() and mark.is_file() and mark.read_text() == wanted:
+        print(f"kept: {folder}")
+        return
+    print(f"fitting: {folder}")
+    defaults = ["--save_strategy", "no", "--report_to", "none"]
+    mark.unlink(missing_ok=True)
+    fit_gates.main([*defaults, "--store", str(store), "--output_dir", str(folder), *flags])
+    mark.write_text(wanted)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

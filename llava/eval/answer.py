@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dyvte.cost.flops import layer_flops, prefill_flops
+from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.attach import Handle
 from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
@@ -208,6 +209,7 @@ class Answerer:
         """Answers with what the trace says; with beams, of each question's first one."""
         flops = prefill_flops(self.model, trace)
         probabilities = trace.exit_probabilities.T.tolist()
+        held = kv_bytes(self.model.config, trace, self.model.dtype)
         tokens = trace.tokens_per_layer.T.tolist()
         answers = []
         for index, text in enumerate(texts):
@@ -217,6 +219,7 @@ class Answerer:
                 "tokens_per_layer": tokens[at],
                 "tflops": flops.total[at] / 1e12,
                 "decoder_tflops": (flops.decoder[at] + flops.gates[at]) / 1e12,  # gates included
+                "kv_bytes": held[at],
                 "seconds": seconds,
                 "prompt_tokens": trace.prompt_tokens[at],
                 "visual_tokens": trace.visual_tokens[at],

@@ -26,6 +26,7 @@ KEYS = {
     "tokens_per_layer",
     "tflops",
     "decoder_tflops",
+    "kv_bytes",
     "seconds",
     "prompt_tokens",
     "visual_tokens",

@@ -1,0 +1,98 @@
+"""Score against FLOPs of every method, with the Pareto front marked, from result records.
+
+python -m dyvte.study.pareto RECORDS... --out pareto        (PNG and PDF)
+
+A method is on the front when no other has at least its score at no more FLOPs, and one of the two better.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dyvte.report.compare import AVERAGE, BASELINE, Run, runs_of
+from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.record import read_records
+from dyvte.report.rivals_table import flops_unit
+from dyvte.study.plot import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The points that no other dominates, by ascending cost.
+
+    Args:
+        points: (cost, score) each; of equal points all are on the front, or none.
+
+    Returns:
+        Their indices.
+    """
+
+    def dominated(cost: float, score: float) -> bool:
+        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
+
+    return sorted((i for i, point in enumerate(points) if not dominated(*point)), key=lambda i: points[i])
+
+
+def figure_of(runs: Sequence[Run]) -> Figure:
+    """Average score (or, of one benchmark, its score) against TFLOPs of the whole prefill.
+
+    Raises:
+        ValueError: no method has run on every benchmark.
+    """
+    from matplotlib import pyplot
+
+    chosen = [run for run in runs if run.benchmark == AVERAGE]
+    if not chosen:
+        raise ValueError("No method has a record on every benchmark; run the missing ones.")
+    count = len({run.benchmark for run in runs}) - 1
+    factor, unit = flops_unit([run.tflops for run in chosen])
+    points = [(factor * run.tflops, run.score) for run in chosen]
+    front = pareto_front(points)
+    with pyplot.rc_context(STYLE):
+        figure, panel = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+        panel.step(
+            *zip(*(points[i] for i in front), strict=True),
+            where="post",
+            color=GREY,
+            linewidth=1,
+            label="Pareto front",
+        )
+        for index, (run, point) in enumerate(zip(chosen, points, strict=True)):
+            ours = "dyvte" in run.method.split("+")
+            colour = ORANGE if ours else "black" if run.method == BASELINE else BLUE
+            face = colour if index in front else "white"
+            panel.plot(
+                *point, "*" if ours else "o", color=colour, markerfacecolor=face, markersize=11 if ours else 6
+            )
+            panel.annotate(
+                run.label, point, xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour
+            )
+        panel.margins(x=0.15)
+        panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
+        panel.set_ylabel(f"average score over {count} benchmarks" if count > 1 else "score")
+        panel.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.study.pareto", description="Score against FLOPs of every method."
+    )
+    parser.add_argument("records", nargs="+", type=Path, help="record files, or folders that hold some")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
+    options = parser.parse_args(arguments)
+    try:
+        files = save(figure_of(runs_of(read_records(options.records))), options.out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    for file in files:
+        print(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Labels of all layers in each step, or of one random layer, at the same number of forward passes of the model.
+
+    python -m dyvte.study.supervision_modes --store STORE --held-out STORE --model-path MODEL --output DIR
+        [--seeds 0 1 2] [--epochs 1 4] [flags of llava.train.fit_gates]
+
+One store gives both ways the same samples in the same order: with one seed, a step of either is one forward pass over
+the same batch. ``all`` learns from the labels of every layer, ``random`` from those of one that it draws, as the
+paper does. A pass that forks after every layer costs more than one that forks once; ``pass_flops`` says by how much.
+The gates are judged on a store of samples that they were not fitted to: how many answers an exit changes (any argmax,
+with the data's answer given), and which share of the decoder's FLOPs, gates counted, it saves. No model runs.
+``DIR/supervision_modes.json`` holds the numbers, from which ``.md``, ``.png`` and ``.pdf`` are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import HfArgumentParser
+
+from dyvte.cost.flops import layer_flops
+from dyvte.gates.calibration import Outcomes
+from dyvte.gates.gate import ExitGates
+from dyvte.gates.store import StateStore
+from dyvte.report.compare import SAVED_COMPUTE
+from dyvte.report.figures import BLUE, ORANGE, STYLE
+from dyvte.report.table import to_markdown
+from dyvte.study.gate_grid import fit_once
+from dyvte.study.gate_sizes import outcomes_of
+from dyvte.study.plot import save
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.train.arguments import TrainingArguments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODES = {"all": "labels of all layers", "random": "labels of one random layer"}
+THRESHOLDS = tuple(step / 50 for step in range(51))
+
+
+def judge(outcomes: Outcomes, full: float) -> dict[str, Any]:
+    """What gates do at every threshold.
+
+    Args:
+        full: mean decoder FLOPs without exit and without gates.
+    """
+    samples = outcomes.kept.shape[1]
+    return {
+        "changed": [outcomes.changed(threshold) / samples for threshold in THRESHOLDS],
+        "saved": [1 - outcomes.cost(threshold) / full for threshold in THRESHOLDS],
+        "exit_layer": [float(outcomes.exits(threshold).mean()) for threshold in THRESHOLDS],
+    }
+
+
+def changed_at(saved: Sequence[float], changed: Sequence[float], wanted: float) -> float | None:
+    """The least share of changed answers among thresholds that save at least ``wanted``; None where none does."""
+    return min((c for s, c in zip(saved, changed, strict=True) if s >= wanted), default=None)
+
+
+def pass_flops(config, prompt: Sequence[int], visual: Sequence[int], forks: Sequence[int]) -> float:
+    """Mean decoder FLOPs of one labelling pass, with a text copy forked after each of these layers.
+
+    Answers are left out: they make both ways dearer alike.
+    """
+    layers = config.num_hidden_layers
+    total = 0
+    for tokens, images in zip(prompt, visual, strict=True):
+        copies = sum(layers - 1 - layer for layer in forks)
+        total += layers * layer_flops(config, tokens) + copies * layer_flops(config, tokens - images)
+    return total / len(prompt)
+
+
+def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+    """Fit what is not there yet, and judge all.
+
+    Raises:
+        FileNotFoundError, ValueError: a store, or the model's config, cannot be used.
+    """
+    config = LlavaConfig.from_pretrained(args.model_path)
+    prompt, visual = (
+        part.tolist() for part in StateStore(args.held_out).read("prompt_tokens", "visual_tokens")
+    )
+    layers = config.num_hidden_layers
+    full = float(np.mean([layers * layer_flops(config, tokens) for tokens in prompt]))
+    one = float(np.mean([pass_flops(config, prompt, visual, [layer]) for layer in range(layers)]))
+    runs = []
+    for epochs in args.epochs:
+        for mode in MODES:
+            for seed in args.seeds:
+                folder = args.output / "gates" / f"{mode}-{epochs}ep-seed{seed}"
+                own = ["--gate_supervision", mode, "--num_train_epochs", str(epochs), "--seed", str(seed)]
+                fit_once(args.store, folder, [*flags, *own])
+                outcomes = outcomes_of(ExitGates.from_pretrained(folder), args.held_out, config)
+                runs.append({"mode": mode, "epochs": epochs, "seed": seed, **judge(outcomes, full)})
+    return {
+        "definitions": __doc__,
+        "flags": list(flags),
+        "fitted": len(StateStore(args.store).index),
+        "held_out": len(prompt),
+        "passes": {
+            str(epochs): _passes(flags, len(StateStore(args.store)), epochs) for epochs in args.epochs
+        },
+        "pass_flops": {"all": pass_flops(config, prompt, visual, range(layers)) / one, "random": 1.0},
+        "thresholds": list(THRESHOLDS),
+        "runs": runs,
+    }
+
+
+def _passes(flags: Sequence[str], samples: int, epochs: int) -> int:
+    """Forward passes of a fit on one process: one for each batch."""
+    parser = HfArgumentParser(TrainingArguments)  # type: ignore[arg-type]
+    parsed, _ = parser.parse_known_args(["--output_dir", "unused", *flags])
+    if parsed.max_steps > 0:
+        return parsed.max_steps
+    return -(-samples // parsed.per_device_train_batch_size) * epochs
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: means over seeds, and the least and the most of them."""
+    half = result["thresholds"].index(0.5)
+    wanted = f"{SAVED_COMPUTE:.0%}"
+    rows = [["Labels", "Epochs", "Passes", "Changed at 0.5", "Saved at 0.5", f"Changed at {wanted} saved"]]
+    for mode, epochs in dict.fromkeys((run["mode"], run["epochs"]) for run in result["runs"]):
+        runs = [run for run in result["runs"] if (run["mode"], run["epochs"]) == (mode, epochs)]
+        at = [changed_at(run["saved"], run["changed"], SAVED_COMPUTE) for run in runs]
+        rows.append(
+            [
+                MODES[mode],
+                str(epochs),
+                str(result["passes"][str(epochs)]),
+                _spread([run["changed"][half] for run in runs]),
+                _spread([run["saved"][half] for run in runs]),
+                _spread([value for value in at if value is not None]) if None not in at else "-",
+            ]
+        )
+    seeds = len({run["seed"] for run in result["runs"]})
+    return (
+        f"## Labels of all layers, or of one random layer\n\n{to_markdown(rows)}\n"
+        f"{result['fitted']} samples to fit, {result['held_out']} others to judge; mean, least and most of {seeds} "
+        "seeds. Changed: answers in which the exit changes a token. Saved: decoder FLOPs, gates counted. A pass is "
+        f"one batch through the frozen model; with the labels of all layers it costs "
+        f"{result['pass_flops']['all']:.2f} times one with a random layer's (decoder, prompts only).\n"
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+
+
+def figure_of(result: dict[str, Any]) -> Figure:
+    """Changed answers against saved FLOPs, one line for each fit: by colour how it learnt, by panel for how long."""
+    from matplotlib import pyplot
+
+    lengths = list(dict.fromkeys(run["epochs"] for run in result["runs"]))
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(
+            1,
+            len(lengths),
+            figsize=(4.2 * len(lengths) + 0.6, 3.6),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        half = result["thresholds"].index(0.5)
+        for panel, epochs in zip(grid[0], lengths, strict=True):
+            for mode, colour in zip(MODES, (ORANGE, BLUE), strict=True):
+                runs = [r for r in result["runs"] if (r["mode"], r["epochs"]) == (mode, epochs)]
+                for index, run in enumerate(runs):
+                    saved, changed = 100 * np.array(run["saved"]), 100 * np.array(run["changed"])
+                    label = None if index else MODES[mode]
+                    panel.plot(saved, changed, "-", color=colour, linewidth=1, label=label)
+                    panel.plot(saved[half], changed[half], "o", color=colour, markersize=4)
+            passes = result["passes"][str(epochs)]
+            panel.set_title(f"{passes} passes; dots: threshold 0.5", loc="left", fontsize=9)
+            panel.set_xlabel("decoder FLOPs saved (%)")
+            panel.set_xlim(left=0)
+        grid[0][0].set_ylabel("answers changed (%)")
+        grid[0][0].legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.study.supervision_modes",
+        description="All-layer against random-layer labels; further flags go to llava.train.fit_gates.",
+        allow_abbrev=False,  # --seed is none of these flags
+    )
+    parser.add_argument("--store", type=Path, required=True, help="what llava.train.store_states wrote")
+    parser.add_argument(
+        "--held-out", type=Path, required=True, help="store of samples that gates are judged on"
+    )
+    parser.add_argument("--model-path", required=True, help="the model's folder; only its config is read")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1])
+    args, flags = parser.parse_known_args(argv)
+    try:
+        result = compare(args, flags)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    args.output.mkdir(parents=True, exist_ok=True)
+    text = table(result)
+    (args.output / "supervision_modes.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (args.output / "supervision_modes.md").write_text(text, encoding="utf-8")
+    save(figure_of(result), args.output / "supervision_modes")
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""VTW's search for its exit layer: how far the next token moves when the image leaves before each layer.
+
+python -m dyvte.study.vtw_search --model-path PATH --data-path FILE --image-folder DIR --output vtw.json
+    [--limit 50] [--divergence 0.003] [--first 5]
+
+FILE is instruction data in LLaVA's format (``.json``, as ``llava.train.sample`` draws it), of which the first
+questions are asked, or a file of questions (``.jsonl``). Divergences go to the output first, so that another
+``--divergence`` needs no second pass; the chosen ``k`` is for ``--method vtw --method-config k=K``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dyvte.reduction.vtw import choose_layer, exit_divergences
+from dyvte.study.samples import provenance, spread
+from llava.eval import calibrate
+from llava.eval.answer import Answerer
+from llava.eval.answering import prepared_batches, run
+from llava.eval.options import DTYPES, open_answerer
+from llava.eval.questions import Item, check_items, item_of, read_lines
+from llava.eval.resume import run_settings
+
+NOT_MEASURED = ("output", "divergence", "device")
+
+
+def read_questions(data_path: Path) -> list[Item]:
+    """Questions of instruction data, or of a file of questions by its ending.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or nothing usable in it.
+    """
+    if data_path.suffix == ".jsonl":
+        return [item_of(row, place) for place, row in read_lines(str(data_path))]
+    return calibrate.read_items(str(data_path))
+
+
+@torch.inference_mode()
+def divergences_of(
+    answerer: Answerer, items: Sequence[Item], image_folder: str, batch_size: int, layers: Sequence[int]
+) -> Tensor:
+    """(L, n) divergences of the n questions that have an exit.
+
+    Raises:
+        ValueError: none has.
+    """
+    assert answerer.handle is not None
+    parts = []
+    with tqdm(total=len(items), desc="vtw search", unit="q") as progress:
+        for batch, prompts, pixels in prepared_batches(items, batch_size, answerer, image_folder):
+            ids, mask, inputs = answerer.encode(prompts, pixels)
+
+            def next_logits(ids=ids, mask=mask, inputs=inputs) -> Tensor:
+                output = answerer.model(
+                    input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **inputs
+                )
+                return output.logits[:, -1]
+
+            parts.append(exit_divergences(answerer.handle, next_logits, layers).cpu())
+            progress.update(len(batch))
+    found = torch.cat(parts, dim=1)
+    if not found.shape[1]:
+        raise ValueError("no question has an image with text after it, so no exit can be judged")
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Divergences from the output file where they are there already, else from the model, and then written.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing, or settings do not fit.
+    """
+    args.question_file, args.method, args.gates = str(args.data_path), "none", None
+    kept = {key: value for key, value in vars(args).items() if key not in NOT_MEASURED}
+    settings = run_settings(argparse.Namespace(**kept))
+    if args.output.is_file():
+        found = json.loads(args.output.read_text(encoding="utf-8"))
+        if found.get("settings_sha256") == settings:
+            return found
+    items = spread(read_questions(args.data_path), args.limit)
+    check_items(items, args.image_folder)
+    answerer = open_answerer(args, args.conv_mode)
+    if answerer.handle is None:
+        raise ValueError(f"VTW needs a model with images: {args.model_path} is a language model")
+    layers = list(range(args.first, answerer.model.config.num_hidden_layers))
+    if args.first < 1 or not layers:
+        raise ValueError(f"--first must be a layer from 1 on, and below the model's depth, got {args.first}")
+    found = divergences_of(answerer, items, args.image_folder, args.batch_size, layers)
+    source = argparse.Namespace(**vars(args), name=args.data_path.name, data_dir=args.data_path.parent)
+    return {
+        "layers": layers,
+        "mean_divergence": found.mean(1).tolist(),
+        "samples": found.shape[1],
+        **provenance(source, "dyvte.study.vtw_search", answerer.model),
+        "settings_sha256": settings,
+    }
+
+
+def search(args: argparse.Namespace) -> int:
+    """Measure, choose, write, and print.
+
+    Returns:
+        VTW's ``k``.
+
+    Raises:
+        ValueError: no layer is within the threshold; the divergences are written all the same.
+    """
+    found = measure(args)
+    means = torch.tensor(found["mean_divergence"], dtype=torch.float64)[:, None]
+    try:
+        k = choose_layer(means, found["layers"], args.divergence)
+    except ValueError:
+        _write(args.output, {**found, "threshold": args.divergence, "k": None})
+        raise
+    _write(args.output, {**found, "threshold": args.divergence, "k": k})
+    for layer, mean in zip(found["layers"], found["mean_divergence"], strict=True):
+        print(f"k={layer:<3d} mean divergence {mean:.3g}{'   <- chosen' if layer == k else ''}")
+    print(f"{args.output}: k={k} ({found['samples']} questions, threshold {args.divergence:g})")
+    return k
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.study.vtw_search",
+        description="Find the layer before which VTW withdraws the image.",
+    )
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--model-base")
+    parser.add_argument(
+        "--data-path", type=Path, required=True, help="instruction data, or questions (.jsonl)"
+    )
+    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--conv-mode", default="vicuna_v1")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=50, help="questions, spread evenly over the file")
+    parser.add_argument(
+        "--divergence", type=float, default=0.003, help="largest mean divergence (13B: 0.0005)"
+    )
+    parser.add_argument("--first", type=int, default=5, help="first k that is tried")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
+    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
+    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run(build_parser(), search, arguments)
+
+
+if __name__ == "__main__":
+    main()
