@@ -3,6 +3,7 @@
     python -m llava.eval.calibrate --model-path MODEL --gates GATES --data-path sample.json --image-folder DIR \
         --conv-mode vicuna_v1 --max-changed 0.02              # at most 2% of the answers change, with 95% confidence
     ... --budget 0.6                                          # or: 60% of the TFLOPs of a prefill without exit
+    ... --budget-ms 40                                        # or: 40 ms for a prefill, on average, on this machine
 
 The set is instruction data in LLaVA's format, as ``llava.train.sample`` draws it, of which the first questions are
 asked; it should not be what the gates were trained on. The model's own answers (greedy, without exit) are what an
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from dyvte.gates.gate import ExitGates
 from dyvte.gates.states import PAPER_STATES
 from dyvte.gates.supervision import Supervision, supervise
 from llava.constants import IGNORE_INDEX
+from llava.eval import exit_times
 from llava.eval.answer import Answerer
 from llava.eval.answering import prepared_batches, run
 from llava.eval.options import add_method_arguments, open_answerer
@@ -157,9 +160,10 @@ def _until_end(answers: torch.Tensor, end: int) -> torch.Tensor:
 
 def calibrate(args: argparse.Namespace) -> Calibration:
     """Choose the threshold that the arguments ask for and write it beside the gates."""
-    if (args.max_changed is None) == (args.budget is None):
+    if sum(value is not None for value in (args.max_changed, args.budget, args.budget_ms)) != 1:
         raise ValueError(
-            "give one of --max-changed (a share of answers) and --budget (a share of the TFLOPs)"
+            "give one of --max-changed (a share of answers), --budget (a share of the TFLOPs) and --budget-ms "
+            "(milliseconds per prefill)"
         )
     items = read_items(args.data_path)[: args.limit]
     check_items(items, args.image_folder)
@@ -171,10 +175,17 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     gates: ExitGates = answerer.handle.policy.gates  # type: ignore[attr-defined]
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
-    full = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA
+    full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
+    if args.budget_ms is not None:
+        outcomes, full = in_milliseconds(outcomes, answerer, gates, items, args)
+        unit = "ms"
     if args.max_changed is not None:
         threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
         target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
+    elif args.budget_ms is not None:
+        threshold = threshold_for_cost(outcomes, args.budget_ms)
+        device = answerer.model.device.type
+        target = f"mean prefill of at most {args.budget_ms:g} ms ({device}, batches of {args.batch_size})"
     else:
         threshold = threshold_for_cost(outcomes, args.budget * full)
         target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
@@ -184,13 +195,29 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         changed=outcomes.changed(threshold) / samples,
         cost=outcomes.cost(threshold),
         full_cost=full,
-        unit="TFLOPs",
+        unit=unit,
         samples=samples,
         target=target,
     )
     gates.calibration = result.as_dict()
     gates.save_pretrained(args.output or args.gates or args.model_path)
     return result
+
+
+def in_milliseconds(
+    outcomes: Outcomes, answerer: Answerer, gates: ExitGates, items: Sequence[Item], args
+) -> tuple[Outcomes, float]:
+    """The same outcomes with measured times as costs, and the time without exit or gates, both per sample.
+
+    The first batch is measured; every sample is taken to cost the same.
+    """
+    _, prompts, pixels = next(
+        prepared_batches(items[: args.batch_size], args.batch_size, answerer, args.image_folder)
+    )
+    seconds = exit_times.measure(answerer, gates, prompts, pixels)
+    times = exit_times.by_exit_layer(seconds, gates.num_layers, len(prompts))
+    costs = np.repeat(times[:, None], outcomes.kept.shape[1], axis=1)
+    return replace(outcomes, costs=costs), 1000 * seconds[exit_times.NEVER] / len(prompts)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -211,6 +238,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-changed", type=float, help="largest share of answers that may change")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="of that promise")
     parser.add_argument("--budget", type=float, help="mean TFLOPs, as a share of those without exit")
+    parser.add_argument(
+        "--budget-ms", type=float, help="mean milliseconds of a prefill, measured here and now"
+    )
     parser.add_argument(
         "--output", type=Path, help="folder for the gates with their threshold (default: in place)"
     )

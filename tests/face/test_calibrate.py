@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dyvte import ExitGates, LearnedExit, NoExit
+from llava.eval import exit_times
 from llava.eval.answering import prepared_batches
 from llava.eval.calibrate import build_parser, calibrate, main, observe, read_items
 from llava.eval.options import open_answerer
@@ -102,6 +103,32 @@ def test_command_saves_the_threshold_beside_the_gates(checkpoint, sample, gates,
     assert model.exit_handle.policy.threshold == saved.threshold
     main([*argv, "--max-changed", "0.05", "--output", str(out)])
     assert ExitGates.from_pretrained(out).threshold == 1.0  # nine answers promise nothing
+
+
+def test_milliseconds_by_exit_layer():
+    seconds = {exit_times.NEVER: 0.100, exit_times.AT_ONCE: 0.040, exit_times.ASKED: 0.106}
+    # 20 ms saved by each layer without image, 1.5 ms for each gate, two samples
+    expected = [41.5, 63.0, 84.5, 106.0, 106.0]
+    assert exit_times.by_exit_layer(seconds, 4, 2) == pytest.approx([ms / 2 for ms in expected])
+
+
+def test_budget_in_milliseconds(checkpoint, sample, gates, tmp_path, monkeypatch):
+    """The clock is made, what is measured with it is the model: exits after layer 0 halve a prefill."""
+
+    def measured(answerer, learned, prompts, pixels):
+        real = measure(answerer, learned, prompts, pixels, rounds=1)
+        assert (
+            set(real) == {exit_times.NEVER, exit_times.AT_ONCE, exit_times.ASKED} and min(real.values()) > 0
+        )
+        assert isinstance(answerer.handle.policy, NoExit)
+        return {exit_times.NEVER: 0.4, exit_times.AT_ONCE: 0.2, exit_times.ASKED: 0.4}
+
+    measure = exit_times.measure
+    monkeypatch.setattr(exit_times, "measure", measured)
+    result = calibrate(arguments(checkpoint, sample, gates, "--budget-ms", 90, "--output", tmp_path))
+    assert result.unit == "ms" and result.full_cost == pytest.approx(100) and 50 <= result.cost <= 90
+    with pytest.raises(ValueError, match="cannot be reached"):
+        calibrate(arguments(checkpoint, sample, gates, "--budget-ms", 10, "--output", tmp_path))
 
 
 def test_bad_requests(checkpoint, sample, gates, tmp_path):

@@ -1,0 +1,55 @@
+"""Milliseconds of a prefill with exit after each layer, on this machine, for budgets in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dyvte.bench.timing import Spread, interleaved, seconds_of
+from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.gates.exit import LearnedExit
+from dyvte.gates.gate import ExitGates
+from llava.eval.answer import Answerer
+
+NEVER, AT_ONCE, ASKED = "no exit", "exit after layer 0", "gates that never fire"
+
+
+@torch.inference_mode()
+def measure(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels, rounds: int = 7) -> dict:
+    """Median seconds of a batch's prefill without exit, with exit after layer 0, and with gates that never fire.
+
+    The three take turns. The handle's policy is as before afterwards.
+    """
+    handle, model = answerer.handle, answerer.model
+    assert handle is not None
+    ids, mask, inputs = answerer.encode(prompts, pixels)
+    policies: dict[str, Policy] = {NEVER: NoExit(), AT_ONCE: FixedExit(0), ASKED: LearnedExit(gates, 1.0)}
+
+    def prefill(policy: Policy) -> float:
+        handle.policy = policy
+        run = lambda: model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **inputs)  # noqa: E731
+        return seconds_of(run, model.device)
+
+    before = handle.policy
+    tasks = {name: lambda policy=policy: prefill(policy) for name, policy in policies.items()}
+    try:
+        times = interleaved(tasks, rounds)
+    finally:
+        handle.policy = before
+    return {name: Spread.of(values).median for name, values in times.items()}
+
+
+def by_exit_layer(seconds: dict[str, float], num_layers: int, batch: int) -> NDArray:
+    """(L + 1,) milliseconds per sample with exit after each layer, gates included; the last is without exit.
+
+    Every layer is taken to save the same: what exit after layer 0 saves, divided by the layers above it. A gate
+    costs what all of them cost, divided by the layers.
+    """
+    never, at_once = seconds[NEVER], seconds[AT_ONCE]
+    gate = max(0.0, seconds[ASKED] - never) / num_layers
+    with_image = np.arange(num_layers) / max(num_layers - 1, 1)
+    exits = at_once + (never - at_once) * with_image + gate * np.arange(1, num_layers + 1)
+    return 1000 / batch * np.append(exits, never + gate * num_layers)
