@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Speed and memory of exits at LLaVA-1.5-7B's layer shapes and at Tiny-LLaVA's, as JSON, tables and plots. The defaults
-# fit 2 CPU cores and 24 GiB and take about 10 minutes; nothing else should run meanwhile.
+# fit 2 CPU cores and 24 GiB and take about half an hour; nothing else should run meanwhile.
 #
 #   OUT         folder of the results (docs/benchmarks/<machine>)
 #   MACHINE     its name there (cpu)
 #   DEVICE      cpu, or cuda; with cuda, all 32 layers and larger batches
 #   THREADS     CPU threads (all cores)
 #   ROUNDS      measurements of each contender (5)
+#
+# What is measured already is kept: remove its JSON to measure it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -21,6 +23,7 @@ mkdir -p "$OUT"
 bench() { # bench NAME COMMAND FLAGS...
     local name=$1
     shift
+    if [ -f "$OUT/$name.json" ]; then return; fi
     printf '\n== %s\n' "$name"
     "$python" -m dyvte.bench "$1" --rounds "$ROUNDS" "${@:2}" --device "$DEVICE" --threads "$THREADS" \
         --json "$OUT/$name.json" | tee "$OUT/$name.md"
@@ -36,13 +39,14 @@ fi
     bench prefill-7b prefill --model 7b $few --batch 1 --exit-layers $exits --plot "$OUT/prefill-7b.png"
     bench prefill-7b-batch prefill --model 7b $fewer --batch $large --rounds 3 --exit-layers 1 mixed \
         --contenders baseline packed never gates
+    bench gates-7b prefill --model 7b $fewer --batch 1 --rounds 9 --contenders baseline packed never
     bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
         --contenders baseline gates paper
     bench decode-7b decode --model 7b $fewer --batch 1 $large --exit-layers 0 mixed \
         --contenders baseline packed gates
     bench generate-7b generate --model 7b $few --batch 1 --exit-layers 1 \
         --contenders baseline packed never gates
-    bench labels-7b labels --model 7b $few --batch 1
+    bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
     bench memory-7b memory --model 7b $few --batch 1 --exit-layers 1 mixed \
         --contenders baseline packed gates fixed
     for command in prefill decode generate labels; do
