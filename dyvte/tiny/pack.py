@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TOWER_FOLDER = "vision_tower"
+TEMPLATE = "vicuna_v1_nosys"
+"""The conversation template it was trained with; the config names it for command lines that are not told."""
 _TOWER_KEY = "model.vision_tower."
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -29,7 +31,8 @@ def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str |
     """
     model, tower, out = Path(model), Path(tower), Path(out)
     (out / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
-    _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, "tokenizer_padding_side": "right"})
+    settings = {"tokenizer_padding_side": "right", "conversation_template": TEMPLATE}
+    _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, **settings})
     _halve(tower, out / TOWER_FOLDER, {})
     shutil.copyfile(tower / "preprocessor_config.json", out / TOWER_FOLDER / "preprocessor_config.json")
     for name in _TOKENIZER_FILES:

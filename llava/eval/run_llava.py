@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 from llava.eval.answer import Answer, Question, describe_exit
 from llava.eval.answering import run
@@ -20,8 +22,15 @@ def load_images(image_files: list[str]) -> list:
     return [load_image(file) for file in image_files]
 
 
-def infer_conv_mode(model_name: str) -> str:
-    """The conversation template that LLaVA takes for a model of this name."""
+def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
+    """The conversation template that a checkpoint's config names as ``conversation_template``, else the one that
+    LLaVA takes for a model of this name.
+    """
+    config = Path(model_path or "") / "config.json"
+    if model_path and config.is_file():
+        named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
+        if named:
+            return named
     name = model_name.lower()
     modes = {
         "llama-2": "llava_llama_2",
@@ -37,7 +46,7 @@ def eval_model(args) -> Answer:
     """Print the answer to ``args.query``, and what the exit did when one is on."""
     images = load_images(image_parser(args))
     model_name = getattr(args, "model_name", None) or get_model_name_from_path(args.model_path)
-    answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name))
+    answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name, args.model_path))
     (answer,) = answerer.ask([Question(args.query, images)])
     print(answer.text)
     if answerer.exits:

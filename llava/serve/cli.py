@@ -18,9 +18,9 @@ from llava.serve.exit_view import show_exit
 def main(args) -> None:
     """Load the model and the image once, then answer turn after turn."""
     image = load_image(args.image_file)
-    inferred = infer_conv_mode(get_model_name_from_path(args.model_path))
+    inferred = infer_conv_mode(get_model_name_from_path(args.model_path), args.model_path)
     if args.conv_mode and args.conv_mode != inferred:
-        print(f"[conversation mode {args.conv_mode}; the model's name suggests {inferred}]")
+        print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
     answerer = open_answerer(args, args.conv_mode or inferred)
     conversation = conv_templates[answerer.conv_mode].copy()
     pixels = answerer.pixels([Question("", [image])])

@@ -43,7 +43,7 @@ class SupervisedGates(nn.Module):
 
     def supervision(self, layers: list[int] | None, **batch) -> Supervision:
         """What a batch says about these layers, or all."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say where its supervision comes from")
 
     def forward(
         self, layer: int | None = None, num_items_in_batch: Tensor | int | None = None, **batch

@@ -4,7 +4,7 @@
 #   SCENES, FRACTION           Tiny-LLaVA's training scenes (8000), and the share of them that is drawn (0.2)
 #   VERSION      prompt template (v1; Tiny-LLaVA: vicuna_v1_nosys)
 #   DTYPE        float32 or bfloat16, in which the model runs and states are stored (float32)
-#   LR, EPOCHS, GATE_BATCH, WIDTH   of fitting; the paper's 4e-5, 1, 128, 2048 (Tiny-LLaVA: 1e-3, 4, 32, 128)
+#   LR, EPOCHS, GATE_BATCH, WIDTH, GAIN   of fitting; the paper's 4e-5, 1, 128, 2048, 1 (Tiny-LLaVA: 1e-3, 4, 32, 128, 0.1)
 
 # work_of MODEL: the folder of its stores, gates and their records; apart from results_of, which Tables 1 and 2 read.
 work_of() { echo "$OUT/gates/$(basename "$(dirname "$1")")-$(basename "$1")"; }
@@ -38,12 +38,12 @@ gate_settings() {
         tiny_training
         sample=${TRAIN_DATA:-$OUT/tiny-train/fit.json} images=${TRAIN_IMAGES:-$OUT/tiny-train/images}
         version=${VERSION:-vicuna_v1_nosys} batch=${GATE_BATCH:-32}
-        fit_flags=(--learning_rate "${LR:-1e-3}" --num_train_epochs "${EPOCHS:-4}" --disable_tqdm True)
+        fit_flags=(--learning_rate "${LR:-1e-3}" --num_train_epochs "${EPOCHS:-4}" --gain "${GAIN:-0.1}" --disable_tqdm True)
         width=${WIDTH:-128}
     else
         sample=${TRAIN_DATA:-playground/data/llava_v1_5_mix665k_gates.json} images=${TRAIN_IMAGES:-playground/data}
         version=${VERSION:-v1} batch=${GATE_BATCH:-128}
-        fit_flags=(--learning_rate "${LR:-4e-5}" --num_train_epochs "${EPOCHS:-1}")
+        fit_flags=(--learning_rate "${LR:-4e-5}" --num_train_epochs "${EPOCHS:-1}" --gain "${GAIN:-1}")
         width=${WIDTH:-2048}
     fi
     fit_flags+=(--per_device_train_batch_size "$batch" --lr_scheduler_type cosine --warmup_ratio 0.03
@@ -92,11 +92,20 @@ evaluate_grid() {
     done
 }
 
-# state_table TABLE MODEL...: write and show Table 3, 5 or 6.
+# state_table TABLE GRID FOLDER [MODEL...]: fit a grid to each model's store in work_of/FOLDER, evaluate it on BENCHMARKS,
+# and write and show Table 3, 5 or 6. Without models: Tiny-LLaVA and the paper's in MODELS_DIR.
 state_table() {
-    local name=$1 model places=()
-    shift
-    for model in "$@"; do places+=("$(work_of "$model")/results"); done
+    local name=$1 grid=$2 folder=$3 model models places=() benchmarks
+    shift 3
+    if [ $# -eq 0 ]; then mapfile -t models < <(models_at_hand); else models=("$@"); fi
+    read -ra benchmarks <<<"${BENCHMARKS:-gqa textvqa mmvet sqa}"
+    for model in "${models[@]}"; do
+        gate_settings "$model"
+        store_states "$model" "$sample" store --attention
+        fit_grid "$model" "$grid" "$folder" --width "$width"
+        evaluate_grid "$model" "$folder" "${benchmarks[@]}"
+        places+=("$(work_of "$model")/results")
+    done
     "$PYTHON" -m dyvte.report.state_table "$name" "${places[@]}" --out "$OUT/tables"
     echo "written: $OUT/tables/$name.md, .tex and .csv"
 }
