@@ -54,7 +54,7 @@ def figure_of(runs: Sequence[Run]) -> Figure:
     points = [(factor * run.tflops, run.score) for run in chosen]
     front = pareto_front(points)
     with pyplot.rc_context(STYLE):
-        figure, panel = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+        figure, panel = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
         panel.step(
             *zip(*(points[i] for i in front), strict=True),
             where="post",
@@ -62,20 +62,35 @@ def figure_of(runs: Sequence[Run]) -> Figure:
             linewidth=1,
             label="Pareto front",
         )
-        for index, (run, point) in enumerate(zip(chosen, points, strict=True)):
+        # numbers at the points, names in the legend: the best methods lie close together
+        for number, index in enumerate(sorted(range(len(points)), key=points.__getitem__), 1):
+            run, point = chosen[index], points[index]
             ours = "dyvte" in run.method.split("+")
             colour = ORANGE if ours else "black" if run.method == BASELINE else BLUE
             face = colour if index in front else "white"
             panel.plot(
-                *point, "*" if ours else "o", color=colour, markerfacecolor=face, markersize=11 if ours else 6
+                *point,
+                "*" if ours else "o",
+                color=colour,
+                markerfacecolor=face,
+                markersize=11 if ours else 6,
+                label=f"{number}  {run.label}",
             )
+            above = number % 2 == 0
             panel.annotate(
-                run.label, point, xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour
+                str(number),
+                point,
+                xytext=(0, 7 if above else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=7,
+                color=colour,
             )
-        panel.margins(x=0.15)
+        panel.margins(0.08)
         panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
         panel.set_ylabel(f"average score over {count} benchmarks" if count > 1 else "score")
-        panel.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -99,6 +100,14 @@ def test_run_llava_from_python(checkpoint, image_file, capsys):
 )
 def test_modes_by_name(name, mode):
     assert run_llava.infer_conv_mode(name) == mode
+
+
+def test_mode_that_the_config_names(tmp_path):
+    assert run_llava.infer_conv_mode("llava-v1.5-7b", str(tmp_path)) == "llava_v1"
+    (tmp_path / "config.json").write_text('{"conversation_template": "mpt"}')
+    assert run_llava.infer_conv_mode("llava-v1.5-7b", str(tmp_path)) == "mpt"
+    shipped = Path(__file__).parents[2] / "playground" / "tiny" / "model"
+    assert run_llava.infer_conv_mode("model", str(shipped)) == "vicuna_v1_nosys"
 
 
 def chat(monkeypatch, checkpoint, image_file, typed, *more):
