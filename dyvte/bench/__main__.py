@@ -12,7 +12,7 @@ from dyvte.bench import decode, generate, labels, memory, prefill
 from dyvte.bench.contenders import MIXED, NAMES
 from dyvte.bench.report import plot, table, write_json
 from dyvte.bench.settings import DTYPES, Settings
-from dyvte.bench.shapes import SHAPES
+from dyvte.bench.shapes import SHAPES, VISUAL_TOKENS
 from dyvte.report.figures import save
 
 COMMANDS = {
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--contenders", nargs="+", choices=NAMES, help="None: all with the baseline's attention kernel")
     add("--prompt-tokens", type=int, default=60, help="text tokens of a prompt")
-    add("--visual-tokens", type=int, default=576, help="visual tokens of a prompt")
+    add("--visual-tokens", type=int, default=VISUAL_TOKENS, help="visual tokens of a prompt")
     add(
         "--answer-tokens",
         type=int,

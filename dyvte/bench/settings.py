@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dyvte.bench.contenders import Contender, check_kernels, make_contenders
-from dyvte.bench.shapes import Prompts, random_model, random_prompts
+from dyvte.bench.shapes import VISUAL_TOKENS, Prompts, random_model, random_prompts
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -26,7 +26,7 @@ class Settings:
     exit_layers: list[int | str] = field(default_factory=list)
     contenders: list[str] | None = None
     prompt_tokens: int = 60
-    visual_tokens: int = 576
+    visual_tokens: int = VISUAL_TOKENS
     answer_tokens: int = 16
     attn: str = "sdpa"
     gate_width: int = 2048

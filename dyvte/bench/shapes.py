@@ -37,6 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """LLaVA-1.5 7B and 13B, and the shipped Tiny-LLaVA."""
+VISUAL_TOKENS = (336 // 14) ** 2
+"""Visual tokens of an image in LLaVA-1.5: the patches of its tower. Only what is measured by default."""
 SYSTEM_TOKENS = 35
 """Text tokens before the image in LLaVA-1.5's prompt."""
 

@@ -7,11 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gates.sh"
 model=${1:-$TINY}
-gate_settings "$model"
-if [ "$model" = "$TINY" ]; then JUDGE_DATA=${JUDGE_DATA:-$OUT/tiny-train/judge.json}; fi
-[ -n "${JUDGE_DATA:-}" ] || { echo "gate_sizes.sh: set JUDGE_DATA to a sample that no gate is fitted to" >&2; exit 2; }
-store_states "$model" "$sample" store --attention
-store_states "$model" "$JUDGE_DATA" judge-store
+stores_to_fit_and_judge "$model"
 fit_grid "$model" sizes sizes
 "$PYTHON" -m dyvte.study.gate_sizes --store "$(work_of "$model")/judge-store" --gates "$(work_of "$model")/sizes" \
     --model-path "$model" --reference "${REFERENCE:-full-2048}" --output "$OUT/tables"

@@ -59,6 +59,16 @@ store_states() {
         --version "$version" --dtype "${DTYPE:-float32}" --output "$folder" "$@"
 }
 
+# stores_to_fit_and_judge MODEL: work_of/store, and work_of/judge-store of JUDGE_DATA, to which no gate is fitted.
+stores_to_fit_and_judge() {
+    gate_settings "$1"
+    if [ "$1" = "$TINY" ]; then JUDGE_DATA=${JUDGE_DATA:-$OUT/tiny-train/judge.json}; fi
+    [ -n "${JUDGE_DATA:-}" ] ||
+        { echo "$(basename "$0"): set JUDGE_DATA to a sample that no gate is fitted to" >&2; exit 2; }
+    store_states "$1" "$sample" store --attention
+    store_states "$1" "$JUDGE_DATA" judge-store
+}
+
 # fit_grid MODEL GRID FOLDER FLAGS...: all gates of a grid of dyvte.study.gate_grid from the store, in work_of/FOLDER.
 fit_grid() {
     local model=$1 grid=$2 folder=$3

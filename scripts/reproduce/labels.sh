@@ -8,11 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gates.sh"
 model=${1:-$TINY}
-gate_settings "$model"
-if [ "$model" = "$TINY" ]; then JUDGE_DATA=${JUDGE_DATA:-$OUT/tiny-train/judge.json}; fi
-[ -n "${JUDGE_DATA:-}" ] || { echo "labels.sh: set JUDGE_DATA to a sample that no gate is fitted to" >&2; exit 2; }
-store_states "$model" "$sample" store --attention
-store_states "$model" "$JUDGE_DATA" judge-store
+stores_to_fit_and_judge "$model"
 # epochs and seed are this study's own; the last of a flag's values counts
 # shellcheck disable=SC2086 # several numbers
 "$PYTHON" -m dyvte.study.supervision_modes --store "$(work_of "$model")/store" \
