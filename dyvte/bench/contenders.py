@@ -77,12 +77,12 @@ class ScheduledGates(ExitGates):
         device = next(self.parameters()).device
         self._planned = []
         for layer in range(self.num_layers):
-            present = [float(at == layer) for at in exits if at is None or at >= layer]
+            present = [2.0 if at == layer else -2.0 for at in exits if at is None or at >= layer]
             self._planned.append(torch.tensor(present, device=device))
 
     def exit_probability(self, layer: int, states: Tensor) -> Tensor:
-        """(n,) 1 where the sample is to exit after this layer, else 0, after the gate ran."""
-        return super().exit_probability(layer, states).clamp(max=0).maximum(self._planned[layer])
+        """(n,) above 1 where the sample is to exit after this layer, else below 0, after the gate ran."""
+        return super().exit_probability(layer, states) + self._planned[layer]
 
 
 def make_gates(model, width: int) -> ScheduledGates:

@@ -104,13 +104,12 @@ def _step(query: Tensor, held: RaggedLayer, attend: Callable[..., Tensor], scali
     queries = query.transpose(0, 2)
     batches = held.batches()
     if held.order is None and len(batches) == 1:
-        return _rowed(attend(queries, *batches[0], scaling))
+        return attend(queries, *batches[0], scaling).permute(2, 0, 1, 3)
     if held.order is not None:
         queries = queries[held.order]
     parts = queries.split([len(keys) for keys, _, _ in batches])
-    outs = [attend(part, *batch, scaling) for part, batch in zip(parts, batches, strict=True)]
-    out = _rowed(torch.cat(outs))
-    return out if held.inverse is None else out[:, held.inverse]
+    out = torch.cat([attend(part, *batch, scaling) for part, batch in zip(parts, batches, strict=True)])
+    return (out if held.inverse is None else out[held.inverse]).permute(2, 0, 1, 3)
 
 
 def _batched(states: Tensor, samples: int) -> Tensor:

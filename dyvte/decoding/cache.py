@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -24,22 +24,22 @@ GROWTH = 64
 """Tokens of room added to each sample's stretch when it is full; a stretch grows by a quarter if that is more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Samples with stretches of equal room, side by side in the buffer.
+    """Samples with stretches of equal room, side by side in the buffer: a batch of ``count`` samples.
 
     Attributes:
-        first: where the first stretch begins.
-        count, room: stretches, and tokens that each has room for.
+        keys, values: (count, heads, room, head_dim), views of the buffers.
+        filled: (count, 1, 1, room) bool, the places that hold a token; None where all samples hold equally many.
+        bias: (count, 1, 1, room) float32, see :attr:`RaggedLayer.bias`.
         longest: tokens of the longest sample when the group was made.
-        even: whether all its samples hold equally many tokens, so that no mask is needed.
     """
 
-    first: int
-    count: int
-    room: int
+    keys: Tensor
+    values: Tensor
+    filled: Tensor | None
+    bias: Tensor | None
     longest: int
-    even: bool
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -49,6 +49,8 @@ class RaggedLayer(CacheLayerMixin):
         starts, capacities: per sample, on the host: where its stretch begins, and its room in tokens.
         order, inverse: (samples,) long, the samples in the order of the buffer and back; None where it is theirs.
         bias: (1, C, 1) float32, added to the scores of each key (of merged tokens); None where there is none.
+        static: whether steps read all room that there is, and a mask, so that their shapes stay the same until some
+            room is full, as graphs need it; otherwise only what the longest sample of a group holds.
     """
 
     is_sliding = False
@@ -63,12 +65,11 @@ class RaggedLayer(CacheLayerMixin):
         self.order: Tensor | None = None
         self.inverse: Tensor | None = None
         self.bias: Tensor | None = None
+        self.static = False
         self._lengths: list[int] = []
         self._steps = 0  # tokens added to every sample since `_lengths` was noted
         self._groups: list[Group] | None = None
-        self._filled: Tensor | None = (
-            None  # (C,) bool, which places hold a token; only where some group is uneven
-        )
+        self._filled: Tensor | None = None  # (C,) bool, which places hold a token; only where a group needs it
 
     @property
     def lengths(self) -> list[int]:
@@ -109,6 +110,7 @@ class RaggedLayer(CacheLayerMixin):
         self.values.index_copy_(1, index, values[0])
         if bias is not None and self.bias is None:
             self.bias = bias.new_zeros(1, sum(self.capacities), 1)
+            self._groups = None
         if self.bias is not None:
             self.bias[0, index, 0] = 0.0 if bias is None else bias
         if self._filled is not None:
@@ -142,15 +144,6 @@ class RaggedLayer(CacheLayerMixin):
         """Note, once for many steps, how the buffer is read as batches, and where the next tokens go."""
         lengths, device = self.lengths, self.keys.device
         order = sorted(range(len(lengths)), key=self.starts.__getitem__)
-        groups: list[Group] = []
-        members: list[int] = []
-        for at, sample in enumerate(order):
-            members.append(lengths[sample])
-            room = self.capacities[sample]
-            if at + 1 == len(order) or self.capacities[order[at + 1]] != room:
-                first = self.starts[sample] - (len(members) - 1) * room
-                groups.append(Group(first, len(members), room, max(members), len(set(members)) == 1))
-                members = []
         self.order = self.inverse = None
         if order != list(range(len(order))):
             self.order = torch.tensor(order, device=device)
@@ -159,11 +152,28 @@ class RaggedLayer(CacheLayerMixin):
         ends = [start + held for start, held in zip(self.starts, lengths, strict=True)]
         self._ends = torch.tensor(ends, device=device)
         self._note_lengths(lengths)
-        if not all(group.even for group in groups):
+        members = [list(group) for _, group in groupby(order, key=self.capacities.__getitem__)]
+        uneven = [self.static or len({lengths[sample] for sample in group}) > 1 for group in members]
+        if any(uneven):
             self._filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
             self._filled[_stretches(self.starts, lengths, device)] = True
-        self._groups = groups
-        return groups
+        self._groups = [self._group(*pair, lengths) for pair in zip(members, uneven, strict=True)]
+        return self._groups
+
+    def _group(self, samples: list[int], uneven: bool, lengths: list[int]) -> Group:
+        first, room = self.starts[samples[0]], self.capacities[samples[0]]
+
+        def view(buffer: Tensor) -> Tensor:
+            stretches = buffer.narrow(1, first, len(samples) * room)
+            return stretches.unflatten(1, (len(samples), room)).transpose(0, 1)
+
+        return Group(
+            keys=view(self.keys),
+            values=view(self.values),
+            filled=view(self._filled[None, :, None]).transpose(2, 3) if uneven else None,
+            bias=None if self.bias is None else view(self.bias).transpose(2, 3),
+            longest=max(lengths[sample] for sample in samples),
+        )
 
     def batches(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Keys and values of all samples in the order of the buffer, cut into groups: views, whatever the lengths.
@@ -173,24 +183,15 @@ class RaggedLayer(CacheLayerMixin):
             them count, or float32, what to add to their scores; None where all count as they are.
         """
         groups = self._make_groups() if self._groups is None else self._groups
-        return [self._batch(group) for group in groups]
-
-    def _batch(self, group: Group) -> tuple[Tensor, Tensor, Tensor | None]:
-        held = group.longest + self._steps
-
-        def view(buffer: Tensor) -> Tensor:
-            head, token, channel = buffer.stride()
-            shape = (group.count, buffer.shape[0], held, buffer.shape[2])
-            strides = (group.room * token, head, token, channel)
-            return buffer.as_strided(shape, strides, buffer.storage_offset() + group.first * token)
-
-        mask = None
-        if self._filled is not None and not group.even:
-            mask = view(self._filled[None, :, None]).transpose(2, 3)
-        if self.bias is not None:
-            bias = view(self.bias).transpose(2, 3)
-            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-        return view(self.keys), view(self.values), mask
+        batches = []
+        for group in groups:
+            held = group.keys.shape[2] if self.static else group.longest + self._steps
+            mask = None if group.filled is None else group.filled.narrow(3, 0, held)
+            if group.bias is not None:
+                bias = group.bias.narrow(3, 0, held)
+                mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+            batches.append((group.keys.narrow(2, 0, held), group.values.narrow(2, 0, held), mask))
+        return batches
 
     def segment(self, sample: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one sample, views of (heads, tokens, head_dim)."""

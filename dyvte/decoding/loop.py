@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -37,43 +38,44 @@ def run_layers(
     """
     if isinstance(policy, Entrance) and trace is not None:
         row = policy.enter(row, trace)
-    rope = decoder.rotary_emb(row.hidden, position_ids=row.layout.positions[None])
+    observe, layout = _observer(policy, trace), None
     with packed_kernel(decoder.config) as kernel:
         for index, layer in enumerate(decoder.layers):
-            layout = row.layout
-            observe = None
+            if row.layout is not layout:  # what depends on which tokens there are, for all layers that see just these
+                layout = row.layout
+                positions = layout.positions[None]
+                rope = decoder.rotary_emb(row.hidden, position_ids=positions)
+                context = attention.PackedContext(layout, cache, kernel, observe and observe(layout))
             if trace is not None:
                 trace.record_layer(layout)
-                observe = _observer(policy, layout, trace)
             hidden = layer(
                 row.hidden,
                 attention_mask=None,
-                position_ids=layout.positions[None],
+                position_ids=positions,
                 position_embeddings=rope,
-                packed=attention.PackedContext(layout, cache, kernel, observe),
+                packed=context,
             )
             row = PackedRow(hidden, layout)
             if policy is not None:
                 assert trace is not None, "a policy needs a trace"
                 row = policy.edit(index, row, trace)
-                if row.layout is not layout and index + 1 < len(decoder.layers):
-                    rope = decoder.rotary_emb(row.hidden, position_ids=row.layout.positions[None])
     return PackedRow(decoder.norm(row.hidden), row.layout)
 
 
-def _observer(policy: Policy | None, layout: Layout, trace: ExitTrace):
-    """What attention is to call with (layer, query, key, value); None where the policy does not look."""
-    keys, values = isinstance(policy, Observer), isinstance(policy, ValueObserver)
-    if not keys and not values:
+def _observer(policy: Policy | None, trace: ExitTrace | None):
+    """layout -> what attention is to call with (layer, query, key, value); None where the policy does not look."""
+    if trace is None or not isinstance(policy, (Observer, ValueObserver)):
         return None
+    keys = policy.observe if isinstance(policy, Observer) else None
+    values = policy.observe_values if isinstance(policy, ValueObserver) else None
 
-    def observe(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        if isinstance(policy, Observer):
-            policy.observe(layer, query, key, layout, trace)
-        if isinstance(policy, ValueObserver):
-            policy.observe_values(layer, value, layout, trace)
+    def observe(layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if keys is not None:
+            keys(layer, query, key, layout, trace)
+        if values is not None:
+            values(layer, value, layout, trace)
 
-    return observe
+    return lambda layout: partial(observe, layout)
 
 
 @contextmanager

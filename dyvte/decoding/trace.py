@@ -29,7 +29,7 @@ class ExitTrace:
         self.scratch: dict = {}
         self._tokens: list[tuple[int, ...]] = []
         self._probabilities: list[tuple[int, list[int], Tensor]] = []
-        self._gate_flops = torch.zeros(num_layers, len(layout.lengths), dtype=torch.long)
+        self._flops: list[tuple[int, list[int], int]] = []  # added up when someone asks
 
     @property
     def num_samples(self) -> int:
@@ -43,11 +43,11 @@ class ExitTrace:
     def record_gate(self, layer: int, samples: Sequence[int], probabilities: Tensor, flops: int) -> None:
         """Note that a gate of ``flops`` FLOPs gave these exit ``probabilities`` (n,) for these ``samples``."""
         self._probabilities.append((layer, list(samples), probabilities.detach()))
-        self._gate_flops[layer, list(samples)] += flops
+        self._flops.append((layer, list(samples), flops))
 
     def record_scores(self, layer: int, sample: int, flops: int) -> None:
         """Note that a policy without gates computed ``flops`` FLOPs for a sample to choose tokens after ``layer``."""
-        self._gate_flops[layer, sample] += flops
+        self._flops.append((layer, [sample], flops))
 
     def record_exit(self, layer: int, samples: Sequence[int]) -> None:
         """Note that the visual tokens of these ``samples`` leave after ``layer``."""
@@ -70,7 +70,10 @@ class ExitTrace:
     @property
     def gate_flops(self) -> Tensor:
         """(layers, samples) long: FLOPs (2 x multiply-accumulate) of the gates, or scores, that decided."""
-        return self._gate_flops.clone()
+        out = torch.zeros(self.num_layers, self.num_samples, dtype=torch.long)
+        for layer, samples, flops in self._flops:
+            out[layer, samples] += flops
+        return out
 
     @property
     def mean_exit_layer(self) -> float:

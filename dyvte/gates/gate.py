@@ -28,7 +28,8 @@ class ExitGate(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States (n, K * D) -> logits (n, 2)."""
-        return self.w2(nn.functional.gelu(self.w1(states)))
+        hidden = nn.functional.gelu(nn.functional.linear(states, self.w1.weight))
+        return nn.functional.linear(hidden, self.w2.weight)
 
 
 class ExitGates(nn.Module):

@@ -9,7 +9,7 @@ Shapes: G segments, T tokens, D hidden size, K states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,6 +55,25 @@ class StateIndex:
     segments: tuple[int, ...]
     last: dict[str, Tensor]
     others: dict[str, tuple[Tensor, Tensor, Tensor]]
+    _means: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def means(self, states: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """All of these states as means: (m,) tokens, (m,) the row of (n * K) states of each, (n * K, 1) how many.
+
+        A last state is the mean of one token, so that gathering takes equally few operations for any choice.
+        """
+        if states not in self._means:
+            tokens, rows, counts = [], [], []
+            for column, state in enumerate(states):
+                which, kind = state.split("_")
+                last = self.last[kind]
+                alone = (last, torch.arange(len(last), device=last.device), torch.ones_like(last))
+                own, ranks, many = alone if which == "last" else self.others[kind]
+                tokens.append(own)
+                rows.append(ranks * len(states) + column)
+                counts.append(many)
+            self._means[states] = torch.cat(tokens), torch.cat(rows), torch.stack(counts, 1).view(-1, 1)
+        return self._means[states]
 
 
 _INDICES: WeakKeyDictionary[Layout, StateIndex] = WeakKeyDictionary()
@@ -114,18 +133,15 @@ def gather_states(
         attention: what ``attention_states`` gave for this layer; needed where a state comes from attention.
     """
     index, hidden = state_index(row.layout), row.hidden[0].detach()
-    parts = []
-    for state in states:
-        if state in ATTENTION_STATES:
-            assert attention is not None, f"{state} needs the layer's attention"
-            parts.append(attention[state].to(hidden.dtype))
-            continue
-        which, kind = state.split("_")
-        if which == "last":
-            parts.append(hidden[index.last[kind]])
-            continue
-        tokens, ranks, counts = index.others[kind]
-        total = torch.zeros(len(index.segments), hidden.shape[-1], device=hidden.device)
-        total.index_add_(0, ranks, hidden[tokens].float())
-        parts.append((total / counts[:, None]).to(hidden.dtype))
-    return torch.cat(parts, dim=-1)
+    of_tokens = tuple(state for state in states if state not in ATTENTION_STATES)
+    parts = {}
+    if of_tokens:
+        tokens, rows, counts = index.means(of_tokens)
+        total = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device)
+        total.index_add_(0, rows, hidden.index_select(0, tokens).float())
+        gathered = (total / counts).to(hidden.dtype).view(-1, len(of_tokens) * hidden.shape[-1])
+        if len(of_tokens) == len(states):
+            return gathered
+        parts = dict(zip(of_tokens, gathered.chunk(len(of_tokens), -1), strict=True))
+    assert attention is not None, "attention states need the layer's attention"
+    return torch.cat([parts[s] if s in parts else attention[s].to(hidden.dtype) for s in states], dim=-1)

@@ -11,7 +11,7 @@ work_of() { echo "$OUT/gates/$(basename "$(dirname "$1")")-$(basename "$1")"; }
 
 # tiny_training: Tiny-LLaVA's sample to fit gates to, and another one, of scenes that share none with it, to judge them.
 tiny_training() {
-    local folder=$OUT/tiny-train seed=${SEED:-0} mark
+    local folder=$OUT/tiny-train seed=${SEED:-0} mark name
     mark="${SCENES:-8000} ${FRACTION:-0.2} $seed"
     if [ "$(cat "$folder/.made" 2>/dev/null)" = "$mark" ]; then return; fi
     "$PYTHON" -m dyvte.tiny.data --out "$folder" --scenes "${SCENES:-8000}" --seed "$seed" --processes 2
