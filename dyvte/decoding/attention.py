@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -174,17 +175,17 @@ def _flash(query, key, value, held, layout: Layout, scaling: float | None) -> Te
     """The variable-length FlashAttention kernel: one call for all segments, whatever their lengths."""
     from flash_attn import flash_attn_varlen_func
 
-    key_lengths = layout.lengths
-    keys, values = key[0], value[0]
+    keys, values, key_lengths, offsets = key[0], value[0], layout.lengths, layout.offsets
     if held is not None:
         keys, values = held.packed()
         key_lengths = tuple(held.lengths)
+        offsets = torch.tensor((0, *accumulate(key_lengths)), dtype=torch.int32, device=query.device)
     out = flash_attn_varlen_func(
         query[0].transpose(0, 1),
         keys.transpose(0, 1),
         values.transpose(0, 1),
-        cu_seqlens_q=_cumulative(layout.lengths, query.device),
-        cu_seqlens_k=_cumulative(key_lengths, query.device),
+        cu_seqlens_q=layout.offsets,
+        cu_seqlens_k=offsets,
         max_seqlen_q=max(layout.lengths),
         max_seqlen_k=max(key_lengths),
         softmax_scale=scaling,
@@ -208,12 +209,6 @@ def _flash_step(query, key, value, filled: Tensor | None, scaling: float | None)
         softmax_scale=scaling,
     )
     return out.transpose(1, 2)
-
-
-def _cumulative(lengths: tuple[int, ...], device) -> Tensor:
-    """(G,) lengths -> (G + 1,) int32 offsets."""
-    offsets = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return offsets.to(device, non_blocking=True)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -3,6 +3,9 @@
 The row is cut into segments, one per sample (more while labels are made). Dropping or forking tokens is one
 ``index_select`` over the row; positions are kept as they were, so rotary embeddings never change.
 
+Which token is what is known on the host: packing reads the masks once, and from then on no edit of the row has to
+wait for the device.
+
 Shapes: B samples, S padded columns, T tokens in the row, G segments, D hidden size.
 """
 
@@ -13,8 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+TEXT, VISUAL, ANSWER = range(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +30,10 @@ class Layout:
 
     Attributes:
         positions: (T,) long, the tokens' positions in their prompts; never renumbered.
-        is_visual: (T,) bool.
-        is_answer: (T,) bool, True on teacher-forced answer tokens, which gates must not see.
-        slots: (T,) long, where each token came from: ``sample * S + column`` of the padded batch.
-        lengths: (G,) tokens per segment, on the host.
-        visual: (G,) visual tokens per segment, on the host.
+        kinds: (T,) int8, on the host: ``TEXT`` of the prompt, ``VISUAL``, or ``ANSWER`` for teacher-forced answers,
+            which gates must not see.
+        origins: (T,) int64, on the host, where each token came from: ``sample * S + column`` of the padded batch.
+        segments: (T,) int64, ascending, on the host: the segment of each token.
         samples: (G,) the sample that each segment belongs to, on the host.
         forked_at: (G,) the layer after which a segment was copied without its image; None for the samples' own.
         sizes: (T,) float32, of how many tokens each is the merged mean; None while nothing was merged. Attention adds
@@ -35,11 +41,9 @@ class Layout:
     """
 
     positions: Tensor
-    is_visual: Tensor
-    is_answer: Tensor
-    slots: Tensor
-    lengths: tuple[int, ...]
-    visual: tuple[int, ...]
+    kinds: NDArray[np.int8]
+    origins: NDArray[np.int64]
+    segments: NDArray[np.int64]
     samples: tuple[int, ...]
     forked_at: tuple[int | None, ...]
     sizes: Tensor | None = None
@@ -47,39 +51,40 @@ class Layout:
     @classmethod
     def of_single_tokens(cls, positions: Tensor) -> Layout:
         """One text token per sample, as in a decoding step; ``positions`` (B,)."""
-        ones = (1,) * len(positions)
-        nothing = torch.zeros_like(positions, dtype=torch.bool)
-        slots = torch.arange(len(positions), device=positions.device)
-        samples = tuple(range(len(positions)))
-        return cls(positions, nothing, nothing, slots, ones, (0,) * len(ones), samples, (None,) * len(ones))
+        return cls.of_text(positions, 1)
+
+    @classmethod
+    def of_text(cls, positions: Tensor, length: int) -> Layout:
+        """Equally many text tokens per sample; ``positions`` (B * length,)."""
+        tokens, samples = np.arange(len(positions)), len(positions) // length
+        return cls(
+            positions,
+            np.zeros(len(tokens), np.int8),
+            tokens,
+            tokens // length,
+            tuple(range(samples)),
+            (None,) * samples,
+        )
 
     def with_positions(self, positions: Tensor) -> Layout:
         """The same tokens at other positions (T,)."""
         return replace(self, positions=positions)
 
     @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """(G,) tokens per segment."""
+        return tuple(np.bincount(self.segments, minlength=len(self.samples)).tolist())
+
+    @cached_property
+    def visual(self) -> tuple[int, ...]:
+        """(G,) visual tokens per segment."""
+        owners = self.segments[self.kinds == VISUAL]
+        return tuple(np.bincount(owners, minlength=len(self.samples)).tolist())
+
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """(G,) where each segment begins in the row."""
-        starts, at = [], 0
-        for length in self.lengths:
-            starts.append(at)
-            at += length
-        return tuple(starts)
-
-    @cached_property
-    def segment_ids(self) -> Tensor:
-        """(T,) long, the segment of each token."""
-        device = self.positions.device
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(
-            torch.arange(len(self.lengths), device=device), lengths, output_size=len(self.positions)
-        )
-
-    @cached_property
-    def last_index(self) -> Tensor:
-        """(G,) long, index of each segment's last token."""
-        ends = [start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True)]
-        return torch.tensor(ends, device=self.positions.device)
+        return tuple(np.searchsorted(self.segments, range(len(self.samples))).tolist())
 
     @cached_property
     def can_exit(self) -> tuple[bool, ...]:
@@ -87,8 +92,8 @@ class Layout:
 
         A prompt that ends in an image predicts its answer from a visual token, which therefore has to stay.
         """
-        ends_in_image = self.is_visual[self.last_index].tolist()
-        return tuple(bool(count) and not end for count, end in zip(self.visual, ends_in_image, strict=True))
+        ends = (start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True))
+        return tuple(bool(n) and self.kinds[end] != VISUAL for n, end in zip(self.visual, ends, strict=True))
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
@@ -99,16 +104,55 @@ class Layout:
             at += length * runs[-1][2]
         return tuple(runs)
 
-    def select(self, index: Tensor, **host: tuple) -> Layout:
-        """The layout of the tokens at ``index`` (T',); ``host`` replaces the per-segment fields that change."""
+    # the same on the row's device, for those who need it there
+
+    def to_device(self, array: NDArray) -> Tensor:
+        """A copy on the row's device; nothing waits for it."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.positions.device, non_blocking=True)
+
+    @cached_property
+    def is_visual(self) -> Tensor:
+        """(T,) bool."""
+        return self.to_device(self.kinds == VISUAL)
+
+    @cached_property
+    def is_answer(self) -> Tensor:
+        """(T,) bool."""
+        return self.to_device(self.kinds == ANSWER)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(T,) long, :attr:`origins`."""
+        return self.to_device(self.origins)
+
+    @cached_property
+    def segment_ids(self) -> Tensor:
+        """(T,) long, :attr:`segments`."""
+        return self.to_device(self.segments)
+
+    @cached_property
+    def last_index(self) -> Tensor:
+        """(G,) long, index of each segment's last token."""
+        ends = np.array(self.starts) + np.array(self.lengths) - 1
+        return self.to_device(ends)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(G + 1,) int32, where each segment begins, and where the last one ends."""
+        return self.to_device(np.array([*self.starts, len(self.segments)], np.int32))
+
+    def select(self, index: NDArray, on_device: Tensor, **segments) -> Layout:
+        """The layout of the tokens at ``index`` (T',), given on the host and on the row's device.
+
+        ``segments`` replaces ``segments``, ``samples`` and ``forked_at`` where these are not the same any more.
+        """
         return replace(
             self,
-            positions=self.positions[index],
-            is_visual=self.is_visual[index],
-            is_answer=self.is_answer[index],
-            slots=self.slots[index],
-            sizes=None if self.sizes is None else self.sizes[index],
-            **host,
+            positions=self.positions.index_select(0, on_device),
+            kinds=self.kinds[index],
+            origins=self.origins[index],
+            sizes=None if self.sizes is None else self.sizes.index_select(0, on_device),
+            **{"segments": self.segments[index], **segments},
         )
 
 
@@ -119,9 +163,12 @@ class PackedRow:
     hidden: Tensor
     layout: Layout
 
-    def select(self, index: Tensor, **host: tuple) -> PackedRow:
-        """The row made of the tokens at ``index``; see :meth:`Layout.select`."""
-        return PackedRow(self.hidden.index_select(1, index), self.layout.select(index, **host))
+    def select(self, index: NDArray, **segments) -> PackedRow:
+        """The row made of the tokens at ``index`` (T',); see :meth:`Layout.select`."""
+        on_device = self.layout.to_device(index)
+        return PackedRow(
+            self.hidden.index_select(1, on_device), self.layout.select(index, on_device, **segments)
+        )
 
 
 def pack(
@@ -148,28 +195,26 @@ def pack(
     keep = _as_mask(attention_mask, "attention_mask", batch, columns, device, default=True)
     visual = _as_mask(visual_mask, "visual_mask", batch, columns, device, default=False) & keep
     answer = _as_mask(answer_mask, "answer_mask", batch, columns, device, default=False) & keep
-    lengths, visual_counts = torch.stack([keep.sum(1), visual.sum(1)]).tolist()
-    if min(lengths) == 0:
-        raise ValueError(
-            f"sample {lengths.index(0)} of the batch holds no token: every prompt needs at least one"
-        )
+    real, is_visual, is_answer = torch.stack([keep, visual, answer]).cpu().numpy()
+    empty = np.flatnonzero(~real.any(1))
+    if len(empty):
+        raise ValueError(f"sample {empty[0]} of the batch holds no token: every prompt needs at least one")
     if position_ids is None:
         position_ids = keep.long().cumsum(1) - 1
-    if sum(lengths) == batch * columns:
-        slots = torch.arange(batch * columns, device=device)
-    else:
-        slots = keep.flatten().nonzero().flatten()
+    origins = np.flatnonzero(real)
+    positions, hidden = position_ids.expand(batch, columns).flatten(), inputs_embeds.flatten(0, 1)
+    if len(origins) < batch * columns:
+        index = torch.from_numpy(origins).to(device, non_blocking=True)
+        positions, hidden = positions.index_select(0, index), hidden.index_select(0, index)
     layout = Layout(
-        positions=position_ids.expand(batch, columns).flatten()[slots],
-        is_visual=visual.flatten()[slots],
-        is_answer=answer.flatten()[slots],
-        slots=slots,
-        lengths=tuple(lengths),
-        visual=tuple(visual_counts),
+        positions=positions,
+        kinds=(VISUAL * is_visual + ANSWER * (is_answer & ~is_visual)).astype(np.int8).ravel()[origins],
+        origins=origins,
+        segments=origins // columns,
         samples=tuple(range(batch)),
         forked_at=(None,) * batch,
     )
-    return PackedRow(inputs_embeds.flatten(0, 1)[slots][None], layout)
+    return PackedRow(hidden[None], layout)
 
 
 def _as_mask(mask, name: str, batch: int, columns: int, device, *, default: bool) -> Tensor:
@@ -199,22 +244,13 @@ def unpack(row: PackedRow, batch: int, columns: int) -> Tensor:
 def drop_visual(row: PackedRow, segments: Sequence[bool]) -> PackedRow:
     """The row without the visual tokens of the chosen segments (G flags)."""
     layout = row.layout
-    chosen = torch.tensor(segments, device=layout.is_visual.device)
-    index = (~(layout.is_visual & chosen[layout.segment_ids])).nonzero().flatten()
-    lengths, visual = [], []
-    for gone, length, count in zip(segments, layout.lengths, layout.visual, strict=True):
-        lengths.append(length - count if gone else length)
-        visual.append(0 if gone else count)
-    return row.select(index, lengths=tuple(lengths), visual=tuple(visual))
+    leaving = (layout.kinds == VISUAL) & np.array(segments, bool)[layout.segments]
+    return row.select(np.flatnonzero(~leaving))
 
 
 def select_tokens(row: PackedRow, keep: Tensor) -> PackedRow:
     """The row with the tokens that ``keep`` (T,) bool names, in their order and at their positions."""
-    layout = row.layout
-    kept_per_segment = torch.zeros(2, len(layout.lengths), dtype=torch.long, device=keep.device)
-    counted = torch.stack([keep, keep & layout.is_visual]).long()
-    lengths, visual = kept_per_segment.index_add_(1, layout.segment_ids, counted).tolist()
-    return row.select(keep.nonzero().flatten(), lengths=tuple(lengths), visual=tuple(visual))
+    return row.select(np.flatnonzero(keep.cpu().numpy()))
 
 
 def merge_tokens(row: PackedRow, into: Tensor, *, track_sizes: bool) -> PackedRow:
@@ -245,21 +281,16 @@ def fork(row: PackedRow, layer: int) -> PackedRow:
     The copies stand at the end of the row, in the order of the samples, with ``forked_at = layer``.
     """
     layout = row.layout
-    copied = [
-        segment
-        for segment, (count, origin) in enumerate(zip(layout.visual, layout.forked_at, strict=True))
-        if count and origin is None
-    ]
-    if not copied:
+    images = np.array(layout.visual) > 0
+    copied = np.flatnonzero(images & np.array([origin is None for origin in layout.forked_at]))
+    if not len(copied):
         return row
-    chosen = torch.zeros(len(layout.lengths), dtype=torch.bool, device=layout.is_visual.device)
-    chosen[copied] = True
-    text = (~layout.is_visual & chosen[layout.segment_ids]).nonzero().flatten()
-    index = torch.cat([torch.arange(len(layout.is_visual), device=text.device), text])
+    copy_of = np.full(len(images), -1)
+    copy_of[copied] = len(images) + np.arange(len(copied))
+    text = np.flatnonzero((layout.kinds != VISUAL) & (copy_of[layout.segments] >= 0))
     return row.select(
-        index,
-        lengths=layout.lengths + tuple(layout.lengths[g] - layout.visual[g] for g in copied),
-        visual=layout.visual + (0,) * len(copied),
-        samples=layout.samples + tuple(layout.samples[g] for g in copied),
+        np.concatenate([np.arange(len(layout.kinds)), text]),
+        segments=np.concatenate([layout.segments, copy_of[layout.segments[text]]]),
+        samples=layout.samples + tuple(layout.samples[segment] for segment in copied),
         forked_at=layout.forked_at + (layer,) * len(copied),
     )

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.packed import TEXT, VISUAL, Layout, PackedRow
 
 STATES = ("mean_visual", "last_visual", "mean_text", "last_text")
 PAPER_STATES = ("mean_text", "last_text")
@@ -88,36 +90,34 @@ def state_index(layout: Layout) -> StateIndex:
 
 
 def _make_index(layout: Layout) -> StateIndex:
-    ids, device = layout.segment_ids, layout.positions.device
-    token = torch.arange(len(ids), device=device)
-    count = len(layout.lengths)
+    kinds, owner, count = layout.kinds, layout.segments, len(layout.samples)
+    token = np.arange(len(owner))
 
-    def last_of(member: Tensor) -> Tensor:
+    def last_of(member: NDArray) -> NDArray:
         """(G,) index of each segment's last member, -1 where it has none."""
-        where = torch.where(member, token, -1)
-        return torch.full((count,), -1, device=device).scatter_reduce(0, ids, where, "amax")
+        last = np.full(count, -1)
+        last[owner[member]] = token[member]  # of several values the last one stays
+        return last
 
-    members = {"visual": layout.is_visual}
+    members = {"visual": kinds == VISUAL}
     last_visual = last_of(members["visual"])
-    members["text"] = ~layout.is_visual & ~layout.is_answer & (token > last_visual[ids])
+    members["text"] = (kinds == TEXT) & (token > last_visual[owner])
     lasts = {"visual": last_visual, "text": last_of(members["text"])}
-    own = torch.tensor([origin is None for origin in layout.forked_at], device=device)
+    own = np.array([origin is None for origin in layout.forked_at])
     has_states = (lasts["visual"] >= 0) & (lasts["text"] >= 0) & own
-    segments = has_states.nonzero().flatten()
-    rank = torch.full((count,), -1, device=device)
-    rank[segments] = torch.arange(len(segments), device=device)
+    segments = np.flatnonzero(has_states)
+    rank = np.cumsum(has_states) - 1
 
     others = {}
     for kind, member in members.items():
-        last = lasts[kind]
-        total = torch.zeros(count, dtype=torch.long, device=device).index_add_(0, ids, member.long())
+        total = np.bincount(owner[member], minlength=count)
         # all but the last; a segment's only token stands for the mean
-        in_mean = member & has_states[ids] & ((token != last[ids]) | (total[ids] == 1))
-        tokens = in_mean.nonzero().flatten()
-        others[kind] = (tokens, rank[ids[tokens]], (total[segments] - 1).clamp(min=1))
+        in_mean = member & has_states[owner] & ((token != lasts[kind][owner]) | (total[owner] == 1))
+        parts = token[in_mean], rank[owner[in_mean]], np.maximum(total[segments] - 1, 1)
+        others[kind] = tuple(map(layout.to_device, parts))
     return StateIndex(
         segments=tuple(segments.tolist()),
-        last={kind: last[segments] for kind, last in lasts.items()},
+        last={kind: layout.to_device(last[segments]) for kind, last in lasts.items()},
         others=others,
     )
 

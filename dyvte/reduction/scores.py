@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dyvte.decoding.attention_weights import causal_logits
-from dyvte.decoding.packed import Layout, PackedRow, select_tokens
+from dyvte.decoding.packed import VISUAL, Layout, PackedRow, select_tokens
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 
@@ -77,8 +78,7 @@ def kept_count(tokens: int, share: float) -> int:
 
 def visual_index(layout: Layout, segment: int) -> Tensor:
     """(n,) long, the visual tokens of a segment as indices into the row."""
-    start = layout.starts[segment]
-    return layout.is_visual[start : start + layout.lengths[segment]].nonzero().flatten() + start
+    return layout.to_device(np.flatnonzero((layout.kinds == VISUAL) & (layout.segments == segment)))
 
 
 def keep_highest(
