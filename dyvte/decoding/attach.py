@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import packed_kernel, run_layers
 from dyvte.decoding.packed import Layout, PackedRow, pack, unpack
 from dyvte.decoding.policy import Policy
@@ -33,16 +34,18 @@ def handle_of(model: nn.Module) -> Handle | None:
     return vars(adapter_for(model).decoder(model)).get("_exit_handle")
 
 
-def attach(model: nn.Module, policy: Policy) -> Handle:
+def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Handle:
     """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
 
     Args:
         model: LLaVA's own class here, or transformers' ``LlavaForConditionalGeneration``.
         policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
+        graphs: ``Graphs()`` records decoding steps and the layers after an exit as CUDA graphs; by default every
+            kernel is launched by itself. Make new ones when the model's weights are moved or replaced.
 
     Raises:
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
-            policy is attached already, or the model's attention has no packed form.
+            policy is attached already, the model's attention has no packed form, or it cannot be recorded.
     """
     decoder = adapter_for(model).decoder(model)
     if is_attached(model):
@@ -54,7 +57,9 @@ def attach(model: nn.Module, policy: Policy) -> Handle:
         )
     with packed_kernel(decoder.config):
         policy.check(len(decoder.layers), decoder.config.hidden_size)
-    return Handle(model, policy)
+    if graphs is not None:
+        graphs.check(decoder)
+    return Handle(model, policy, graphs)
 
 
 class Handle:
@@ -62,12 +67,14 @@ class Handle:
 
     Attributes:
         policy: the policy; may be replaced between prefills.
+        graphs: what replays recorded work, or None.
         traces: one :class:`ExitTrace` per prefill since attaching; clear the list as you like.
     """
 
-    def __init__(self, model: nn.Module, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy, graphs: Graphs | None = None):
         adapter = adapter_for(model)
         self.policy = policy
+        self.graphs = graphs
         self.traces: list[ExitTrace] = []
         self._decoder = adapter.decoder(model)
         self._hook = None
@@ -129,7 +136,7 @@ class Handle:
         batch, columns, _ = embeds.shape
         if cache is not None and cache.columns:
             row = _continue(cache, embeds, attention_mask, visual_mask)
-            row = self._prefill(row, cache) if columns > 1 else run_layers(decoder, row, cache=cache)
+            row = self._prefill(row, cache) if columns > 1 else self._step(row, cache)
         else:
             row = pack(embeds, attention_mask, position_ids, visual_mask)
             if cache is not None:
@@ -139,9 +146,21 @@ class Handle:
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         trace = ExitTrace(len(self._decoder.layers), row.layout)
-        row = run_layers(self._decoder, row, policy=self.policy, trace=trace, cache=cache)
+        row = run_layers(
+            self._decoder, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
+        )
         self.traces.append(trace)
         return row
+
+    def _step(self, row: PackedRow, cache: RaggedCache) -> PackedRow:
+        graphs = self._usable_graphs()
+        if graphs is None:
+            return run_layers(self._decoder, row, cache=cache)
+        return graphs.step(self._decoder, row, cache, run_layers)
+
+    def _usable_graphs(self) -> Graphs | None:
+        """Recorded work has no gradients."""
+        return None if torch.is_grad_enabled() else self.graphs
 
 
 def _columns(kwargs: dict) -> int:

@@ -69,7 +69,9 @@ class RaggedLayer(CacheLayerMixin):
         self._lengths: list[int] = []
         self._steps = 0  # tokens added to every sample since `_lengths` was noted
         self._groups: list[Group] | None = None
-        self._filled: Tensor | None = None  # (C,) bool, which places hold a token; only where a group needs it
+        self._filled: Tensor | None = (
+            None  # (C,) bool, which places hold a token; only where a group needs it
+        )
 
     @property
     def lengths(self) -> list[int]:
@@ -155,12 +157,15 @@ class RaggedLayer(CacheLayerMixin):
         members = [list(group) for _, group in groupby(order, key=self.capacities.__getitem__)]
         uneven = [self.static or len({lengths[sample] for sample in group}) > 1 for group in members]
         if any(uneven):
-            self._filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
-            self._filled[_stretches(self.starts, lengths, device)] = True
-        self._groups = [self._group(*pair, lengths) for pair in zip(members, uneven, strict=True)]
+            filled = torch.zeros(self.keys.shape[1], dtype=torch.bool, device=device)
+            self._filled = filled.index_fill_(0, _stretches(self.starts, lengths, device), True)
+        self._groups = [
+            self._group(group, self._filled if masked else None, lengths)
+            for group, masked in zip(members, uneven, strict=True)
+        ]
         return self._groups
 
-    def _group(self, samples: list[int], uneven: bool, lengths: list[int]) -> Group:
+    def _group(self, samples: list[int], filled: Tensor | None, lengths: list[int]) -> Group:
         first, room = self.starts[samples[0]], self.capacities[samples[0]]
 
         def view(buffer: Tensor) -> Tensor:
@@ -170,7 +175,7 @@ class RaggedLayer(CacheLayerMixin):
         return Group(
             keys=view(self.keys),
             values=view(self.values),
-            filled=view(self._filled[None, :, None]).transpose(2, 3) if uneven else None,
+            filled=None if filled is None else view(filled[None, :, None]).transpose(2, 3),
             bias=None if self.bias is None else view(self.bias).transpose(2, 3),
             longest=max(lengths[sample] for sample in samples),
         )
@@ -208,6 +213,11 @@ class RaggedLayer(CacheLayerMixin):
         """Keys and values without slack, (heads, sum of lengths, head_dim); a copy where there is slack."""
         index = _stretches(self.starts, self.lengths, self.keys.device)
         return self.keys.index_select(1, index), self.values.index_select(1, index)
+
+    @property
+    def free_steps(self) -> int:
+        """Steps that can be taken without another arrangement of the buffer."""
+        return 0 if self._groups is None else self._free - self._steps
 
     def select(self, samples: list[int]) -> None:
         """Hold these samples, in this order; a sample may occur more than once (beams)."""
@@ -276,6 +286,27 @@ class RaggedCache(Cache):
         """Note that ``columns`` more columns were computed, and each sample's next position."""
         self.columns += columns
         self.next_positions = next_positions
+
+    def make_static(self) -> None:
+        """From now on steps have the same shapes until some room is full; see :attr:`RaggedLayer.static`."""
+        for layer in self.layers:
+            if not layer.static:
+                layer.static, layer._groups = True, None
+
+    @property
+    def arrangement(self) -> list[object]:
+        """By layer, what stays the same object as long as steps read and write the same places of the buffers."""
+        return [layer._groups for layer in self.layers]
+
+    @property
+    def free_steps(self) -> int:
+        """Steps that every layer can take without another arrangement."""
+        return min(layer.free_steps for layer in self.layers)
+
+    def count_step(self) -> None:
+        """Note that a replayed graph has added one token to every sample of every layer."""
+        for layer in self.layers:
+            layer._steps += 1
 
     @property
     def kv_lengths(self) -> list[list[int]]:

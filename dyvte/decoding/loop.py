@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dyvte.decoding import attention
 from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.packed import Layout, PackedRow
 from dyvte.decoding.policy import Entrance, Observer, Policy, ValueObserver
 from dyvte.decoding.trace import ExitTrace
@@ -23,6 +24,7 @@ def run_layers(
     policy: Policy | None = None,
     trace: ExitTrace | None = None,
     cache: RaggedCache | None = None,
+    graphs: Graphs | None = None,
 ) -> PackedRow:
     """Run a packed row through all layers and the final norm.
 
@@ -32,17 +34,26 @@ def run_layers(
         policy: may edit the row before the first layer and after each; None while decoding.
         trace: where policy and loop write what they did; needed with a policy.
         cache: filled on the way, and attended to where it already holds tokens.
+        graphs: replays the layers that see text alone, where it can; a policy that looks into attention has none.
 
     Returns:
         The row after the final norm, with the tokens that are left.
     """
     if isinstance(policy, Entrance) and trace is not None:
         row = policy.enter(row, trace)
-    observe, layout = _observer(policy, trace), None
+    observe = _observer(policy, trace)
+    layout: Any = None
     with packed_kernel(decoder.config) as kernel:
         for index, layer in enumerate(decoder.layers):
-            if row.layout is not layout:  # what depends on which tokens there are, for all layers that see just these
+            if row.layout is not layout:  # what all layers share that see these tokens
                 layout = row.layout
+                if graphs is not None and observe is None:
+                    done = graphs.text_layers(decoder, index, row, cache, kernel)
+                    if done is not None:
+                        if trace is not None:
+                            trace.record_layer(layout, times=len(decoder.layers) - index)
+                        row = done
+                        break
                 positions = layout.positions[None]
                 rope = decoder.rotary_emb(row.hidden, position_ids=positions)
                 context = attention.PackedContext(layout, cache, kernel, observe and observe(layout))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyvte import LearnedExit, NoExit, attach
+from dyvte import FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding import attention
 from dyvte.decoding import cache as cache_file
 from dyvte.decoding.cache import RaggedLayer
@@ -183,3 +183,43 @@ def test_matrix_products_get_rows_with_plain_strides(hf_llava):
         for hook in hooks:
             hook.remove()
     assert len(plain) == 3 * len(linears) and all(plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_is_read_on_the_host(hf_llava, gates, monkeypatch, side):
+    """A prefill reads its masks, and the decisions of each gate that is asked, once; exits and steps read nothing."""
+    reads = []
+
+    def counted(name):
+        plain = getattr(torch.Tensor, name)
+
+        def read(self, *args, **kwargs):
+            reads.append(name)
+            return plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    inputs = Prompts(*MIXED).hf(side)
+    visual = inputs["input_ids"] == hf_llava.config.image_token_id
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(*visual.shape, 64, generator=generator)
+    decoder, mask = hf_llava.model.language_model, inputs["attention_mask"]
+    with attach(hf_llava, LearnedExit(gates)) as handle:
+        for name in ("tolist", "item", "cpu", "nonzero", "unique", "__bool__", "__int__", "__index__"):
+            counted(name)
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "visual_mask": visual}
+        cache = decoder(**given, use_cache=True).past_key_values
+        seen = list(reads)
+        assert len({layer for layer in handle.traces[0].exit_layers if layer is not None}) > 1
+        asked = (~handle.traces[0].exit_probabilities.isnan()).any(1)
+        assert seen == ["cpu"] + ["tolist"] * sum(asked.tolist())
+        reads.clear()
+        for policy in (NoExit(), FixedExit(1)):
+            handle.policy = policy
+            decoder(**given, use_cache=True)
+            assert reads == ["cpu"]
+            reads.clear()
+        for _ in range(3):
+            decoder(inputs_embeds=embeds[:, :1], past_key_values=cache, use_cache=True)
+        assert not reads

@@ -1,0 +1,199 @@
+"""Recorded decoding steps and text-only layers give what launching every kernel gives.
+
+CPU has no CUDA graphs. ``Tape`` stands in for them: it keeps the operations of a function with their tensors and
+host values, undoes what recording did, refuses what waits for the device, and replays into the same memory.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dyvte import FixedExit, LearnedExit, NoExit, attach
+from dyvte.decoding import cache as cache_file
+from dyvte.decoding import graphs as graphs_file
+from dyvte.decoding.graphs import CudaGraphs, Graphs
+from dyvte.decoding.packed import Layout
+from dyvte.reduction.fastv import FastV
+from dyvte.study.attention_stats import AttentionStats
+from tests.conftest import LAYERS, MIXED, Prompts
+
+REFUSED = {"_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "_unique2"}
+
+
+class Tape(TorchDispatchMode):
+    """Operations in the order in which they were recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+        self._before = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in REFUSED:
+            raise RuntimeError(f"{name} is not possible while a graph is recorded")
+        for value, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._before.append((value, value.clone()))
+        out = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, out))
+        return out
+
+    def undo(self):
+        for tensor, before in reversed(self._before):
+            tensor.copy_(before)
+
+    def replay(self):
+        for func, args, kwargs, recorded in self.operations:
+            fresh = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(recorded), tree_leaves(fresh), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def record(monkeypatch):
+    def record(work):
+        tape = Tape()
+        with monkeypatch.context() as patch, tape:
+            patch.setattr(Layout, "to_device", None)  # from the host, so not possible either
+            work()
+        tape.undo()
+        return tape.replay
+
+    return record
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Rooms fill, and graphs end, after a few tokens."""
+    monkeypatch.setattr(cache_file, "GROWTH", 5)
+
+
+def generated(model, policy, prompts, graphs=None, **options):
+    """New tokens of each prompt, and the handle."""
+    inputs = prompts.hf()
+    run = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None, **options}
+    with torch.no_grad(), attach(model, policy, graphs) as handle:
+        return model.generate(**inputs, **run)[:, inputs["input_ids"].shape[1] :], handle
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False, "max_new_tokens": 3}])
+@pytest.mark.parametrize("prompts", [Prompts(*MIXED), Prompts(MIXED[0]), Prompts(MIXED[3])])
+def test_generation_with_graphs_equals_generation_without(
+    hf_llava, gates, record, little_room, prompts, options
+):
+    graphs = Graphs(record)
+    plain, without = generated(hf_llava, LearnedExit(gates), prompts, **options)
+    for _ in range(3):  # the second one meets known shapes, the third one replays
+        tokens, handle = generated(hf_llava, LearnedExit(gates), prompts, graphs, **options)
+        assert torch.equal(tokens, plain)
+        assert handle.traces[-1].exit_layers == without.traces[-1].exit_layers
+        assert torch.equal(handle.traces[-1].tokens_per_layer, without.traces[-1].tokens_per_layer)
+    if not options:
+        assert graphs.recorded > 3 and graphs.replayed > 2 * graphs.recorded
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_lengths_differ", [False, True])
+def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, record, little_room, kv_lengths_differ):
+    prompts = Prompts(*MIXED) if kv_lengths_differ else Prompts(MIXED[0], MIXED[0], MIXED[0])
+    runs = []
+    for graphs in (None, Graphs(record)):
+        with attach(hf_llava, LearnedExit(gates), graphs) as handle:
+            out = hf_llava(**prompts.hf(), use_cache=True)
+            cache, logits = out.past_key_values, []
+            for step in range(20):
+                if step == 12:
+                    cache.crop(-2)
+                handle.graphs = (
+                    None if step == 12 else graphs
+                )  # the cache changes without the graphs' knowledge
+                token = torch.full((len(prompts), 1), 5 + step)
+                logits.append(hf_llava(input_ids=token, past_key_values=cache).logits)
+        segments = [layer.segment(s) for layer in cache.layers for s in range(len(prompts))]
+        runs.append((torch.cat(logits, 1), segments, cache.kv_lengths, cache.nbytes, cache.next_positions))
+    assert graphs.replayed > graphs.recorded > 1
+    (plain, held, *counts), (ours, held_by_ours, *counts_of_ours) = runs
+    torch.testing.assert_close(ours, plain)
+    for pair in zip(held_by_ours, held, strict=True):
+        for one, other in zip(*pair, strict=True):
+            torch.testing.assert_close(one, other)
+    assert counts[:2] == counts_of_ours[:2] and torch.equal(counts[2], counts_of_ours[2])
+
+
+@torch.no_grad()
+def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_llava, record):
+    """Three batches of other prompts, of other lengths within the same bucket: each has its own results."""
+    batches = [
+        Prompts(MIXED[0], MIXED[2], MIXED[4]),
+        Prompts(MIXED[6], MIXED[4], MIXED[1]),
+        Prompts(MIXED[7], MIXED[1], MIXED[2]),
+    ]
+    graphs, recorded = Graphs(record), []
+    for prompts in batches:
+        with attach(hf_llava, FixedExit(1)):
+            plain = hf_llava(**prompts.hf(), use_cache=True)
+        with attach(hf_llava, FixedExit(1), graphs) as handle:
+            ours = hf_llava(**prompts.hf(), use_cache=True)
+        recorded.append((graphs.recorded, graphs.replayed))
+        torch.testing.assert_close(ours.logits, plain.logits)
+        for one, other in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+            assert one.lengths == other.lengths
+            torch.testing.assert_close(one.keys, other.keys)
+            torch.testing.assert_close(one.values, other.values)
+        assert handle.traces[0].tokens_per_layer.shape == (LAYERS, 3)
+    left = LAYERS - 2
+    assert recorded == [(0, 0), (left, left), (left, 2 * left)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "policy",
+    [NoExit(), AttentionStats(FixedExit(1)), FastV(1, 0.5)],
+    ids=["images stay", "observed", "fastv"],
+)
+def test_rows_with_images_and_observed_layers_are_not_recorded(hf_llava, record, policy):
+    graphs, prompts = Graphs(record), Prompts(MIXED[0], MIXED[1])
+    for _ in range(3):
+        with attach(hf_llava, policy, graphs):
+            hf_llava(**prompts.hf(), use_cache=True)
+    assert graphs.recorded == 0
+
+
+@torch.no_grad()
+def test_long_rows_and_continued_caches_are_not_recorded(hf_llava, record, monkeypatch):
+    graphs, prompt = Graphs(record), Prompts(MIXED[3])
+    with attach(hf_llava, NoExit(), graphs):
+        for _ in range(3):
+            cache = hf_llava(**prompt.hf(), use_cache=True).past_key_values
+            hf_llava(**{"input_ids": torch.tensor([[7, 8, 9]])}, past_key_values=cache)
+        assert (graphs.recorded, graphs.replayed) == (LAYERS, 2 * LAYERS)
+        monkeypatch.setattr(graphs_file, "MOST_TOKENS", 31)
+        hf_llava(**prompt.hf(), use_cache=True)
+        assert graphs.replayed == 2 * LAYERS
+
+
+def test_nothing_is_recorded_while_gradients_are_asked_for(hf_llava, record):
+    graphs = Graphs(record)
+    with attach(hf_llava, NoExit(), graphs):
+        for _ in range(3):
+            hf_llava(**Prompts(MIXED[3]).hf(), use_cache=False)
+    assert graphs.recorded == 0
+
+
+def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, record, monkeypatch):
+    with pytest.raises(ValueError, match="one CUDA device, this one is on cpu"):
+        attach(hf_llava, NoExit(), Graphs(CudaGraphs()))
+    monkeypatch.setattr(hf_llava.model.language_model.rotary_emb, "rope_type", "dynamic")
+    with pytest.raises(ValueError, match="dynamic"):
+        attach(hf_llava, NoExit(), Graphs(record))
+
+
+def test_the_tape_refuses_what_a_graph_cannot_hold(record):
+    for work in (lambda: torch.ones(1).item(), lambda: torch.tensor([1.0]), lambda: torch.ones(2).nonzero()):
+        with pytest.raises(RuntimeError, match="not possible"):
+            record(work)
