@@ -30,22 +30,22 @@ bench() { # bench NAME COMMAND FLAGS...
 }
 
 if [ "$DEVICE" = cpu ]; then
-    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" # of 32: a layer takes as long in a deeper model
+    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" graphs="" # of 32: a layer takes as long in a deeper model
 else
-    few="" fewer="" large="8 32" exits="0 7 15 23"
+    few="" fewer="" large="8 32" exits="0 7 15 23" graphs="graphs"
 fi
 # shellcheck disable=SC2086 # the lists above are several words each
 {
     bench prefill-7b prefill --model 7b $few --batch 1 --exit-layers $exits --plot "$OUT/prefill-7b.png"
     bench prefill-7b-batch prefill --model 7b $fewer --batch $large --rounds 3 --exit-layers 1 mixed \
-        --contenders baseline packed never gates
+        --contenders baseline packed never gates $graphs
     bench gates-7b prefill --model 7b $fewer --batch 1 --rounds 9 --contenders baseline packed never
     bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
         --contenders baseline gates paper
     bench decode-7b decode --model 7b $fewer --batch 1 $large --exit-layers 0 mixed \
-        --contenders baseline packed gates
+        --contenders baseline packed gates $graphs
     bench generate-7b generate --model 7b $few --batch 1 --exit-layers 1 \
-        --contenders baseline packed never gates
+        --contenders baseline packed never gates $graphs
     bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
     bench memory-7b memory --model 7b $few --batch 1 --exit-layers 1 mixed \
         --contenders baseline packed gates fixed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from dyvte.bench.paper_way import PaperWay
 from dyvte.bench.shapes import Prompts
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
 from dyvte.reduction.fastv import FastV
 
 Exits = Sequence[int | None]
-NAMES = ("baseline", "packed", "never", "gates", "fixed", "fastv", "paper")
+NAMES = ("baseline", "packed", "never", "gates", "fixed", "fastv", "graphs", "paper")
 MIXED = "mixed"
 
 
@@ -35,6 +36,7 @@ class Contender:
         exits: exit layer of each sample, None where the image stays; None as a whole where it is no exit (FastV).
         exit_layer: the layer, or "mixed", that a plot puts it at.
         paper: runs the prefill in the way of the paper's code instead.
+        graphs: replays what can be recorded as CUDA graphs.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Contender:
     exits: Exits | None
     exit_layer: int | str | None = None
     paper: PaperWay | None = None
+    graphs: Graphs | None = None
 
     @contextmanager
     def ready(self, model) -> Iterator[Handle | None]:
@@ -51,7 +54,7 @@ class Contender:
         if self.policy is None:
             yield None
             return
-        with attach(model, self.policy) as handle:
+        with attach(model, self.policy, self.graphs) as handle:
             yield handle
 
     def prefill(self, model, prompts: Prompts):
@@ -118,13 +121,14 @@ def make_contenders(
     Args:
         exit_layers: layers (zero-based) at which gates and fixed exits let the image go; "mixed" for another layer
             for each sample, left out at batch 1, where nothing can mix.
-        names: some of :data:`NAMES`; by default all whose attention kernel is the baseline's.
+        names: some of :data:`NAMES`; by default all whose attention kernel is the baseline's, and graphs on a CUDA
+            device only.
 
     Raises:
-        ValueError: on an unknown name or an exit layer that the model does not have.
+        ValueError: on an unknown name, an exit layer that the model does not have, or graphs without a CUDA device.
     """
     layers = model.config.num_hidden_layers
-    names = list(names) if names else [name for name in NAMES if _by_default(name, layers)]
+    names = list(names) if names else [name for name in NAMES if _by_default(name, layers, model.device)]
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise ValueError(f"unknown contenders {', '.join(unknown)}: choose from {', '.join(NAMES)}")
@@ -132,7 +136,7 @@ def make_contenders(
         if layer != MIXED and not 0 <= int(layer) < layers:
             raise ValueError(f"exit layer {layer} is not one of the model's layers 0..{layers - 1}")
     never: Exits = [None] * batch
-    gates: Any = make_gates(model, gate_width) if {"never", "gates", "paper"} & set(names) else None
+    gates: Any = make_gates(model, gate_width) if {"never", "gates", "graphs", "paper"} & set(names) else None
     makers: dict[str, Callable[[], list[Contender]]] = {
         "baseline": lambda: [Contender("baseline", kernel, None, never)],
         "packed": lambda: [Contender("packed, no exit", kernel, NoExit(), never)],
@@ -142,14 +146,29 @@ def make_contenders(
         ],
         "fixed": lambda: [_fixed(int(layer), batch, kernel) for layer in exit_layers if layer != MIXED],
         "fastv": lambda: [Contender("FastV K=2 R=50%", kernel, FastV(k=2, r=0.5), None)],
+        "graphs": lambda: [
+            _with_graphs(model, contender)
+            for contender in [
+                Contender("packed, no exit", kernel, NoExit(), never),
+                *(_by_gates(gates, layer, batch, layers, kernel) for layer in _possible(exit_layers, batch)),
+            ]
+        ],
         "paper": lambda: [_paper(gates, layer, batch) for layer in [None, *exit_layers] if layer != MIXED],
     }
     return [contender for name in names for contender in makers[name]()]
 
 
-def _by_default(name: str, layers: int) -> bool:
-    """FastV's K = 2 needs a third layer; the paper's way has another attention kernel."""
-    return name != "paper" and (name != "fastv" or layers > 2)
+def _by_default(name: str, layers: int, device: torch.device) -> bool:
+    """FastV's K = 2 needs a third layer, graphs need CUDA; the paper's way has another attention kernel."""
+    possible = {"paper": False, "fastv": layers > 2, "graphs": device.type == "cuda"}
+    return possible.get(name, True)
+
+
+def _with_graphs(model, contender: Contender) -> Contender:
+    graphs = Graphs()
+    graphs.check(model.model)
+    name = "graphs, " + contender.name.partition(", ")[2]
+    return replace(contender, name=name, graphs=graphs)
 
 
 def _possible(exit_layers: Sequence[int | str], batch: int) -> list[int | str]:

@@ -39,10 +39,11 @@ def _run_batch(settings: Settings, model, batch: int) -> list[Result]:
     results = []
     for contender in contenders:
         seconds = [total for total, _ in measured[contender.name]]
-        outside = [1 - inside / total for total, inside in measured[contender.name]]
         result = of_batch(contender, batch, seconds)
         result.numbers["tokens_per_second"] = batch * count / Spread.of(seconds).median
-        result.numbers["outside_layers"] = Spread.of(outside).median
+        if contender.graphs is None:
+            outside = [1 - inside / total for total, inside in measured[contender.name]]
+            result.numbers["outside_layers"] = Spread.of(outside).median
         results.append(result)
     return results
 
@@ -62,7 +63,10 @@ def generate(model, prompts: Prompts, count: int) -> Tensor:
 
 
 def _seconds(contender: Contender, model, prompts: Prompts, count: int) -> tuple[float, float]:
-    """Seconds of one generation, and those of them inside decoder layers."""
+    """Seconds of one generation, and those of them inside decoder layers (0 where graphs hide the layers)."""
+    if contender.graphs is not None:
+        with contender.ready(model):
+            return seconds_of(lambda: generate(model, prompts, count), model.device), 0.0
     clock = LayerClock(model.model, model.device)
     with contender.ready(model), clock.running():
         total = seconds_of(lambda: generate(model, prompts, count), model.device)

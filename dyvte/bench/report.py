@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyvte.bench.settings import Outcome, Result, Settings
 from dyvte.bench.timing import Spread
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from dyvte.report.provenance import git_state, hardware, versions
 from dyvte.report.table import to_markdown
 
@@ -134,7 +134,8 @@ def _panel(panel: Axes, batch: int, results: list[Result]) -> None:
     for result in results:
         if result.contender == "baseline":
             panel.axhline(Spread.of(result.seconds).median, color="black", linewidth=1, label="baseline")
-    for prefix, colour, marker in (("gates", ORANGE, "o"), ("fixed", BLUE, "s"), ("eager", GREY, "x")):
+    kinds = (("gates", ORANGE, "o"), ("fixed", BLUE, "s"), ("graphs", GREEN, "^"), ("eager", GREY, "x"))
+    for prefix, colour, marker in kinds:
         found = [r for r in results if r.contender.startswith(prefix) and isinstance(r.exit_layer, int)]
         found.sort(key=lambda result: result.exit_layer)  # type: ignore[arg-type, return-value]
         if not found:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2f6db5", "#d9622b", "#8a8f98"
+BLUE, ORANGE, GREY, GREEN = "#2f6db5", "#d9622b", "#8a8f98", "#3c8d5a"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,

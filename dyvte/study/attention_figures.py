@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from dyvte.report.table import title_of
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.stages import NAMES, Stages
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN = "#3c8d5a"
 LOOKS = {
     "image_self": (GREEN, "image self-attention"),
     "cross": (ORANGE, "cross-attention"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.gates.exit import LearnedExit
 from dyvte.reduction import REDUCTIONS, Combine
@@ -44,6 +46,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
     parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="record decoding steps and the layers after an exit as CUDA graphs: pays for small batches and answers "
+        "of many tokens",
+    )
 
 
 def method_name(text: str) -> str:
@@ -111,6 +119,9 @@ def open_answerer(args, conv_mode: str) -> Answerer:
     if handle is None:
         handle = attach(model, policy)
     handle.policy = policy
+    if _option(args, "cuda_graphs", False):
+        handle.graphs = Graphs()
+        handle.graphs.check(adapter_for(model).decoder(model))
     return Answerer(model, tokenizer, image_processor, conv_mode, handle, generation)
 
 

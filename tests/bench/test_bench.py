@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyvte.bench import prefill, rates
+from dyvte.bench import contenders, prefill, rates
 from dyvte.bench.__main__ import main
 from dyvte.bench.contenders import check_kernels, make_contenders, mixed_exits
 from dyvte.bench.decode import Session
@@ -19,7 +19,9 @@ from dyvte.bench.rates import Load, Rates, count_operations
 from dyvte.bench.settings import Settings
 from dyvte.bench.shapes import SHAPES, random_model, random_prompts
 from dyvte.bench.timing import LayerClock, Spread, interleaved
+from dyvte.decoding.graphs import Graphs
 from dyvte.gates.supervision import supervise
+from tests.tape import record
 
 LAYERS = 4
 
@@ -80,6 +82,31 @@ def test_mixed_exits_are_those_asked_for(model, prompts):
             torch.testing.assert_close(
                 alone.prefill(model, one).logits[0], together[sample], rtol=1e-4, atol=1e-4
             )
+
+
+@torch.no_grad()
+def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
+    """Prefill and steps of each contender with graphs equal those of its twin without; only CUDA has real ones."""
+    with pytest.raises(ValueError, match="CUDA"):
+        contenders_of(model, prompts, [1], ["graphs"])
+    assert not any(name.startswith("graphs") for name in contenders_of(model, prompts, [1]))
+    monkeypatch.setattr(contenders, "Graphs", lambda: Graphs(record))
+    found = contenders_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
+    assert [name for name in found if name.startswith("graphs")] == [
+        "graphs, no exit",
+        "graphs, exit 1",
+        "graphs, mixed exits",
+    ]
+    for twin in ("packed, no exit", "gates, exit 1", "gates, mixed exits"):
+        contender = found["graphs, " + twin.partition(", ")[2]]
+        plain = Session(found[twin], model, prompts)
+        with found[twin].ready(model):
+            expected = plain.steps(9)
+        for _ in range(2):
+            session = Session(contender, model, prompts)
+            with contender.ready(model):
+                assert torch.equal(session.steps(9), expected)
+        assert contender.graphs.recorded and contender.graphs.replayed > contender.graphs.recorded
 
 
 def test_gates_do_their_work_before_they_obey(model, prompts):

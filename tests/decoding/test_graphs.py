@@ -1,70 +1,21 @@
 """Recorded decoding steps and text-only layers give what launching every kernel gives.
 
-CPU has no CUDA graphs. ``Tape`` stands in for them: it keeps the operations of a function with their tensors and
-host values, undoes what recording did, refuses what waits for the device, and replays into the same memory.
+A CPU has no CUDA graphs; :mod:`tests.tape` stands in for them.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dyvte import FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding import cache as cache_file
 from dyvte.decoding import graphs as graphs_file
 from dyvte.decoding.graphs import CudaGraphs, Graphs
-from dyvte.decoding.packed import Layout
 from dyvte.reduction.fastv import FastV
 from dyvte.study.attention_stats import AttentionStats
 from tests.conftest import LAYERS, MIXED, Prompts
-
-REFUSED = {"_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "_unique2"}
-
-
-class Tape(TorchDispatchMode):
-    """Operations in the order in which they were recorded."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-        self._before = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
-        if name in REFUSED:
-            raise RuntimeError(f"{name} is not possible while a graph is recorded")
-        for value, argument in zip(args, func._schema.arguments, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self._before.append((value, value.clone()))
-        out = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, out))
-        return out
-
-    def undo(self):
-        for tensor, before in reversed(self._before):
-            tensor.copy_(before)
-
-    def replay(self):
-        for func, args, kwargs, recorded in self.operations:
-            fresh = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(recorded), tree_leaves(fresh), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-@pytest.fixture
-def record(monkeypatch):
-    def record(work):
-        tape = Tape()
-        with monkeypatch.context() as patch, tape:
-            patch.setattr(Layout, "to_device", None)  # from the host, so not possible either
-            work()
-        tape.undo()
-        return tape.replay
-
-    return record
+from tests.tape import record
 
 
 @pytest.fixture
@@ -83,9 +34,7 @@ def generated(model, policy, prompts, graphs=None, **options):
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False, "max_new_tokens": 3}])
 @pytest.mark.parametrize("prompts", [Prompts(*MIXED), Prompts(MIXED[0]), Prompts(MIXED[3])])
-def test_generation_with_graphs_equals_generation_without(
-    hf_llava, gates, record, little_room, prompts, options
-):
+def test_generation_with_graphs_equals_generation_without(hf_llava, gates, little_room, prompts, options):
     graphs = Graphs(record)
     plain, without = generated(hf_llava, LearnedExit(gates), prompts, **options)
     for _ in range(3):  # the second one meets known shapes, the third one replays
@@ -99,7 +48,7 @@ def test_generation_with_graphs_equals_generation_without(
 
 @torch.no_grad()
 @pytest.mark.parametrize("kv_lengths_differ", [False, True])
-def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, record, little_room, kv_lengths_differ):
+def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, little_room, kv_lengths_differ):
     prompts = Prompts(*MIXED) if kv_lengths_differ else Prompts(MIXED[0], MIXED[0], MIXED[0])
     runs = []
     for graphs in (None, Graphs(record)):
@@ -126,7 +75,7 @@ def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, record, little_r
 
 
 @torch.no_grad()
-def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_llava, record):
+def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_llava):
     """Three batches of other prompts, of other lengths within the same bucket: each has its own results."""
     batches = [
         Prompts(MIXED[0], MIXED[2], MIXED[4]),
@@ -156,7 +105,7 @@ def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_l
     [NoExit(), AttentionStats(FixedExit(1)), FastV(1, 0.5)],
     ids=["images stay", "observed", "fastv"],
 )
-def test_rows_with_images_and_observed_layers_are_not_recorded(hf_llava, record, policy):
+def test_rows_with_images_and_observed_layers_are_not_recorded(hf_llava, policy):
     graphs, prompts = Graphs(record), Prompts(MIXED[0], MIXED[1])
     for _ in range(3):
         with attach(hf_llava, policy, graphs):
@@ -165,7 +114,7 @@ def test_rows_with_images_and_observed_layers_are_not_recorded(hf_llava, record,
 
 
 @torch.no_grad()
-def test_long_rows_and_continued_caches_are_not_recorded(hf_llava, record, monkeypatch):
+def test_long_rows_and_continued_caches_are_not_recorded(hf_llava, monkeypatch):
     graphs, prompt = Graphs(record), Prompts(MIXED[3])
     with attach(hf_llava, NoExit(), graphs):
         for _ in range(3):
@@ -177,7 +126,7 @@ def test_long_rows_and_continued_caches_are_not_recorded(hf_llava, record, monke
         assert graphs.replayed == 2 * LAYERS
 
 
-def test_nothing_is_recorded_while_gradients_are_asked_for(hf_llava, record):
+def test_nothing_is_recorded_while_gradients_are_asked_for(hf_llava):
     graphs = Graphs(record)
     with attach(hf_llava, NoExit(), graphs):
         for _ in range(3):
@@ -185,7 +134,7 @@ def test_nothing_is_recorded_while_gradients_are_asked_for(hf_llava, record):
     assert graphs.recorded == 0
 
 
-def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, record, monkeypatch):
+def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, monkeypatch):
     with pytest.raises(ValueError, match="one CUDA device, this one is on cpu"):
         attach(hf_llava, NoExit(), Graphs(CudaGraphs()))
     monkeypatch.setattr(hf_llava.model.language_model.rotary_emb, "rope_type", "dynamic")
@@ -193,7 +142,7 @@ def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, record, monkeypa
         attach(hf_llava, NoExit(), Graphs(record))
 
 
-def test_the_tape_refuses_what_a_graph_cannot_hold(record):
+def test_the_tape_refuses_what_a_graph_cannot_hold():
     for work in (lambda: torch.ones(1).item(), lambda: torch.tensor([1.0]), lambda: torch.ones(2).nonzero()):
         with pytest.raises(RuntimeError, match="not possible"):
             record(work)

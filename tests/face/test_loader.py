@@ -355,3 +355,5 @@ def test_the_checkpoints_gates_are_used_unless_told_otherwise(copy_of, weights):
     assert isinstance(learned.handle.policy, LearnedExit) and learned.handle.policy.threshold == 0.25
     assert learned.exits
     assert not open_answerer(parse([*given, "--method", "none"]), "v1").exits
+    with pytest.raises(ValueError, match="CUDA graphs need the whole decoder on one CUDA device"):
+        open_answerer(parse([*given, "--device", "cpu", "--cuda-graphs"]), "v1")
