@@ -30,26 +30,44 @@ bench() { # bench NAME COMMAND FLAGS...
 }
 
 if [ "$DEVICE" = cpu ]; then
-    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" graphs="" # of 32: a layer takes as long in a deeper model
+    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" # of 32: a layer takes as long in a deeper model
+    ahead="" graphs=""
 else
-    few="" fewer="" large="8 32" exits="0 7 15 23" graphs="graphs"
+    few="" fewer="" large="8 32" exits="0 7 15 23"
+    ahead="ahead" graphs="graphs"
 fi
-# shellcheck disable=SC2086 # the lists above are several words each
-{
-    bench prefill-7b prefill --model 7b $few --batch 1 --exit-layers $exits --plot "$OUT/prefill-7b.png"
-    bench prefill-7b-batch prefill --model 7b $fewer --batch $large --rounds 3 --exit-layers 1 mixed \
-        --contenders baseline packed never gates $graphs
-    bench gates-7b prefill --model 7b $fewer --batch 1 --rounds 9 --contenders baseline packed never
-    bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
-        --contenders baseline gates paper
-    bench decode-7b decode --model 7b $fewer --batch 1 $large --exit-layers 0 mixed \
-        --contenders baseline packed gates $graphs
-    bench generate-7b generate --model 7b $few --batch 1 --exit-layers 1 \
-        --contenders baseline packed never gates $graphs
-    bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
-    bench memory-7b memory --model 7b $few --batch 1 --exit-layers 1 mixed \
-        --contenders baseline packed gates fixed
-    for command in prefill decode generate labels; do
-        bench "$command-tiny" $command --model tiny --dtype fp32 --batch 1 32 --visual-tokens 81 --gate-width 128
-    done
+
+suite() { # suite MODEL SUFFIX FLAGS...
+    local model=$1 suffix=$1$2
+    shift 2
+    # shellcheck disable=SC2086 # the lists above are several words each
+    {
+        bench "prefill-$suffix" prefill --model "$model" $few --batch 1 --exit-layers $exits "$@" \
+            --plot "$OUT/prefill-$suffix.png"
+        bench "prefill-$suffix-batch" prefill --model "$model" $fewer --batch $large --rounds 3 "$@" \
+            --exit-layers 1 mixed --contenders baseline packed never gates $ahead $graphs
+        bench "gates-$suffix" prefill --model "$model" $fewer --batch 1 --rounds 9 "$@" \
+            --contenders baseline packed never $ahead
+        bench "decode-$suffix" decode --model "$model" $fewer --batch 1 $large --exit-layers 0 mixed "$@" \
+            --contenders baseline packed gates $graphs
+        bench "generate-$suffix" generate --model "$model" $few --batch 1 --exit-layers 1 "$@" \
+            --contenders baseline packed never gates $graphs
+        bench "memory-$suffix" memory --model "$model" $few --batch 1 --exit-layers 1 mixed "$@" \
+            --contenders baseline packed gates fixed
+    }
 }
+
+suite 7b ""
+# shellcheck disable=SC2086
+bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
+    --contenders baseline gates paper
+bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
+if [ "$DEVICE" != cpu ]; then
+    suite 13b ""
+    if "$python" -c 'import flash_attn' 2>/dev/null; then
+        for model in 7b 13b; do suite "$model" -flash --attn flash_attention_2; done
+    fi
+fi
+for command in prefill decode generate labels; do
+    bench "$command-tiny" $command --model tiny --dtype fp32 --batch 1 32 --visual-tokens 81 --gate-width 128
+done

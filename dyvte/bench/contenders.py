@@ -21,7 +21,7 @@ from dyvte.gates.gate import ExitGates
 from dyvte.reduction.fastv import FastV
 
 Exits = Sequence[int | None]
-NAMES = ("baseline", "packed", "never", "gates", "fixed", "fastv", "graphs", "paper")
+NAMES = ("baseline", "packed", "never", "gates", "fixed", "fastv", "ahead", "graphs", "paper")
 MIXED = "mixed"
 
 
@@ -121,8 +121,8 @@ def make_contenders(
     Args:
         exit_layers: layers (zero-based) at which gates and fixed exits let the image go; "mixed" for another layer
             for each sample, left out at batch 1, where nothing can mix.
-        names: some of :data:`NAMES`; by default all whose attention kernel is the baseline's, and graphs on a CUDA
-            device only.
+        names: some of :data:`NAMES`; by default all whose attention kernel is the baseline's, ``ahead`` and
+            ``graphs`` on a CUDA device only.
 
     Raises:
         ValueError: on an unknown name, an exit layer that the model does not have, or graphs without a CUDA device.
@@ -136,7 +136,9 @@ def make_contenders(
         if layer != MIXED and not 0 <= int(layer) < layers:
             raise ValueError(f"exit layer {layer} is not one of the model's layers 0..{layers - 1}")
     never: Exits = [None] * batch
-    gates: Any = make_gates(model, gate_width) if {"never", "gates", "graphs", "paper"} & set(names) else None
+    gates: Any = (
+        make_gates(model, gate_width) if {"never", "gates", "ahead", "graphs", "paper"} & set(names) else None
+    )
     makers: dict[str, Callable[[], list[Contender]]] = {
         "baseline": lambda: [Contender("baseline", kernel, None, never)],
         "packed": lambda: [Contender("packed, no exit", kernel, NoExit(), never)],
@@ -146,12 +148,11 @@ def make_contenders(
         ],
         "fixed": lambda: [_fixed(int(layer), batch, kernel) for layer in exit_layers if layer != MIXED],
         "fastv": lambda: [Contender("FastV K=2 R=50%", kernel, FastV(k=2, r=0.5), None)],
+        "ahead": lambda: [
+            _looking_ahead(contender) for contender in [*makers["never"](), *makers["gates"]()]
+        ],
         "graphs": lambda: [
-            _with_graphs(model, contender)
-            for contender in [
-                Contender("packed, no exit", kernel, NoExit(), never),
-                *(_by_gates(gates, layer, batch, layers, kernel) for layer in _possible(exit_layers, batch)),
-            ]
+            _with_graphs(model, contender) for contender in [*makers["packed"](), *makers["gates"]()]
         ],
         "paper": lambda: [_paper(gates, layer, batch) for layer in [None, *exit_layers] if layer != MIXED],
     }
@@ -159,9 +160,14 @@ def make_contenders(
 
 
 def _by_default(name: str, layers: int, device: torch.device) -> bool:
-    """FastV's K = 2 needs a third layer, graphs need CUDA; the paper's way has another attention kernel."""
-    possible = {"paper": False, "fastv": layers > 2, "graphs": device.type == "cuda"}
-    return possible.get(name, True)
+    """FastV's K = 2 needs a third layer, two ways are for accelerators; the paper's has another attention kernel."""
+    cuda = device.type == "cuda"
+    return {"paper": False, "fastv": layers > 2, "ahead": cuda, "graphs": cuda}.get(name, True)
+
+
+def _looking_ahead(contender: Contender) -> Contender:
+    policy: Any = replace(contender.policy, ahead=True)  # type: ignore[type-var]
+    return replace(contender, name="ahead, " + contender.name.partition(", ")[2], policy=policy)
 
 
 def _with_graphs(model, contender: Contender) -> Contender:

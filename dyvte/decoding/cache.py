@@ -227,6 +227,13 @@ class RaggedLayer(CacheLayerMixin):
         """Forget the last ``-tokens_to_remove`` tokens of every sample."""
         self._note_lengths([held + tokens_to_remove for held in self.lengths])
 
+    def take_back(self, lengths: tuple[int, ...]) -> None:
+        """Forget the last few tokens of each sample, all that it has of them included."""
+        left = [held - taken for held, taken in zip(self.lengths, lengths, strict=True)]
+        self._note_lengths(left)
+        if not any(left):
+            self.is_initialized = False  # the next `append` takes its tensors as they are
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values held, without room to grow."""

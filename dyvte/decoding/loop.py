@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from dyvte.cost.flops import layer_flops
 from dyvte.decoding import attention
 from dyvte.decoding.cache import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.decoding.policy import Entrance, Observer, Policy, ValueObserver
+from dyvte.decoding.policy import Entrance, LookingAhead, Observer, Policy, ValueObserver
 from dyvte.decoding.trace import ExitTrace
 
 
@@ -34,7 +35,7 @@ def run_layers(
         policy: may edit the row before the first layer and after each; None while decoding.
         trace: where policy and loop write what they did; needed with a policy.
         cache: filled on the way, and attended to where it already holds tokens.
-        graphs: replays the layers that see text alone, where it can; a policy that looks into attention has none.
+        graphs: replays the layers that see text alone, where the policy ignores them.
 
     Returns:
         The row after the final norm, with the tokens that are left.
@@ -42,35 +43,56 @@ def run_layers(
     if isinstance(policy, Entrance) and trace is not None:
         row = policy.enter(row, trace)
     observe = _observer(policy, trace)
+    looking = policy if isinstance(policy, LookingAhead) and policy.ahead else None
     layout: Any = None
+    ahead: Tensor | None = None  # what the next layer gives, should all tokens enter it
     with packed_kernel(decoder.config) as kernel:
+
+        def compute(layer: Any, hidden: Tensor) -> Tensor:
+            return layer(
+                hidden,
+                attention_mask=None,
+                position_ids=layout.positions[None],
+                position_embeddings=rope,
+                packed=context,
+            )
+
         for index, layer in enumerate(decoder.layers):
             if row.layout is not layout:  # what all layers share that see these tokens
                 layout = row.layout
-                if graphs is not None and observe is None:
+                if graphs is not None and getattr(policy, "ignores_text", policy is None):
                     done = graphs.text_layers(decoder, index, row, cache, kernel)
                     if done is not None:
                         if trace is not None:
                             trace.record_layer(layout, times=len(decoder.layers) - index)
                         row = done
                         break
-                positions = layout.positions[None]
-                rope = decoder.rotary_emb(row.hidden, position_ids=positions)
+                rope = decoder.rotary_emb(row.hidden, position_ids=layout.positions[None])
                 context = attention.PackedContext(layout, cache, kernel, observe and observe(layout))
             if trace is not None:
                 trace.record_layer(layout)
-            hidden = layer(
-                row.hidden,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=rope,
-                packed=context,
-            )
-            row = PackedRow(hidden, layout)
-            if policy is not None:
-                assert trace is not None, "a policy needs a trace"
+            row = PackedRow(compute(layer, row.hidden) if ahead is None else ahead, layout)
+            ahead = None
+            if policy is None:
+                continue
+            assert trace is not None, "a policy needs a trace"
+            if looking is None or index + 1 == len(decoder.layers):
                 row = policy.edit(index, row, trace)
+            elif (answer := looking.ask(index, row, trace)) is not None:
+                ahead = compute(decoder.layers[index + 1], row.hidden)
+                row = looking.obey(index, row, answer, trace)
+                if row.layout is not layout:
+                    ahead = None
+                    _take_back(index + 1, decoder.config, layout, trace, cache)
     return PackedRow(decoder.norm(row.hidden), row.layout)
+
+
+def _take_back(layer: int, config, layout: Layout, trace: ExitTrace, cache: RaggedCache | None) -> None:
+    """Forget the keys and values that a layer left for nothing, and count its FLOPs among those of deciding."""
+    if cache is not None:
+        cache.layers[layer].take_back(layout.lengths)
+    for sample, tokens in zip(layout.samples, layout.lengths, strict=True):
+        trace.record_scores(layer, sample, layer_flops(config, tokens))
 
 
 def _observer(policy: Policy | None, trace: ExitTrace | None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from dyvte.decoding.packed import Layout, PackedRow, drop_visual
@@ -15,6 +16,9 @@ class Policy(Protocol):
     """Edits the packed row between layers, in prefill only.
 
     A policy keeps no state of a run: what it decides is written to the ``trace``, and read from it.
+
+    A policy with an attribute ``ignores_text = True`` says that rows without visual tokens pass it unchanged, and
+    that it need not see them: only then may their layers be replayed from graphs, without asking it.
     """
 
     def check(self, num_layers: int, hidden_size: int) -> None:
@@ -57,9 +61,48 @@ class Entrance(Protocol):
         ...
 
 
+@runtime_checkable
+class LookingAhead(Protocol):
+    """A policy whose decisions may be read late: the loop launches the next layer for everyone before it reads them.
+
+    That hides the wait for the device where nobody leaves; where somebody does, the next layer is computed again.
+    ``edit`` is ``obey`` of what ``ask`` gave.
+    """
+
+    ahead: bool
+
+    def ask(self, layer: int, row: PackedRow, trace: ExitTrace) -> Answer | None:
+        """Launch what decides after ``layer``; None where nothing is to be decided."""
+        ...
+
+    def obey(self, layer: int, row: PackedRow, answer: Answer, trace: ExitTrace) -> PackedRow:
+        """Wait for the decisions, and act on them."""
+        ...
+
+
+class Answer:
+    """Decisions (n,) bool on their way to the host."""
+
+    def __init__(self, decisions: Tensor):
+        self._event = None
+        self._decisions = decisions
+        if decisions.is_cuda:
+            self._decisions = decisions.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(decisions.device))
+
+    def read(self) -> list[bool]:
+        """The decisions, as soon as the device has made them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._decisions.tolist()
+
+
 @dataclass(frozen=True)
 class NoExit:
     """The baseline: visual tokens stay to the last layer."""
+
+    ignores_text = True
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Fits every decoder."""
@@ -74,6 +117,7 @@ class FixedExit:
     """All samples exit after ``layer`` (zero-based): the paper's manual exit (Fig. 4), and VTW (2405.05803)."""
 
     layer: int
+    ignores_text = True
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when the decoder has no such layer."""

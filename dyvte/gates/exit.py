@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.decoding.policy import exit_segments
+from dyvte.decoding.policy import Answer, exit_segments
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
@@ -25,6 +25,8 @@ class LearnedExit:
         threshold: in [0, 1]; 0.5 compares the two logits, as the paper does; 1 never exits. By default what the gates
             were calibrated to, else 0.5.
         first_layer, last_layer: gates outside this range (zero-based, inclusive) are not asked.
+        ahead: launch the next layer before a gate's decision is read. On an accelerator this hides the read where
+            nobody leaves, and costs one more layer where somebody does, so it pays where gates seldom fire.
 
     Raises:
         ValueError: when the threshold or the range makes no sense.
@@ -34,6 +36,8 @@ class LearnedExit:
     threshold: float = None  # type: ignore[assignment] - filled in from the gates
     first_layer: int = 0
     last_layer: int | None = None
+    ahead: bool = False
+    ignores_text = True
 
     def __post_init__(self) -> None:
         if self.threshold is None:
@@ -51,21 +55,29 @@ class LearnedExit:
         """Raise ValueError when the gates are those of another model."""
         self.gates.check(num_layers, hidden_size)
 
-    @torch.no_grad()
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
+        answer = self.ask(layer, row, trace)
+        return row if answer is None else self.obey(layer, row, answer, trace)
+
+    @torch.no_grad()
+    def ask(self, layer: int, row: PackedRow, trace: ExitTrace) -> Answer | None:
+        """Run the layer's gate on every sample whose image is still there; None where there is no gate or sample."""
         if not self._asks(layer):
-            return row
+            return None
         segments = state_index(row.layout).segments
         if not segments:
-            return row
+            return None
         states = gather_states(row, self.gates.states, trace.scratch.get("attention"))
         probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[segment] for segment in segments]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
-        decisions = (probabilities > self.threshold).tolist()  # a NaN compares as False: it never exits
+        return Answer(probabilities > self.threshold)  # a NaN compares as False: it never exits
+
+    def obey(self, layer: int, row: PackedRow, answer: Answer, trace: ExitTrace) -> PackedRow:
+        """Drop the images that the gate lets go."""
         leaving = [False] * len(row.layout.lengths)
-        for segment, decision in zip(segments, decisions, strict=True):
+        for segment, decision in zip(state_index(row.layout).segments, answer.read(), strict=True):
             leaving[segment] = decision
         return exit_segments(row, leaving, layer, trace)
 

@@ -28,6 +28,11 @@ class Combine:
         if not self.policies or len(set(self.policies)) < len(self.policies):
             raise ValueError(f"Combine takes one or more different policies, got {self.policies}")
 
+    @property
+    def ignores_text(self) -> bool:
+        """Whether all of them do; see :class:`Policy`."""
+        return all(getattr(policy, "ignores_text", False) for policy in self.policies)
+
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when one of the policies does not fit."""
         for policy in self.policies:

@@ -31,6 +31,7 @@ class FastV:
 
     k: int = 2
     r: float = 0.5
+    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("FastV's r", self.r)

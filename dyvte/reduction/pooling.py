@@ -33,6 +33,7 @@ class Pooling:
 
     s: int = 2
     grid: int | None = None
+    ignores_text = True
 
     def __post_init__(self) -> None:
         if self.s < 1 or (self.grid is not None and self.grid < 1):

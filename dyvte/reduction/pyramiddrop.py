@@ -32,6 +32,7 @@ class PyramidDrop:
 
     stages: int = 4
     ratio: float = 0.5
+    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("PyramidDrop's ratio", self.ratio)

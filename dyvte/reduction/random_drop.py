@@ -32,6 +32,7 @@ class RandomDrop:
     k: int = 0
     r: float = 0.5
     seed: int = 0
+    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("RandomDrop's r", self.r, below_one=self.k == 0)

@@ -63,6 +63,7 @@ class StabilityExit:
     size: float = 0.2
     still: float = 0.999
     patience: int = 2
+    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("StabilityExit's jump", self.jump)

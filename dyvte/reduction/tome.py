@@ -39,6 +39,7 @@ class ToMe:
     r: int = 16
     first_layer: int = 0
     last_layer: int | None = None
+    ignores_text = True
 
     def __post_init__(self) -> None:
         if self.r < 0:

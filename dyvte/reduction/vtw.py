@@ -25,6 +25,7 @@ class VTW:
     """
 
     k: int = 15
+    ignores_text = True
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when no layer would be left to gain from."""

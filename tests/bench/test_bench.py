@@ -89,7 +89,7 @@ def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
     """Prefill and steps of each contender with graphs equal those of its twin without; only CUDA has real ones."""
     with pytest.raises(ValueError, match="CUDA"):
         contenders_of(model, prompts, [1], ["graphs"])
-    assert not any(name.startswith("graphs") for name in contenders_of(model, prompts, [1]))
+    assert not any(name.startswith(("graphs", "ahead")) for name in contenders_of(model, prompts, [1]))
     monkeypatch.setattr(contenders, "Graphs", lambda: Graphs(record))
     found = contenders_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
     assert [name for name in found if name.startswith("graphs")] == [
@@ -107,6 +107,18 @@ def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
             with contender.ready(model):
                 assert torch.equal(session.steps(9), expected)
         assert contender.graphs.recorded and contender.graphs.replayed > contender.graphs.recorded
+
+
+@torch.no_grad()
+def test_looking_ahead_is_a_contender(model, prompts):
+    found = contenders_of(model, prompts, [1, "mixed"], ["never", "gates", "ahead"])
+    for twin in ("gates, never fire", "gates, exit 1", "gates, mixed exits"):
+        logits = []
+        for name in (twin, "ahead, " + twin.partition(", ")[2]):
+            with found[name].ready(model) as handle:
+                logits.append(found[name].prefill(model, prompts).logits)
+            assert handle is not None and handle.traces[-1].exit_layers == list(found[name].exits)
+        assert torch.equal(*logits)
 
 
 def test_gates_do_their_work_before_they_obey(model, prompts):

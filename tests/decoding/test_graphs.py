@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyvte import FixedExit, LearnedExit, NoExit, attach
+from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding import cache as cache_file
 from dyvte.decoding import graphs as graphs_file
 from dyvte.decoding.graphs import CudaGraphs, Graphs
-from dyvte.reduction.fastv import FastV
+from dyvte.reduction import Combine, FastV
 from dyvte.study.attention_stats import AttentionStats
 from tests.conftest import LAYERS, MIXED, Prompts
 from tests.tape import record
@@ -75,8 +75,11 @@ def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, little_room, kv_
 
 
 @torch.no_grad()
-def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_llava):
+@pytest.mark.parametrize("learned", [False, True])
+def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_llava, learned):
     """Three batches of other prompts, of other lengths within the same bucket: each has its own results."""
+    eager = LearnedExit(ExitGates(LAYERS, 64, width=8), threshold=0.0, first_layer=1)  # fires at once
+    policy = Combine((eager, FastV(1, 0.5))) if learned else FixedExit(1)
     batches = [
         Prompts(MIXED[0], MIXED[2], MIXED[4]),
         Prompts(MIXED[6], MIXED[4], MIXED[1]),
@@ -84,9 +87,9 @@ def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_l
     ]
     graphs, recorded = Graphs(record), []
     for prompts in batches:
-        with attach(hf_llava, FixedExit(1)):
+        with attach(hf_llava, policy):
             plain = hf_llava(**prompts.hf(), use_cache=True)
-        with attach(hf_llava, FixedExit(1), graphs) as handle:
+        with attach(hf_llava, policy, graphs) as handle:
             ours = hf_llava(**prompts.hf(), use_cache=True)
         recorded.append((graphs.recorded, graphs.replayed))
         torch.testing.assert_close(ours.logits, plain.logits)
@@ -105,7 +108,7 @@ def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_l
     [NoExit(), AttentionStats(FixedExit(1)), FastV(1, 0.5)],
     ids=["images stay", "observed", "fastv"],
 )
-def test_rows_with_images_and_observed_layers_are_not_recorded(hf_llava, policy):
+def test_rows_with_images_and_studied_layers_are_not_recorded(hf_llava, policy):
     graphs, prompts = Graphs(record), Prompts(MIXED[0], MIXED[1])
     for _ in range(3):
         with attach(hf_llava, policy, graphs):
