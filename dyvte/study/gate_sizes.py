@@ -1,13 +1,14 @@
 """How small can gates be at the same decisions? Gates of many sizes, judged on a store that they were not fitted to.
 
-    python -m dyvte.study.gate_sizes --store HELD_OUT --gates DIR --model-path MODEL --output OUT
+    python -m dyvte.study.gate_sizes --store HELD_OUT --gates DIR --model-path MODEL --output OUT --records RESULTS
 
 ``DIR`` holds folders of gates, as ``dyvte.study.gate_grid sizes`` fits them. No model runs: the store knows for every
 sample and layer whether an exit there keeps the answer. Written are ``gate_sizes.json`` and from it
-``gate_sizes.md``, ``.png`` and ``.pdf``. Score is the share of answers that an exit keeps: those in which it changes
-no argmax, with the data's answer given. FLOPs are the decoder's of a prefill, with the gates, relative to no exit.
-Each size has two points: at the threshold 0.5, and at the largest threshold whose FLOPs are not above those of
-the reference at 0.5, which makes scores comparable.
+``gate_sizes.md``, ``.png`` and ``.pdf``. An exit keeps an answer when it changes no argmax, with the data's answer
+given. FLOPs are the decoder's of a prefill, with the gates, relative to no exit. Each size has two points: at the
+threshold 0.5, and at the largest threshold whose FLOPs are not above those of the reference at 0.5, which makes sizes
+comparable. Given records of benchmarks, without exit and with the gates of each size, their average score stands
+beside, with the decoder's FLOPs that were spent on them.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dyvte.benchmarks.benchmark import mean
 from dyvte.cost.flops import layer_flops
 from dyvte.gates.calibration import GRID, Outcomes
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.table import to_markdown
+from dyvte.report.figures import GREY, STYLE
+from dyvte.report.record import ResultRecord, read_records
+from dyvte.report.table import title_of, to_markdown
 from dyvte.study.plot import save
 from llava.model.language_model.llava_llama import LlavaConfig
 
@@ -99,13 +103,48 @@ def judge(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None 
     }
 
 
-def compare(store: Path, folder: Path, config, reference: str) -> dict:
+def benchmark_scores(records: Sequence[ResultRecord]) -> dict:
+    """Average score, and share of the decoder's FLOPs, of each size that has all benchmarks.
+
+    Returns:
+        the benchmarks, the score without exit, and by name of the gates' folder {"score", "flops"}.
+
+    Raises:
+        ValueError: a benchmark lacks its record without exit.
+    """
+    plain = {record.benchmark: record for record in records if record.method == "none"}
+    sizes: dict[str, dict[str, ResultRecord]] = {}
+    for record in records:
+        if record.method == "dyvte":
+            sizes.setdefault(Path(record.settings["gates"]).name, {})[record.benchmark] = record
+    lacking = {name for found in sizes.values() for name in found} - plain.keys()
+    if lacking or not plain:
+        raise ValueError(
+            f"records without exit are missing for {', '.join(sorted(lacking)) or 'all benchmarks'}"
+        )
+    return {
+        "benchmarks": sorted(plain),
+        "without_exit": mean([record.score for record in plain.values()]),
+        "sizes": {
+            size: {
+                "score": mean([record.score for record in found.values()]),
+                "flops": mean([r.decoder_tflops / plain[name].decoder_tflops for name, r in found.items()]),
+            }
+            for size, found in sizes.items()
+            if found.keys() == plain.keys()
+        },
+    }
+
+
+def compare(store: Path, folder: Path, config, reference: str, records: Sequence[ResultRecord] = ()) -> dict:
     """All sizes below a folder, those of the reference first.
 
     Raises:
         FileNotFoundError: there are no gates, or not the reference.
-        ValueError: gates do not fit the store.
+        ValueError: gates do not fit the store, or records do not belong together.
     """
+    scored = benchmark_scores(records) if records else {}
+    scores = scored.pop("sizes", {})
     names = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
     if reference not in names:
         raise FileNotFoundError(f"{folder} holds no gates named {reference}: fit them with gate_grid sizes")
@@ -115,73 +154,97 @@ def compare(store: Path, folder: Path, config, reference: str) -> dict:
         gates = ExitGates.from_pretrained(folder / name)
         outcomes = outcomes_of(gates, store, config)
         budget = outcomes.cost(THRESHOLD) if budget is None else budget
-        sizes.append(judge(name, gates, outcomes, budget))
+        sizes.append({**judge(name, gates, outcomes, budget), "benchmarks": scores.get(name)})
     samples = len(StateStore(store).index)
-    return {"reference": reference, "samples": samples, "sizes": sizes}
+    return {"reference": reference, "samples": samples, "sizes": sizes, "benchmarks": scored}
 
 
 def table(result: dict) -> str:
     """Markdown, smallest gates last."""
-    rows = [
-        [
-            "Gates",
-            "Kind",
-            "Parameters",
-            "Bytes",
-            "Gate FLOPs",
-            "Kept",
-            "FLOPs",
-            "Exit layer",
-            "Kept at equal FLOPs",
-        ]
+    scored = result["benchmarks"].get("benchmarks")
+    head = [
+        "Gates",
+        "Kind",
+        "Parameters",
+        "Bytes",
+        "Gate FLOPs",
+        "Kept",
+        "FLOPs",
+        "Exit layer",
+        "Kept at equal FLOPs",
     ]
+    rows = [head + (["Score", "FLOPs"] if scored else [])]
     for size in sorted(result["sizes"], key=lambda size: -size["bytes"]):
-        half, equal = size["at_half"], size["at_budget"]
-        rows.append(
-            [
-                size["name"],
-                size["kind"],
-                f"{size['parameters']:,}",
-                f"{size['bytes']:,}",
-                f"{size['gate_flops']:.2%}",
-                f"{half['kept']:.1%}",
-                f"{half['flops']:.1%}",
-                f"{half['exit_layer']:.2f}",
-                f"{equal['kept']:.1%}" if equal else "-",
-            ]
-        )
+        half, equal, benchmarks = size["at_half"], size["at_budget"], size["benchmarks"]
+        row = [
+            size["name"],
+            size["kind"],
+            f"{size['parameters']:,}",
+            f"{size['bytes']:,}",
+            f"{size['gate_flops']:.2%}",
+            f"{half['kept']:.1%}",
+            f"{half['flops']:.1%}",
+            f"{half['exit_layer']:.2f}",
+            f"{equal['kept']:.1%}" if equal else "-",
+        ]
+        if scored:
+            row += [f"{benchmarks['score']:.2f}", f"{benchmarks['flops']:.1%}"] if benchmarks else ["-", "-"]
+        rows.append(row)
     note = (
         f"{result['samples']} samples. Kept: share of answers in which the exit changes no token. FLOPs: of the "
         f"decoder and the gates, against no exit. Equal FLOPs: those of {result['reference']} at the threshold 0.5.\n"
     )
+    if scored:
+        without = result["benchmarks"]["without_exit"]
+        note += f"Score: average of {', '.join(map(title_of, scored))}; {without:.2f} without exit.\n"
     return to_markdown(rows) + "\n" + note
 
 
 def figure_of(result: dict) -> Figure:
-    """Kept answers against FLOPs, colour by gate size; and kept answers at equal FLOPs against gate size."""
+    """Scores, where there are any, and kept answers against FLOPs, coloured by bytes; kept answers against bytes."""
     from matplotlib import pyplot
 
-    sizes = result["sizes"]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
-    shades = left.scatter(
-        [100 * size["at_half"]["flops"] for size in sizes],
-        [100 * size["at_half"]["kept"] for size in sizes],
-        c=[size["bytes"] for size in sizes],
-        norm="log",
-        cmap="viridis",
-    )
-    for size in sizes:
-        place = (100 * size["at_half"]["flops"], 100 * size["at_half"]["kept"])
-        left.annotate(size["name"], place, fontsize=6, xytext=(3, 3), textcoords="offset points")
-    left.set(xlabel="decoder FLOPs, % of no exit", ylabel="answers kept, %", title="threshold 0.5")
-    figure.colorbar(shades, ax=left, label="bytes of gates")
-    for kind in dict.fromkeys(size["kind"] for size in sizes):
-        points = [size for size in sizes if size["kind"] == kind and size["at_budget"]]
-        kept = [100 * size["at_budget"]["kept"] for size in points]
-        right.scatter([size["bytes"] for size in points], kept, label=kind)
-    right.set(xscale="log", xlabel="bytes of gates", ylabel="answers kept, %", title="at equal FLOPs")
-    right.legend()
+    sizes, without = result["sizes"], result["benchmarks"].get("without_exit")
+    panels = 2 if without is None else 3
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.8), layout="constrained")
+        kept, equal = grid[-2], grid[-1]
+        points = [(size, size["at_half"]["flops"], size["at_half"]["kept"]) for size in sizes]
+        shades = _scatter(kept, [(size, 100 * flops, 100 * share) for size, flops, share in points])
+        kept.set(xlabel="decoder FLOPs, % of no exit", ylabel="answers kept, %")
+        if without is not None:
+            found = [(size, size["benchmarks"]) for size in sizes if size["benchmarks"]]
+            _scatter(grid[0], [(size, 100 * at["flops"], at["score"]) for size, at in found])
+            grid[0].axhline(without, color=GREY, linewidth=1, linestyle="--")
+            names = ", ".join(map(title_of, result["benchmarks"]["benchmarks"]))
+            grid[0].set(xlabel="decoder FLOPs, % of no exit", ylabel=f"average of {names}")
+            grid[0].annotate(
+                "without exit",
+                (1, without),
+                ("axes fraction", "data"),
+                fontsize=7,
+                color=GREY,
+                ha="right",
+                va="bottom",
+            )
+        figure.colorbar(shades, ax=list(grid[:-1]), label="bytes of gates")
+        for kind in dict.fromkeys(size["kind"] for size in sizes):
+            those = [size for size in sizes if size["kind"] == kind and size["at_budget"]]
+            share = [100 * size["at_budget"]["kept"] for size in those]
+            equal.scatter([size["bytes"] for size in those], share, label=kind.replace("_", " "))
+        equal.set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
+        equal.legend(frameon=False)
     return figure
+
+
+def _scatter(panel, points: Sequence[tuple[dict, float, float]]):
+    """A point for each size, its colour telling the bytes."""
+    x, y = [at for _, at, _ in points], [at for _, _, at in points]
+    colours = [size["bytes"] for size, _, _ in points]
+    shades = panel.scatter(x, y, c=colours, norm="log", cmap="viridis", zorder=3)
+    for size, *place in points:
+        panel.annotate(size["name"], place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    return shades
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -194,11 +257,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gates", type=Path, required=True, help="folder with one folder per size")
     parser.add_argument("--model-path", required=True, help="the model's folder; only its config is read")
     parser.add_argument("--reference", default="full-2048", help="gates that set the budget")
+    parser.add_argument(
+        "--records", nargs="+", default=[], help="benchmark records, files or folders of them"
+    )
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
         config = LlavaConfig.from_pretrained(args.model_path)
-        result = compare(args.store, args.gates, config, args.reference)
+        records = read_records(args.records)
+        result = compare(args.store, args.gates, config, args.reference, records)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     args.output.mkdir(parents=True, exist_ok=True)

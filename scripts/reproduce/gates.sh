@@ -77,10 +77,11 @@ fit_grid() {
         --output "$(work_of "$model")/$folder" "${fit_flags[@]}" "$@"
 }
 
-# evaluate_grid MODEL FOLDER BENCHMARK...: each folder of gates in work_of/FOLDER on each benchmark whose data are there.
+# evaluate_grid MODEL FOLDER BENCHMARK...: each folder of gates in work_of/FOLDER on each benchmark whose data are there;
+# records go to RESULTS (work_of/results).
 evaluate_grid() {
-    local model=$1 grid=$2 name data folder work
-    work=$(work_of "$1")
+    local model=$1 grid=$2 name data folder work results
+    work=$(work_of "$1") results=${RESULTS:-$(work_of "$1")/results}
     shift 2
     if [ "$model" = "$TINY" ]; then tiny_sets; fi
     for name in "$@"; do
@@ -92,10 +93,10 @@ evaluate_grid() {
         (
             export MODEL=$model DATA=$data
             if [ "$model" = "$TINY" ]; then tiny_settings "$name"; fi
-            METHOD=none OUT=$work/results/$name/none bash "scripts/v1_5/eval/$name.sh"
+            METHOD=none OUT=$results/$name/none bash "scripts/v1_5/eval/$name.sh"
             for folder in "$work/$grid"/*/; do
                 printf '\n%s, %s, gates %s\n' "$model" "$name" "$(basename "$folder")"
-                METHOD=dyvte GATES=${folder%/} OUT=$work/results/$name/$(basename "$folder") \
+                METHOD=dyvte GATES=${folder%/} OUT=$results/$name/$(basename "$folder") \
                     bash "scripts/v1_5/eval/$name.sh"
             done
         )

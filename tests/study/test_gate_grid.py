@@ -111,7 +111,7 @@ def test_gates_that_are_there_are_kept(tmp_path, monkeypatch, capsys):
         gate_grid.main(["states", "--store", str(tmp_path), "--output", str(output)])
 
 
-def test_sizes_are_judged_as_a_plain_computation_does(tmp_path, monkeypatch):
+def test_sizes_are_judged_as_a_plain_computation_does(tmp_path, monkeypatch, make_record):
     store = write_store(tmp_path / "store", samples=30)
     gates = {
         "full-2048": ExitGates(LAYERS, HIDDEN, 16),
@@ -176,6 +176,32 @@ def test_sizes_are_judged_as_a_plain_computation_does(tmp_path, monkeypatch):
     assert "shared-4" in (out / "gate_sizes.md").read_text()
     with pytest.raises(SystemExit, match="no gates named full-1"):
         gate_sizes.main([*command, "--reference", "full-1"])
+
+    # two benchmarks without exit (50 and 70) and with full-2048, but only one with shared-4
+    for name, row, score, flops in (
+        ("gqa", "none", 50.0, 8.0),
+        ("pope", "none", 70.0, 10.0),
+        ("gqa", "full-2048", 48.0, 4.0),
+        ("pope", "full-2048", 71.0, 6.0),
+        ("gqa", "shared-4", 44.0, 3.0),
+    ):
+        method, settings = ("none", {}) if row == "none" else ("dyvte", {"gates": f"here/{row}"})
+        record = make_record(
+            benchmark=name, method=method, settings=settings, score=score, decoder_tflops=flops
+        )
+        record.write(tmp_path / "results" / name / row / "record.json")
+    gate_sizes.main([*command, "--records", str(tmp_path / "results")])
+    scored = json.loads((out / "gate_sizes.json").read_text())
+    assert scored["benchmarks"] == {"benchmarks": ["gqa", "pope"], "without_exit": 60.0}
+    assert {size["name"]: size["benchmarks"] for size in scored["sizes"]} == {
+        "full-2048": {"score": 59.5, "flops": pytest.approx(0.55)},
+        "shared-4": None,
+    }
+    text = (out / "gate_sizes.md").read_text()
+    assert "| 59.50 | 55.0% |" in text and "average of GQA, POPE; 60.00 without exit" in text
+    (tmp_path / "results/pope/none/record.json").unlink()
+    with pytest.raises(SystemExit, match="records without exit are missing for pope"):
+        gate_sizes.main([*command, "--records", str(tmp_path / "results")])
 
 
 def test_float16_gates_decide_the_same_on_the_stored_states(tmp_path):
