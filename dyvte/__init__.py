@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dyvte.decoding.attach import attach
+    from dyvte.decoding.graphs import Graphs
     from dyvte.decoding.policy import FixedExit, NoExit
     from dyvte.decoding.trace import ExitTrace
     from dyvte.gates.exit import LearnedExit
     from dyvte.gates.gate import ExitGates
 
-__all__ = ["ExitGates", "ExitTrace", "FixedExit", "LearnedExit", "NoExit", "attach"]
+__all__ = ["ExitGates", "ExitTrace", "FixedExit", "Graphs", "LearnedExit", "NoExit", "attach"]
 
 _HOMES = {
     "ExitGates": "dyvte.gates.gate",
     "ExitTrace": "dyvte.decoding.trace",
     "FixedExit": "dyvte.decoding.policy",
+    "Graphs": "dyvte.decoding.graphs",
     "LearnedExit": "dyvte.gates.exit",
     "NoExit": "dyvte.decoding.policy",
     "attach": "dyvte.decoding.attach",
