@@ -81,7 +81,9 @@ def _score(value: float) -> str:
 def _text(found: Mapping[str, float] | None) -> str:
     if found is None:
         return NOTHING
-    return f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+    # adding zero turns a negative zero, as tiny differences round to, into a plain one
+    value, low, high = (round(found[name], 2) + 0.0 for name in ("value", "low", "high"))
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def figure_of(result: Mapping[str, Any]) -> Figure:

@@ -35,6 +35,7 @@ from dyvte.study.plot import save
 from llava.model.language_model.llava_llama import LlavaConfig
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 THRESHOLD = 0.5
@@ -200,51 +201,60 @@ def table(result: dict) -> str:
     return to_markdown(rows) + "\n" + note
 
 
-def figure_of(result: dict) -> Figure:
-    """Scores, where there are any, and kept answers against FLOPs, coloured by bytes; kept answers against bytes."""
-    from matplotlib import pyplot
+MARKERS = {"full": "o", "low_rank": "s", "shared": "^"}
 
-    sizes, without = result["sizes"], result["benchmarks"].get("without_exit")
-    panels = 2 if without is None else 3
+
+def figure_of(result: dict) -> Figure:
+    """Scores, where there are any, and kept answers against FLOPs; kept answers at equal FLOPs against bytes.
+
+    Markers tell the kind of gates, colours their bytes, numbers their names.
+    """
+    from matplotlib import pyplot
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+
+    sizes = sorted(result["sizes"], key=lambda size: -size["bytes"])
+    without = result["benchmarks"].get("without_exit")
+    norm = LogNorm(sizes[-1]["bytes"], sizes[0]["bytes"])
+    colours = [pyplot.get_cmap("viridis")(norm(size["bytes"])) for size in sizes]
+
+    def draw(panel: Axes, points: list[tuple[float, float] | None]) -> None:
+        places: dict[tuple[float, float], list[int]] = {}
+        for number, (size, point, colour) in enumerate(zip(sizes, points, colours, strict=True), 1):
+            if point is not None:
+                panel.plot(*point, MARKERS[size["kind"]], color=colour, zorder=3)
+                places.setdefault(point, []).append(number)
+        for point, numbers in places.items():
+            text, above = ", ".join(map(str, numbers)), numbers[0] % 2 == 0
+            shift = {"xytext": (0, 5 if above else -5), "va": "bottom" if above else "top", "ha": "center"}
+            panel.annotate(text, point, textcoords="offset points", fontsize=6, **shift)
+        panel.margins(0.1)
+
     with pyplot.rc_context(STYLE):
-        figure, grid = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.8), layout="constrained")
-        kept, equal = grid[-2], grid[-1]
-        points = [(size, size["at_half"]["flops"], size["at_half"]["kept"]) for size in sizes]
-        shades = _scatter(kept, [(size, 100 * flops, 100 * share) for size, flops, share in points])
-        kept.set(xlabel="decoder FLOPs, % of no exit", ylabel="answers kept, %")
+        panels = 2 if without is None else 3
+        figure, grid = pyplot.subplots(1, panels, figsize=(4.2 * panels + 2, 3.6), layout="constrained")
         if without is not None:
-            found = [(size, size["benchmarks"]) for size in sizes if size["benchmarks"]]
-            _scatter(grid[0], [(size, 100 * at["flops"], at["score"]) for size, at in found])
+            draw(
+                grid[0], [at and (100 * at["flops"], at["score"]) for at in (s["benchmarks"] for s in sizes)]
+            )
             grid[0].axhline(without, color=GREY, linewidth=1, linestyle="--")
             names = ", ".join(map(title_of, result["benchmarks"]["benchmarks"]))
-            grid[0].set(xlabel="decoder FLOPs, % of no exit", ylabel=f"average of {names}")
-            grid[0].annotate(
-                "without exit",
-                (1, without),
-                ("axes fraction", "data"),
-                fontsize=7,
-                color=GREY,
-                ha="right",
-                va="bottom",
-            )
-        figure.colorbar(shades, ax=list(grid[:-1]), label="bytes of gates")
-        for kind in dict.fromkeys(size["kind"] for size in sizes):
-            those = [size for size in sizes if size["kind"] == kind and size["at_budget"]]
-            share = [100 * size["at_budget"]["kept"] for size in those]
-            equal.scatter([size["bytes"] for size in those], share, label=kind.replace("_", " "))
-        equal.set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
-        equal.legend(frameon=False)
+            grid[0].set(ylabel=f"average of {names} (dashed: without exit)")
+        draw(grid[-2], [(100 * s["at_half"]["flops"], 100 * s["at_half"]["kept"]) for s in sizes])
+        grid[-2].set(ylabel="answers kept, %")
+        for panel in grid[:-1]:
+            panel.set(xlabel="decoder FLOPs, % of no exit")
+        budgets = [(size["bytes"], size["at_budget"]) for size in sizes]
+        draw(grid[-1], [at and (size, 100 * at["kept"]) for size, at in budgets])
+        grid[-1].set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
+        figure.colorbar(
+            ScalarMappable(norm, "viridis"), ax=list(grid), label="bytes of gates", location="left"
+        )
+        for number, (size, colour) in enumerate(zip(sizes, colours, strict=True), 1):
+            label = f"{number}  {size['name']}"
+            grid[-1].plot([], [], MARKERS[size["kind"]], color=colour, label=label)
+        figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
-
-
-def _scatter(panel, points: Sequence[tuple[dict, float, float]]):
-    """A point for each size, its colour telling the bytes."""
-    x, y = [at for _, at, _ in points], [at for _, _, at in points]
-    colours = [size["bytes"] for size, _, _ in points]
-    shades = panel.scatter(x, y, c=colours, norm="log", cmap="viridis", zorder=3)
-    for size, *place in points:
-        panel.annotate(size["name"], place, fontsize=6, xytext=(3, 3), textcoords="offset points")
-    return shades
 
 
 def main(argv: Sequence[str] | None = None) -> None:
