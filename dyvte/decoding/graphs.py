@@ -39,18 +39,29 @@ STEPS_BEFORE = 2
 
 
 class CudaGraphs:
-    """Records with ``torch.cuda.CUDAGraph``. Results of a graph have to be copied before another one is replayed:
-    all share one pool of memory."""
+    """Records with ``torch.cuda.CUDAGraph``, on the current device.
+
+    Results of a graph have to be copied before another one is replayed: all share one pool of memory. This does what
+    ``torch.cuda.graph`` does, but for collecting garbage and handing all cached memory back each time.
+    """
 
     def __init__(self) -> None:
+        self._stream: Any = None
         self._pool: Any = None
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         """The recorded work."""
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            work()
-        self._pool = graph.pool()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
         return graph.replay
 
 
@@ -105,7 +116,7 @@ class Graphs:
             def work() -> None:
                 step.out = run(decoder, PackedRow(step.hidden, layout), cache=cache).hidden
 
-            step.replay = self._recorded(work)  # the cache has counted the step by now
+            step.replay = self._recorded(work, row.hidden)  # the cache has counted the step by now
         else:
             step.hidden.copy_(row.hidden)
             step.positions.copy_(row.layout.positions)
@@ -126,7 +137,7 @@ class Graphs:
         continued = cache is not None and cache.layers[first].is_initialized
         if any(layout.visual) or layout.sizes is not None or continued or samples * bucket > MOST_TOKENS:
             return None
-        key = samples, bucket, kernel, row.hidden.dtype
+        key = samples, bucket, kernel, row.hidden.dtype, torch.is_inference_mode_enabled()
         if key not in own.buckets:
             own.buckets[key] = None  # seen once
             return None
@@ -167,14 +178,15 @@ class Graphs:
             )
             shape.hidden.copy_(hidden)
 
-        return self._recorded(work), states
+        return self._recorded(work, shape.hidden), states
 
     def _own(self, decoder: Any) -> _OfDecoder:
         return self._of.setdefault(decoder, _OfDecoder())
 
-    def _recorded(self, work: Callable[[], None]) -> Callable[[], None]:
+    def _recorded(self, work: Callable[[], None], on: Tensor) -> Callable[[], None]:
         self.recorded += 1
-        return self._record(work)
+        with torch.cuda.device_of(on):
+            return self._record(work)
 
     def _play(self, replay: Callable[[], None]) -> None:
         self.replayed += 1

@@ -145,6 +145,46 @@ def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, monkeypatch):
         attach(hf_llava, NoExit(), Graphs(record))
 
 
+def test_recording_on_cuda_begins_and_ends_on_a_stream_of_its_own(monkeypatch):
+    """Only the order of the calls: stubs stand for the device. Recording ends even where the work fails."""
+    calls = []
+
+    class Stub:
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: calls.append((self.name, name, *kwargs.values()))
+
+        def __enter__(self):
+            calls.append((self.name, "enter"))
+
+        def __exit__(self, *exception):
+            calls.append((self.name, "leave"))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stub("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stub("current"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Stub("graph"))
+    record = CudaGraphs()
+    record(lambda: calls.append(("work",)))()
+    assert calls == [
+        ("side", "wait_stream"),
+        ("side", "enter"),
+        ("graph", "capture_begin", "pool", "thread_local"),
+        ("work",),
+        ("graph", "capture_end"),
+        ("side", "leave"),
+        ("current", "wait_stream"),
+        ("graph", "replay"),
+    ]
+    calls.clear()
+    with pytest.raises(ZeroDivisionError):
+        record(lambda: 1 / 0)
+    assert calls[-2:] == [("graph", "capture_end"), ("side", "leave")]
+
+
 def test_the_tape_refuses_what_a_graph_cannot_hold():
     for work in (lambda: torch.ones(1).item(), lambda: torch.tensor([1.0]), lambda: torch.ones(2).nonzero()):
         with pytest.raises(RuntimeError, match="not possible"):
