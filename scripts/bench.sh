@@ -62,7 +62,10 @@ suite 7b ""
 bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
     --contenders baseline gates paper
 bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
-if [ "$DEVICE" != cpu ]; then
+if [ "$DEVICE" = cpu ]; then
+    # shellcheck disable=SC2086
+    bench prefill-13b prefill --model 13b $fewer --batch 1 --exit-layers 0 --contenders baseline packed never gates
+else
     suite 13b ""
     if "$python" -c 'import flash_attn' 2>/dev/null; then
         for model in 7b 13b; do suite "$model" -flash --attn flash_attention_2; done
