@@ -76,7 +76,8 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # run_step STEP: in a process group of its own, so that stopping this script stops all that it started.
 run_step() {
-    local step=$1 begun=$SECONDS status=0
+    local step=$1 begun=$SECONDS status=0 key
+    key=$(key_of "$step") # of what ran, should a script change meanwhile
     rm -f "$marks/$step.done" "$marks/$step.failed"
     set -m
     bash "$here/$step.sh" "$model" >"$marks/$step.log" 2>&1 </dev/null &
@@ -85,7 +86,7 @@ run_step() {
     wait "$child" || status=$?
     child=
     if [ $status -eq 0 ]; then
-        printf '%s\nseconds %d\n' "$(key_of "$step")" $((SECONDS - begun)) >"$marks/$step.done"
+        printf '%s\nseconds %d\n' "$key" $((SECONDS - begun)) >"$marks/$step.done"
         echo "done in $(clock $((SECONDS - begun)))"
         return
     fi

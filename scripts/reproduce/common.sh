@@ -7,7 +7,7 @@
 #   QUESTIONS, SEED   Tiny-LLaVA's own sets: questions of each benchmark (200), which are made in OUT/tiny-eval
 #   CONV_MODE, BATCH_SIZE, THRESHOLD, CUDA_VISIBLE_DEVICES, ...   as in scripts/v1_5/eval/common.sh
 #
-# Evaluations that are done are picked up, interrupted ones go on.
+# Evaluations that are done are kept, interrupted ones go on.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
@@ -34,27 +34,63 @@ results_of() { echo "$OUT/results/$(basename "$(dirname "$1")")-$(basename "$1")
 
 # evaluate MODEL BENCHMARK...: without and with DyVTE. A benchmark whose data are not there is left out, and says so.
 evaluate() {
-    local model=$1 name data results
+    local model=$1 name results
     shift
     results=$(results_of "$model")
-    if [ "$model" = "$TINY" ]; then tiny_sets; fi
     for name in "$@"; do
-        data=$(data_of "$model" "$name")
-        if ! "$PYTHON" -m dyvte.benchmarks check "$name" --data-dir "$data" --quiet >&2; then
-            echo "$name: left out for $model, its data are not ready (see above)" >&2
-            continue
-        fi
+        has_data "$model" "$name" || continue
         printf '\n%s on %s\n' "$model" "$name"
-        (
-            export MODEL=$model DATA=$data
-            # the test split has no public answers, so it gives no record
-            if [ -f "$data/v2_mscoco_val2014_annotations.json" ]; then export SPLIT=llava_vqav2_mscoco_val2014; fi
-            if [ "$model" = "$TINY" ]; then tiny_settings "$name"; fi
-            METHOD=none OUT=$results/$name/none bash "scripts/v1_5/eval/$name.sh"
-            METHOD=dyvte GATES=$(gates_of "$model") OUT=$results/$name/dyvte bash "scripts/v1_5/eval/$name.sh"
-        )
+        evaluation "$model" "$name" "$results/$name/none" none
+        evaluation "$model" "$name" "$results/$name/dyvte" dyvte "" "$(gates_of "$model")"
     done
 }
+
+# has_data MODEL BENCHMARK: whether its data are there; Tiny-LLaVA's own are made.
+has_data() {
+    if [ "$1" = "$TINY" ]; then tiny_sets >&2; fi
+    "$PYTHON" -m dyvte.benchmarks check "$2" --data-dir "$(data_of "$1" "$2")" --quiet >&2 && return
+    echo "$2: left out for $1, its data are not ready (see above)" >&2
+    return 1
+}
+
+# evaluation MODEL BENCHMARK FOLDER METHOD [SETTINGS [GATES]]: answers and record in FOLDER, kept where they are there
+# from the same model, gates, questions and settings. Files are told by size and time.
+evaluation() {
+    local model=$1 name=$2 folder=$3 method=$4 config=${5:-} gates=${6:-} data words
+    data=$(data_of "$model" "$name")
+    # shellcheck disable=SC2086 # no gates: no place
+    words="$method $config ${THRESHOLD:-} ${BATCH_SIZE:-} ${CONV_MODE:-} ${VERIFY_EVERY:-} ${VARIANT:-} ${CHUNKS:-} \
+$gates $(state_of "$model" "$data" $gates)"
+    # nobody has graded or scored the answers: there is something left to do
+    if [ ! -f "$folder/record.json" ]; then rm -f "$folder/.done"; fi
+    once "$folder/.done" "$words" run_evaluation
+}
+
+# run_evaluation: what evaluation describes, in its variables.
+run_evaluation() (
+    if [ "$model" = "$TINY" ]; then tiny_settings "$name"; fi
+    # the test split has no public answers, so it gives no record
+    if [ -f "$data/v2_mscoco_val2014_annotations.json" ]; then export SPLIT=llava_vqav2_mscoco_val2014; fi
+    export MODEL=$model DATA=$data METHOD=$method METHOD_CONFIG=$config GATES=$gates OUT=$folder
+    bash "scripts/v1_5/eval/$name.sh"
+)
+
+# once MARK WORDS COMMAND...: run the command unless it has finished before with the same words.
+once() {
+    local mark=$1 words=$2
+    shift 2
+    if [ -f "$mark" ] && [ "$(cat "$mark")" = "$words" ]; then
+        echo "kept: $(dirname "$mark")"
+        return
+    fi
+    rm -f "$mark"
+    "$@"
+    mkdir -p "$(dirname "$mark")"
+    echo "$words" >"$mark"
+}
+
+# state_of PATH...: a digest of names, sizes and times of the files in these places.
+state_of() { find -L "$@" -maxdepth 1 -type f -printf '%f %s %T@\n' 2>/dev/null | sort | cksum; }
 
 data_of() {
     local folder

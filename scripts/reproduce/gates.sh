@@ -80,26 +80,16 @@ fit_grid() {
 # evaluate_grid MODEL FOLDER BENCHMARK...: each folder of gates in work_of/FOLDER on each benchmark whose data are there;
 # records go to RESULTS (work_of/results).
 evaluate_grid() {
-    local model=$1 grid=$2 name data folder work results
-    work=$(work_of "$1") results=${RESULTS:-$(work_of "$1")/results}
+    local model=$1 grid=$2 name folder results
+    grid=$(work_of "$1")/$2 results=${RESULTS:-$(work_of "$1")/results}
     shift 2
-    if [ "$model" = "$TINY" ]; then tiny_sets; fi
     for name in "$@"; do
-        data=$(data_of "$model" "$name")
-        if ! "$PYTHON" -m dyvte.benchmarks check "$name" --data-dir "$data" --quiet >&2; then
-            echo "$name: left out for $model, its data are not ready (see above)" >&2
-            continue
-        fi
-        (
-            export MODEL=$model DATA=$data
-            if [ "$model" = "$TINY" ]; then tiny_settings "$name"; fi
-            METHOD=none OUT=$results/$name/none bash "scripts/v1_5/eval/$name.sh"
-            for folder in "$work/$grid"/*/; do
-                printf '\n%s, %s, gates %s\n' "$model" "$name" "$(basename "$folder")"
-                METHOD=dyvte GATES=${folder%/} OUT=$results/$name/$(basename "$folder") \
-                    bash "scripts/v1_5/eval/$name.sh"
-            done
-        )
+        has_data "$model" "$name" || continue
+        evaluation "$model" "$name" "$results/$name/none" none
+        for folder in "$grid"/*/; do
+            printf '\n%s, %s, gates %s\n' "$model" "$name" "$(basename "$folder")"
+            evaluation "$model" "$name" "$results/$name/$(basename "$folder")" dyvte "" "${folder%/}"
+        done
     done
 }
 

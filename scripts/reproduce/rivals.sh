@@ -3,8 +3,6 @@
 #   RIVALS       methods with their settings, split by ";", instead of those below ("fastv k=2 r=0.5;tome r=18")
 #   VTW_K        VTW's layer; else the one below, else dyvte.study.vtw_search looks for it with TRAIN_DATA, TRAIN_IMAGES
 #   VTW_DIVERGENCE   the search's threshold (0.003; its paper has 0.0005 for 13B)
-#
-# What is done with the same model, gates, questions and settings is kept.
 
 # rivals_dir MODEL: the folder of these records; apart from results_of, so that seconds are of one series of runs.
 rivals_dir() { echo "$OUT/rivals/$(basename "$(dirname "$1")")-$(basename "$1")"; }
@@ -53,40 +51,12 @@ rivals_of() {
     fi
 }
 
-# once MARK WORDS COMMAND...: run the command unless it has finished before with the same words.
-once() {
-    local mark=$1 words=$2
-    shift 2
-    if [ -f "$mark" ] && [ "$(cat "$mark")" = "$words" ]; then
-        echo "kept: $(dirname "$mark")"
-        return
-    fi
-    rm -f "$mark"
-    "$@"
-    mkdir -p "$(dirname "$mark")"
-    echo "$words" >"$mark"
-}
-
-# state_of PATH...: a digest of names, sizes and times of the files in these places.
-state_of() { find -L "$@" -maxdepth 1 -type f -printf '%f %s %T@\n' 2>/dev/null | sort | cksum; }
-
 # rival MODEL BENCHMARK FOLDER METHOD [SETTINGS]: one evaluation into rivals_dir/BENCHMARK/FOLDER.
 rival() {
-    local model=$1 name=$2 folder method=$4 config=${5:-} gates='' data words
+    local folder gates=''
     folder=$(rivals_dir "$1")/$2/$3
-    data=$(data_of "$model" "$name")
-    case +$method+ in *+dyvte+*) gates=$(gates_of "$model") ;; esac
-    # shellcheck disable=SC2086 # no gates: no place
-    words="$method $config ${THRESHOLD:-} ${BATCH_SIZE:-} ${CONV_MODE:-} $(state_of "$model" "$data" $gates)"
-    printf '\n%s on %s: %s %s\n' "$model" "$name" "$method" "$config"
-    once "$folder/.done" "$words" rival_run
+    case +$4+ in *+dyvte+*) gates=$(gates_of "$1") ;; esac
+    printf '\n%s on %s: %s %s\n' "$1" "$2" "$4" "${5:-}"
+    evaluation "$1" "$2" "$folder" "$4" "${5:-}" "$gates"
+    [ -f "$folder/record.json" ] || { echo "$2 has no score for $4: see above" >&2; return 1; }
 }
-
-# rival_run: the evaluation that rival describes, in its variables.
-rival_run() (
-    if [ "$model" = "$TINY" ]; then tiny_settings "$name"; fi
-    if [ -f "$data/v2_mscoco_val2014_annotations.json" ]; then export SPLIT=llava_vqav2_mscoco_val2014; fi
-    export MODEL=$model DATA=$data METHOD=$method METHOD_CONFIG=$config GATES=$gates OUT=$folder
-    bash "scripts/v1_5/eval/$name.sh"
-    [ -f "$folder/record.json" ] || { echo "$name has no score for $method: see above" >&2; return 1; }
-)

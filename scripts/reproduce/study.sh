@@ -15,12 +15,7 @@ model_name=$(basename "$(results_of "$MODEL")")
 figures=$OUT/figures/$model_name
 
 # ready NAME: whether the benchmark's data are there; Tiny-LLaVA's own are made.
-ready() {
-    if [ "$MODEL" = "$TINY" ]; then tiny_sets >&2; fi
-    "$PYTHON" -m dyvte.benchmarks check "$1" --data-dir "$(data_of "$MODEL" "$1")" --quiet >&2 && return
-    echo "$1: left out for $MODEL, its data are not ready (see above)" >&2
-    return 1
-}
+ready() { has_data "$MODEL" "$1"; }
 
 # numbers_of NAME: the folder of a benchmark's numbers.
 numbers_of() { echo "$OUT/study/$model_name/$1"; }

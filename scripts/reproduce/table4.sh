@@ -9,10 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/rivals.sh"
 model=${1:-$TINY}
 default="sqa mmvet seed mmbench"
-if [ "$model" = "$TINY" ]; then
-    default="gqa pope textvqa sqa seed mmbench"
-    tiny_sets
-fi
+if [ "$model" = "$TINY" ]; then default="gqa pope textvqa sqa seed mmbench"; fi
 listed=$(rivals_of "$model")
 mapfile -t rivals <<<"$listed"
 fastv="fastv k=2 r=0.5"
@@ -22,10 +19,7 @@ done
 
 places=()
 for name in ${BENCHMARKS:-$default}; do
-    if ! "$PYTHON" -m dyvte.benchmarks check "$name" --data-dir "$(data_of "$model" "$name")" --quiet >&2; then
-        echo "$name: left out for $model, its data are not ready (see above)" >&2
-        continue
-    fi
+    has_data "$model" "$name" || continue
     for line in none "${rivals[@]}" dyvte "dyvte+$fastv"; do
         read -r method config <<<"$line"
         folder=${line//[ =]/-}
