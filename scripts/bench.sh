@@ -8,7 +8,7 @@
 #   THREADS     CPU threads (all cores)
 #   ROUNDS      measurements of each contender (5)
 #
-# What is measured already is kept: remove its JSON to measure it again.
+# What is measured already is kept: remove its JSON to measure it again. OUT/README.md shows all of it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -74,3 +74,4 @@ fi
 for command in prefill decode generate labels; do
     bench "$command-tiny" $command --model tiny --dtype fp32 --batch 1 32 --visual-tokens 81 --gate-width 128
 done
+"$python" -m dyvte.bench.summary "$OUT"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyvte.bench import contenders, prefill, rates
+from dyvte.bench import contenders, prefill, rates, summary
 from dyvte.bench.__main__ import main
 from dyvte.bench.contenders import check_kernels, make_contenders, mixed_exits
 from dyvte.bench.decode import Session
@@ -284,3 +284,22 @@ def test_command_writes_table_json_and_plot(command, tmp_path, capsys, monkeypat
             for when in ("prefill", "decode"):
                 assert numbers[f"{when}_held_mib"] == numbers[f"{when}_counted_mib"]
                 assert numbers[f"{when}_allocated_mib"] >= numbers[f"{when}_held_mib"]
+
+
+def test_one_page_of_all_results(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rates, "COPY_BYTES", 2**16)
+    out = tmp_path / "cpu"
+    for name, command in (("one", "prefill"), ("two", "memory")):
+        arguments = [command, *FLAGS.split(), "--exit-layers", "1", "--json", str(out / f"{name}.json")]
+        main([*arguments, *(["--plot", str(out / "one.png")] if name == "one" else [])])
+        (out / f"{name}.md").write_text(capsys.readouterr().out)
+    summary.main([str(out)])
+    page = (out / "README.md").read_text()
+    assert page.index("## one") < page.index("![one](one.png)") < page.index("## two")
+    assert "`prefill`, 3 layers of the tiny shape, fp32, attention sdpa, 6 text and 6 visual tokens" in page
+    assert page.count("| gates, exit 1 ") == 4 and f"torch {torch.__version__}" in page
+    (out / "two.md").unlink()
+    with pytest.raises(SystemExit, match="two.md is missing"):
+        summary.main([str(out)])
+    with pytest.raises(SystemExit, match="holds no results"):
+        summary.main([str(tmp_path)])

@@ -1,0 +1,73 @@
+"""All results of ``scripts/bench.sh`` on one page.
+
+    python -m dyvte.bench.summary docs/benchmarks/cpu
+
+Writes ``README.md`` into the folder: for each ``NAME.json`` that ``python -m dyvte.bench`` wrote what was run and on
+what, the table in ``NAME.md``, and ``NAME.png`` where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def page_of(folder: Path) -> str:
+    """The page as Markdown.
+
+    Raises:
+        FileNotFoundError: the folder holds no results, or a result lacks its table.
+    """
+    found = sorted(folder.glob("*.json"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results: scripts/bench.sh measures them")
+    head = f"# Measured on {folder.name}\n\nWritten by `scripts/bench.sh`; docs/performance.md says how to read it.\n"
+    parts = [head]
+    for path in found:
+        table, plot = path.with_suffix(".md"), path.with_suffix(".png")
+        if not table.is_file():
+            raise FileNotFoundError(f"{table} is missing: remove {path.name} and run scripts/bench.sh again")
+        parts.append(f"## {path.stem}\n\n{_caption(json.loads(path.read_text()))}\n")
+        parts.append(table.read_text(encoding="utf-8").strip() + "\n")
+        if plot.is_file():
+            parts.append(f"![{path.stem}]({plot.name})\n")
+    return "\n".join(parts)
+
+
+def _caption(result: dict) -> str:
+    """What ran on what, in a sentence or two."""
+    settings, machine, versions = result["settings"], result["hardware"], result["versions"]
+    layers = "all layers" if settings["layers"] is None else f"{settings['layers']} layers"
+    kernels = ", ".join(dict.fromkeys(entry["kernel"] for entry in result["results"]))
+    device = ", ".join(machine["gpus"]) if settings["device"] != "cpu" else machine["cpu"]
+    facts = [
+        f"`{settings['command']}`",
+        f"{layers} of the {settings['model']} shape",
+        settings["dtype"],
+        f"attention {kernels}",
+        f"{settings['prompt_tokens']} text and {settings['visual_tokens']} visual tokens",
+        f"{settings['rounds']} rounds; {device}",
+        f"{machine['threads']} CPU threads",
+        *(f"{name} {versions[name]}" for name in ("torch", "transformers")),
+        f"commit {(result['commit'] or 'unknown')[:10]}",
+    ]
+    return ", ".join(facts) + "."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.bench.summary", description="All results of scripts/bench.sh on one page."
+    )
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(argv).folder
+    try:
+        text = page_of(folder)
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
