@@ -19,7 +19,7 @@ from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.cache import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import packed_kernel, run_layers
-from dyvte.decoding.packed import Layout, PackedRow, pack, unpack
+from dyvte.decoding.packed import Layout, PackedRow, pack, to_device, unpack
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 
@@ -193,7 +193,7 @@ def _continue(
         if visual_mask is not None and visual_mask.shape[1] != columns:
             visual_mask = None  # `generate` repeats the prompt's mask; what follows the prompt is text
         row = pack(inputs_embeds, new, visual_mask=visual_mask)
-        cache.advance(columns, offsets + torch.tensor(row.layout.lengths, device=offsets.device))
+        cache.advance(columns, offsets + to_device(row.layout.lengths, offsets.device))
         positions = row.layout.positions + offsets[row.layout.segment_ids]
         return PackedRow(row.hidden, row.layout.with_positions(positions))
     layout = Layout.of_single_tokens(offsets)

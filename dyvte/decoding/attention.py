@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from dyvte.decoding.cache import RaggedCache, RaggedLayer
-from dyvte.decoding.packed import Layout
+from dyvte.decoding.packed import Layout, to_device
 
 NAME = "dyvte_packed"
 KERNELS = ("sdpa", "eager", "flash_attention_2")
@@ -179,7 +179,7 @@ def _flash(query, key, value, held, layout: Layout, scaling: float | None) -> Te
     if held is not None:
         keys, values = held.packed()
         key_lengths = tuple(held.lengths)
-        offsets = torch.tensor((0, *accumulate(key_lengths)), dtype=torch.int32, device=query.device)
+        offsets = to_device(np.cumsum((0, *key_lengths), dtype=np.int32), query.device)
     out = flash_attn_varlen_func(
         query[0].transpose(0, 1),
         keys.transpose(0, 1),

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from dyvte.decoding.packed import to_device
 
 GROWTH = 64
 """Tokens of room added to each sample's stretch when it is full; a stretch grows by a quarter if that is more."""
@@ -148,11 +151,11 @@ class RaggedLayer(CacheLayerMixin):
         order = sorted(range(len(lengths)), key=self.starts.__getitem__)
         self.order = self.inverse = None
         if order != list(range(len(order))):
-            self.order = torch.tensor(order, device=device)
+            self.order = to_device(order, device)
             self.inverse = self.order.argsort()
         self._free = min(room - held for room, held in zip(self.capacities, lengths, strict=True))
         ends = [start + held for start, held in zip(self.starts, lengths, strict=True)]
-        self._ends = torch.tensor(ends, device=device)
+        self._ends = to_device(ends, device)
         self._note_lengths(lengths)
         members = [list(group) for _, group in groupby(order, key=self.capacities.__getitem__)]
         uneven = [self.static or len({lengths[sample] for sample in group}) > 1 for group in members]
@@ -370,8 +373,5 @@ def _rooms(totals: list[int]) -> list[int]:
 
 def _stretches(starts: Sequence[int], lengths: Sequence[int], device) -> Tensor:
     """Indices ``start .. start + length - 1`` of all stretches, one after another."""
-    total, rows = sum(lengths), accumulate(lengths[:-1], initial=0)
-    shifts = torch.tensor([[start - row for start, row in zip(starts, rows, strict=True)], lengths])
-    shift, counts = shifts.to(device, non_blocking=True)
-    within = torch.arange(total, device=device)
-    return within + shift.repeat_interleave(counts, output_size=total)
+    rows = np.cumsum(lengths) - lengths
+    return to_device(np.arange(sum(lengths)) + np.repeat(np.array(starts) - rows, lengths), device)

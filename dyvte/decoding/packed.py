@@ -24,6 +24,12 @@ from torch import Tensor
 TEXT, VISUAL, ANSWER = range(3)
 
 
+def to_device(array: NDArray | Sequence[int], device: torch.device) -> Tensor:
+    """The array on a device. The host does not wait for it: a copy from pinned memory is ordered on the device."""
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Who is who in a packed row. Immutable: an edit of the row makes a new layout.
@@ -107,8 +113,8 @@ class Layout:
     # the same on the row's device, for those who need it there
 
     def to_device(self, array: NDArray) -> Tensor:
-        """A copy on the row's device; nothing waits for it."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.positions.device, non_blocking=True)
+        """The array on the row's device."""
+        return to_device(array, self.positions.device)
 
     @cached_property
     def is_visual(self) -> Tensor:
@@ -204,7 +210,7 @@ def pack(
     origins = np.flatnonzero(real)
     positions, hidden = position_ids.expand(batch, columns).flatten(), inputs_embeds.flatten(0, 1)
     if len(origins) < batch * columns:
-        index = torch.from_numpy(origins).to(device, non_blocking=True)
+        index = to_device(origins, device)
         positions, hidden = positions.index_select(0, index), hidden.index_select(0, index)
     layout = Layout(
         positions=positions,
@@ -236,7 +242,7 @@ def unpack(row: PackedRow, batch: int, columns: int) -> Tensor:
         return hidden[:, None]
     out = hidden.new_zeros(batch * columns, hidden.shape[-1])
     out = out.index_copy(0, layout.slots, hidden).view(batch, columns, -1)
-    samples = torch.tensor(layout.samples, device=hidden.device)
+    samples = to_device(layout.samples, hidden.device)
     last_column = out[:, -1].index_copy(0, samples, hidden[layout.last_index])
     return torch.cat([out[:, :-1], last_column[:, None]], dim=1)
 

@@ -14,11 +14,12 @@ rescaled. One sample's weights are held at a time.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dyvte.decoding.attention_weights import causal_logits
-from dyvte.decoding.packed import Layout
+from dyvte.decoding.packed import TEXT, VISUAL, Layout
 from dyvte.gates.states import ATTENTION_STATES, state_index
 
 
@@ -43,10 +44,10 @@ def attention_states(query: Tensor, key: Tensor, layout: Layout, length: int) ->
 
 def _vectors(query: Tensor, key: Tensor, layout: Layout, start: int, stop: int) -> tuple[Tensor, ...]:
     """``image_self`` and ``cross`` (V,), ``text_self`` (T,) of one segment, float32."""
-    visual = layout.is_visual[start:stop].nonzero().flatten()
-    is_text = ~layout.is_visual[start:stop] & ~layout.is_answer[start:stop]
-    is_text[: int(visual[-1])] = False
-    text = is_text.nonzero().flatten()
+    kinds = layout.kinds[start:stop]
+    images = np.flatnonzero(kinds == VISUAL)
+    after = np.flatnonzero(kinds == TEXT)
+    visual, text = layout.to_device(images), layout.to_device(after[after > images[-1]])
 
     def received(queries: Tensor) -> Tensor:
         """(t,) what every token of the segment gets from these, on average over them and the heads."""
