@@ -232,14 +232,15 @@ def figure_of(result: dict) -> Figure:
 
     with pyplot.rc_context(STYLE):
         panels = 2 if without is None else 3
-        figure, grid = pyplot.subplots(1, panels, figsize=(4.2 * panels + 2, 3.6), layout="constrained")
+        figure, grid = pyplot.subplots(1, panels, figsize=(4.2 * panels + 2, 4.2), layout="constrained")
         if without is not None:
             draw(
                 grid[0], [at and (100 * at["flops"], at["score"]) for at in (s["benchmarks"] for s in sizes)]
             )
             grid[0].axhline(without, color=GREY, linewidth=1, linestyle="--")
             names = ", ".join(map(title_of, result["benchmarks"]["benchmarks"]))
-            grid[0].set(ylabel=f"average of {names} (dashed: without exit)")
+            grid[0].set(ylabel="average score")
+            grid[0].set_title(f"{names}; dashed: without exit", loc="left", fontsize=8)
         draw(grid[-2], [(100 * s["at_half"]["flops"], 100 * s["at_half"]["kept"]) for s in sizes])
         grid[-2].set(ylabel="answers kept, %")
         for panel in grid[:-1]:
@@ -247,9 +248,8 @@ def figure_of(result: dict) -> Figure:
         budgets = [(size["bytes"], size["at_budget"]) for size in sizes]
         draw(grid[-1], [at and (size, 100 * at["kept"]) for size, at in budgets])
         grid[-1].set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
-        figure.colorbar(
-            ScalarMappable(norm, "viridis"), ax=list(grid), label="bytes of gates", location="left"
-        )
+        shades = ScalarMappable(norm, "viridis")
+        figure.colorbar(shades, ax=list(grid), label="bytes of gates", location="bottom", aspect=80)
         for number, (size, colour) in enumerate(zip(sizes, colours, strict=True), 1):
             label = f"{number}  {size['name']}"
             grid[-1].plot([], [], MARKERS[size["kind"]], color=colour, label=label)
