@@ -28,8 +28,7 @@ class ExitGate(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States (n, K * D) -> logits (n, 2)."""
-        hidden = nn.functional.gelu(nn.functional.linear(states, self.w1.weight))
-        return nn.functional.linear(hidden, self.w2.weight)
+        return self.w2(nn.functional.gelu(self.w1(states)))
 
 
 class ExitGates(nn.Module):
