@@ -116,8 +116,10 @@ class RaggedLayer(CacheLayerMixin):
         if bias is not None and self.bias is None:
             self.bias = bias.new_zeros(1, sum(self.capacities), 1)
             self._groups = None
-        if self.bias is not None:
-            self.bias[0, index, 0] = 0.0 if bias is None else bias
+        if self.bias is not None and bias is None:
+            self.bias.index_fill_(1, index, 0.0)  # assigning would copy the zero from the host
+        elif self.bias is not None:
+            self.bias.index_copy_(1, index, bias[None, :, None])
         if self._filled is not None:
             self._filled.index_fill_(0, index, True)
 

@@ -12,7 +12,7 @@ from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding import cache as cache_file
 from dyvte.decoding import graphs as graphs_file
 from dyvte.decoding.graphs import CudaGraphs, Graphs
-from dyvte.reduction import Combine, FastV
+from dyvte.reduction import Combine, FastV, ToMe
 from dyvte.study.attention_stats import AttentionStats
 from tests.conftest import LAYERS, MIXED, Prompts
 from tests.tape import record
@@ -44,6 +44,14 @@ def test_generation_with_graphs_equals_generation_without(hf_llava, gates, littl
         assert torch.equal(handle.traces[-1].tokens_per_layer, without.traces[-1].tokens_per_layer)
     if not options:
         assert graphs.recorded > 3 and graphs.replayed > 2 * graphs.recorded
+
+
+def test_steps_after_merging_are_recorded_too(hf_llava, little_room):
+    """Merged tokens leave a bias for each key in the cache, which a step writes as well."""
+    graphs, prompts = Graphs(record), Prompts(MIXED[0], MIXED[1], MIXED[5])
+    plain, _ = generated(hf_llava, ToMe(1), prompts)
+    tokens, _ = generated(hf_llava, ToMe(1), prompts, graphs)
+    assert torch.equal(tokens, plain) and graphs.replayed > graphs.recorded > 0
 
 
 @torch.no_grad()
