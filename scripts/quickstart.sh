@@ -45,7 +45,7 @@ once() {
 step "Data: scenes with instructions, and evaluation sets of writers never trained on"
 once train "$PYTHON" -m dyvte.tiny.data --out "$work/train" --scenes "$SCENES" --processes 2
 once eval "$PYTHON" -m dyvte.tiny.sets --out "$work/eval" --questions "$QUESTIONS" --only gqa pope textvqa
-once sample "$PYTHON" -m llava.train.sample --data-path "$work/train/finetune.json" --output "$work/gates.json" \
+once sample "$PYTHON" -m dyvte.gates.sample --data-path "$work/train/finetune.json" --output "$work/gates.json" \
     --fraction "$FRACTION" --seed "$SEED"
 
 step "Exit gates: fresh ones, then trained while the model stays frozen"

@@ -9,11 +9,14 @@ the columns of the paper's tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dyvte.decoding.adapters import adapter_for
-from dyvte.decoding.trace import ExitTrace
+from dyvte.families.base import adapter_for
+
+if TYPE_CHECKING:
+    from dyvte.decoding.trace import ExitTrace
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from dyvte.decoding.trace import ExitTrace
+if TYPE_CHECKING:
+    from dyvte.decoding.trace import ExitTrace
 
 
 def kv_bytes(config, trace: ExitTrace, dtype: torch.dtype) -> list[int]:

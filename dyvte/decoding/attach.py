@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.cache import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import packed_kernel, run_layers
 from dyvte.decoding.packed import Layout, PackedRow, pack, to_device, unpack
 from dyvte.decoding.policy import Policy
+from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
+from dyvte.families.base import adapter_for
+from dyvte.provenance import git_state, versions
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -69,10 +71,13 @@ class Handle:
         policy: the policy; may be replaced between prefills.
         graphs: what replays recorded work, or None.
         traces: one :class:`ExitTrace` per prefill since attaching; clear the list as you like.
+        run: what goes into reports about precision, kernel and device; complete it with digests where they are known.
     """
 
     def __init__(self, model: nn.Module, policy: Policy, graphs: Graphs | None = None):
         adapter = adapter_for(model)
+        self._model = model
+        self.run = run_info(model, graphs)
         self.policy = policy
         self.graphs = graphs
         self.traces: list[ExitTrace] = []
@@ -145,7 +150,7 @@ class Handle:
         return BaseModelOutputWithPast(last_hidden_state=unpack(row, batch, columns), past_key_values=cache)
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
-        trace = ExitTrace(len(self._decoder.layers), row.layout)
+        trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)
         row = run_layers(
             self._decoder, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )
@@ -161,6 +166,21 @@ class Handle:
     def _usable_graphs(self) -> Graphs | None:
         """Recorded work has no gradients."""
         return None if torch.is_grad_enabled() else self.graphs
+
+
+def run_info(model: nn.Module, graphs: Graphs | None = None) -> RunInfo:
+    """Precision, kernel, device and code, as reports of this model's prefills state them."""
+    device: torch.device = model.device  # type: ignore[assignment]
+    commit, dirty = git_state()
+    return RunInfo(
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=adapter_for(model).decoder(model).config._attn_implementation or "sdpa",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        graphs=graphs is not None,
+        commit=commit,
+        dirty=dirty,
+        versions=versions(),
+    )
 
 
 def _columns(kwargs: dict) -> int:

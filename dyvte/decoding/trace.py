@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dyvte.cost.exits import decoder_flops_by_exit
+from dyvte.cost.flops import prefill_flops
+from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.packed import Layout
+from dyvte.decoding.report import PrefillReport, RunInfo
+from dyvte.families.base import adapter_for
+
+TERA = 1e12
 
 
 class ExitTrace:
@@ -19,10 +28,14 @@ class ExitTrace:
         prompt_tokens: tokens per sample before any exit, visual ones included.
         visual_tokens: visual tokens per sample.
         scratch: what a policy hands from one of its calls to a later one of the same prefill.
+
+    Args:
+        model, run: whose prefill it is, and under what conditions; :meth:`report` needs the model.
     """
 
-    def __init__(self, num_layers: int, layout: Layout):
+    def __init__(self, num_layers: int, layout: Layout, model: Any = None, run: RunInfo | None = None):
         self.num_layers = num_layers
+        self._model, self._run = model, run
         self.exit_layers: list[int | None] = [None] * len(layout.lengths)
         self.prompt_tokens = list(layout.lengths)
         self.visual_tokens = list(layout.visual)
@@ -80,3 +93,41 @@ class ExitTrace:
         """Mean over samples; a sample without exit counts as the number of layers."""
         layers = [self.num_layers if layer is None else layer for layer in self.exit_layers]
         return sum(layers) / len(layers)
+
+    def report(self) -> list[PrefillReport]:
+        """One report per sample.
+
+        Raises:
+            ValueError: the trace was made without its model, as by :func:`dyvte.decoding.loop.run_layers` alone.
+        """
+        if self._model is None:
+            raise ValueError(
+                "this trace does not know its model: report() is for traces of an attached handle"
+            )
+        config = adapter_for(self._model).decoder(self._model).config
+        flops = prefill_flops(self._model, self)
+        held = kv_bytes(config, self, self._model.dtype)
+        full = decoder_flops_by_exit(config, self.prompt_tokens, self.visual_tokens)[-1].tolist()
+        tokens, probabilities = self.tokens_per_layer.T.tolist(), self.exit_probabilities.T.tolist()
+        return [
+            PrefillReport(
+                exit_layer=self.exit_layers[sample],
+                tokens_per_layer=tuple(tokens[sample]),
+                exit_probabilities=_up_to_last(probabilities[sample]),
+                tflops=flops.total[sample] / TERA,
+                decoder_tflops=(flops.decoder[sample] + flops.gates[sample]) / TERA,
+                full_decoder_tflops=full[sample] / TERA,
+                kv_bytes=held[sample],
+                prompt_tokens=self.prompt_tokens[sample],
+                visual_tokens=self.visual_tokens[sample],
+                run=self._run,
+            )
+            for sample in range(self.num_samples)
+        ]
+
+
+def _up_to_last(probabilities: list[float]) -> tuple[float | None, ...]:
+    """Without the NaNs after the last gate that ran; the others become None."""
+    ran = [layer for layer, p in enumerate(probabilities) if not math.isnan(p)]
+    kept = probabilities[: ran[-1] + 1] if ran else []
+    return tuple(None if math.isnan(p) else p for p in kept)

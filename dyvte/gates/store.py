@@ -102,7 +102,7 @@ class StateStore(Dataset):
         absent = [number for number in range(len(ranges)) if not _shard(self.folder, number).is_file()]
         if absent:
             raise ValueError(
-                f"{folder} lacks {len(absent)} of {len(ranges)} shards: run llava.train.store_states again with "
+                f"{folder} lacks {len(absent)} of {len(ranges)} shards: run dyvte.gates.store_states again with "
                 "the same settings, it goes on where it stopped"
             )
         self._shards = [_shard(self.folder, number) for number in range(len(ranges))]
@@ -228,7 +228,7 @@ def check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: str | 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: llava.train.store_states writes a store of states")
+        raise FileNotFoundError(f"{path} is missing: dyvte.gates.store_states writes a store of states")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path} is not of the format that this version reads ({FORMAT}, {VERSION})")

@@ -19,10 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import Layout, PackedRow, fork, pack
 from dyvte.decoding.trace import ExitTrace
+from dyvte.families.base import adapter_for
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention, state_index

@@ -18,7 +18,7 @@ from typing import Any
 from dyvte.benchmarks import BENCHMARKS, Benchmark, Score, get_benchmark
 from dyvte.benchmarks.benchmark import describe, mean
 from dyvte.benchmarks.files import read_answers, read_json
-from dyvte.report.provenance import git_state, hardware, sha256_of, versions
+from dyvte.provenance import git_state, hardware, sha256_of, versions
 
 SCHEMA = 1
 NO_EXIT = "none"

@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.policy import Policy
+from dyvte.engine.answer import Answerer
+from dyvte.engine.options import open_answerer
+from dyvte.engine.run import prepared_batches, run
+from dyvte.families.base import adapter_for
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
 from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
 from dyvte.study.stages import Stages, find_stages
 from dyvte.study.store import SampleStore, read_study
-from llava.eval.answer import Answerer
-from llava.eval.answering import prepared_batches, run
-from llava.eval.options import open_answerer
 
 STUDY = "attention"
 EXIT_NONE = -1

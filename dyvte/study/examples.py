@@ -25,11 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from dyvte.decoding.policy import NoExit, Policy
+from dyvte.engine.answer import Answerer
+from dyvte.engine.options import open_answerer
+from dyvte.engine.questions import Item, prepare
+from dyvte.engine.run import run
 from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
-from llava.eval.answer import Answerer
-from llava.eval.answering import run
-from llava.eval.options import open_answerer
-from llava.eval.questions import Item, prepare
 
 STUDY = "examples"
 LONGEST_SIDE = 336

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from dyvte.benchmarks import Benchmark, get_benchmark
 from dyvte.decoding.policy import FixedExit
+from dyvte.engine.answer import Answerer
+from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.options import open_answerer
+from dyvte.engine.questions import Item
+from dyvte.engine.run import answer_line, prepared_batches, run
 from dyvte.report.record import make_record, write_scores
 from dyvte.study.samples import build_parser, read_items
-from llava.eval.answer import Answerer
-from llava.eval.answering import answer_line, prepared_batches, run
-from llava.eval.options import open_answerer
-from llava.eval.questions import Item
-from llava.eval.resume import AnswersFile, run_settings
 from llava.mm_utils import get_model_name_from_path
 
 

@@ -4,7 +4,7 @@
 
 Grids: ``states`` has all fifteen combinations of the four states (Table 5 of the paper), ``pairs`` those of one or
 two (Table 3), ``attention`` the seven of the three attention statistics (Table 6), ``sizes`` gates of several kinds
-and sizes for the paper's two states. Further flags go to ``llava.train.fit_gates`` and are the same for every gate of
+and sizes for the paper's two states. Further flags go to ``dyvte.gates.fit`` and are the same for every gate of
 the grid. Gates that are fitted already, from the same store with the same flags, are kept.
 """
 
@@ -16,10 +16,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dyvte.gates import fit as fit_gates
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import MANIFEST
-from llava.train import fit_gates
 
 GRIDS = ("states", "pairs", "attention", "sizes")
 MARK = "fit.json"
@@ -87,7 +87,7 @@ def read_manifest(store: Path) -> dict:
     """
     path = store / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: llava.train.store_states writes a store of states")
+        raise FileNotFoundError(f"{path} is missing: dyvte.gates.store_states writes a store of states")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -112,10 +112,10 @@ def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.gate_grid",
-        description="Fit a grid of gates from one store; further flags go to llava.train.fit_gates.",
+        description="Fit a grid of gates from one store; further flags go to dyvte.gates.fit.",
     )
     parser.add_argument("grid", choices=GRIDS)
-    parser.add_argument("--store", type=Path, required=True, help="what llava.train.store_states wrote")
+    parser.add_argument("--store", type=Path, required=True, help="what dyvte.gates.store_states wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the folders of gates")
     args, flags = parser.parse_known_args(argv)
     try:

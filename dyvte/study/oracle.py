@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dyvte.decoding.policy import NoExit
+from dyvte.engine.answer import Answerer
+from dyvte.engine.calibrate import supervise_own_answers
+from dyvte.engine.options import open_answerer
+from dyvte.engine.run import prepared_batches, run
 from dyvte.study.samples import add_limit, build_parser, provenance, read_items, settings_digest
 from dyvte.study.store import SampleStore, read_study
-from llava.eval.answer import Answerer
-from llava.eval.answering import prepared_batches, run
-from llava.eval.calibrate import supervise_own_answers
-from llava.eval.options import open_answerer
 
 STUDY = "oracle"
 

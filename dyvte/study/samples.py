@@ -12,10 +12,10 @@ from typing import Any
 
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.engine.answers_file import run_settings
+from dyvte.engine.questions import Item, check_items
 from dyvte.gates.exit import LearnedExit
-from dyvte.report.provenance import git_state, hardware, sha256_of, versions
-from llava.eval.questions import Item, check_items
-from llava.eval.resume import run_settings
+from dyvte.provenance import git_state, hardware, sha256_of, versions
 
 
 def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Labels of all layers in each step, or of one random layer, at the same number of forward passes of the model.
 
     python -m dyvte.study.supervision_modes --store STORE --held-out STORE --model-path MODEL --output DIR
-        [--seeds 0 1 2] [--epochs 1 4] [flags of llava.train.fit_gates]
+        [--seeds 0 1 2] [--epochs 1 4] [flags of dyvte.gates.fit]
 
 One store gives both ways the same samples in the same order: with one seed, a step of either is one forward pass over
 the same batch. ``all`` learns from the labels of every layer, ``random`` from those of one that it draws, as the
@@ -186,10 +186,10 @@ def figure_of(result: dict[str, Any]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.supervision_modes",
-        description="All-layer against random-layer labels; further flags go to llava.train.fit_gates.",
+        description="All-layer against random-layer labels; further flags go to dyvte.gates.fit.",
         allow_abbrev=False,  # --seed is none of these flags
     )
-    parser.add_argument("--store", type=Path, required=True, help="what llava.train.store_states wrote")
+    parser.add_argument("--store", type=Path, required=True, help="what dyvte.gates.store_states wrote")
     parser.add_argument(
         "--held-out", type=Path, required=True, help="store of samples that gates are judged on"
     )

@@ -3,7 +3,7 @@
 python -m dyvte.study.vtw_search --model-path PATH --data-path FILE --image-folder DIR --output vtw.json
     [--limit 50] [--divergence 0.003] [--first 5]
 
-FILE is instruction data in LLaVA's format (``.json``, as ``llava.train.sample`` draws it), of which the first
+FILE is instruction data in LLaVA's format (``.json``, as ``dyvte.gates.sample`` draws it), of which the first
 questions are asked, or a file of questions (``.jsonl``). Divergences go to the output first, so that another
 ``--divergence`` needs no second pass; the chosen ``k`` is for ``--method vtw --method-config k=K``.
 """
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dyvte.engine import calibrate
+from dyvte.engine.answer import Answerer
+from dyvte.engine.answers_file import run_settings
+from dyvte.engine.options import DTYPES, open_answerer
+from dyvte.engine.questions import Item, check_items, item_of, read_lines
+from dyvte.engine.run import prepared_batches, run
 from dyvte.reduction.vtw import choose_layer, exit_divergences
 from dyvte.study.samples import provenance, spread
-from llava.eval import calibrate
-from llava.eval.answer import Answerer
-from llava.eval.answering import prepared_batches, run
-from llava.eval.options import DTYPES, open_answerer
-from llava.eval.questions import Item, check_items, item_of, read_lines
-from llava.eval.resume import run_settings
 
 NOT_MEASURED = ("output", "divergence", "device")
 

@@ -61,7 +61,7 @@ def evaluate(
         or an exit layer as text), what ``accuracy_by_kind`` gives.
     """
     from dyvte import FixedExit, NoExit, attach
-    from llava.eval.answer import Answerer, Generation
+    from dyvte.engine.answer import Answerer, Generation
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
 
@@ -93,7 +93,7 @@ def _batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def _questions(rows: Rows, images: Path, with_image: bool) -> list:
-    from llava.eval.answer import Question
+    from dyvte.engine.answer import Question
     from llava.mm_utils import load_image
 
     return [

@@ -28,8 +28,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dyvte.tiny.muon import MuonAdamW
 from dyvte.tiny.scenes import CELL_SIZE, COLOURS, IMAGE_SIZE, Scene, draw, render
-from llava.train.muon import MuonAdamW
 
 logger = logging.getLogger(__name__)
 

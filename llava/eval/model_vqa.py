@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from dyvte.engine.run import get_chunk, run, split_list
 from llava.eval import model_vqa_loader
-from llava.eval.answering import get_chunk, run, split_list
 from llava.eval.model_vqa_loader import eval_model, read_items
 
 MAX_NEW_TOKENS = 1024

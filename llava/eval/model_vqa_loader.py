@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llava.eval.answering import add_arguments, answer_items, get_chunk, run, split_list
-from llava.eval.questions import Item, item_of, read_lines
+from dyvte.engine.questions import Item, item_of, read_lines
+from dyvte.engine.run import add_arguments, answer_items, get_chunk, run, split_list
 
 __all__ = ["build_parser", "eval_model", "get_chunk", "read_items", "split_list"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dyvte.benchmarks.mmbench_table import LETTERS, Row, read_questions
-from llava.eval.answering import add_arguments, answer_items, get_chunk, run, split_list
-from llava.eval.questions import Item
+from dyvte.engine.questions import Item
+from dyvte.engine.run import add_arguments, answer_items, get_chunk, run, split_list
 
 logger = logging.getLogger(__name__)
 

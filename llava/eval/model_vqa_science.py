@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dyvte.engine.questions import Item
+from dyvte.engine.run import add_arguments, answer_items, get_chunk, run, split_list
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answering import add_arguments, answer_items, get_chunk, run, split_list
-from llava.eval.questions import Item
 
 MAX_NEW_TOKENS = 1024
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from llava.eval.answer import Answer, Question, describe_exit
-from llava.eval.answering import run
-from llava.eval.options import add_method_arguments, open_answerer
+from dyvte.engine.answer import Answer, Question, describe_exit
+from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.run import run
 from llava.mm_utils import get_model_name_from_path, load_image
 
 

@@ -6,13 +6,13 @@ import argparse
 
 from transformers import TextStreamer
 
+from dyvte.engine.answer import Question
+from dyvte.engine.exit_view import show_exit
+from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.run import run
 from llava.conversation import conv_templates
-from llava.eval.answer import Question
-from llava.eval.answering import run
-from llava.eval.options import add_method_arguments, open_answerer
 from llava.eval.run_llava import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path, load_image
-from llava.serve.exit_view import show_exit
 
 
 def main(args) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from dyvte.tiny.muon import MuonAdamW
 from llava.train import saving
 from llava.train.arguments import TrainingArguments
-from llava.train.muon import MuonAdamW
 from llava.train.samplers import ModalityLengthSampler
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from transformers import set_seed
 
+from dyvte.gates.training import GateModel, GateTrainer, find_gates
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.dataset import find_template, make_supervised_data_module
-from llava.train.gate_training import GateModel, GateTrainer, find_gates
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.saving import newest_checkpoint
 

@@ -1,6 +1,6 @@
 # Gates fitted from one store of states, for the scripts of this folder (sourced after common.sh). More settings:
 #
-#   TRAIN_DATA, TRAIN_IMAGES   what llava.train.sample drew, and its images (Tiny-LLaVA: made in OUT/tiny-train)
+#   TRAIN_DATA, TRAIN_IMAGES   what dyvte.gates.sample drew, and its images (Tiny-LLaVA: made in OUT/tiny-train)
 #   SCENES, FRACTION           Tiny-LLaVA's training scenes (8000), and the share of them that is drawn (0.2)
 #   VERSION      prompt template (v1; Tiny-LLaVA: vicuna_v1_nosys)
 #   DTYPE        float32 or bfloat16, in which the model runs and states are stored (float32)
@@ -25,7 +25,7 @@ for name, part in (("fit", records[:cut]), ("judge", records[cut:])):
     (folder / f"{name}-all.json").write_text(json.dumps(part))
 PY
     for name in fit judge; do
-        "$PYTHON" -m llava.train.sample --data-path "$folder/$name-all.json" --output "$folder/$name.json" \
+        "$PYTHON" -m dyvte.gates.sample --data-path "$folder/$name-all.json" --output "$folder/$name.json" \
             --fraction "${FRACTION:-0.2}" --seed "$seed" >/dev/null
     done
     echo "$mark" >"$folder/.made"
@@ -55,7 +55,7 @@ store_states() {
     local model=$1 sample=$2 folder
     folder=$(work_of "$1")/$3
     shift 3
-    "$PYTHON" -m llava.train.store_states --model-path "$model" --data-path "$sample" --image-folder "$images" \
+    "$PYTHON" -m dyvte.gates.store_states --model-path "$model" --data-path "$sample" --image-folder "$images" \
         --version "$version" --dtype "${DTYPE:-float32}" --output "$folder" "$@"
 }
 

@@ -21,7 +21,7 @@ from dyvte.bench.shapes import SHAPES, random_model, random_prompts
 from dyvte.bench.timing import LayerClock, Spread, interleaved
 from dyvte.decoding.graphs import Graphs
 from dyvte.gates.supervision import supervise
-from tests.tape import record
+from tests.fixtures.tape import record
 
 LAYERS = 4
 

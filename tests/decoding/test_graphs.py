@@ -1,6 +1,6 @@
 """Recorded decoding steps and text-only layers give what launching every kernel gives.
 
-A CPU has no CUDA graphs; :mod:`tests.tape` stands in for them.
+A CPU has no CUDA graphs; :mod:`tests.fixtures.tape` stands in for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dyvte.decoding.graphs import CudaGraphs, Graphs
 from dyvte.reduction import Combine, FastV, ToMe
 from dyvte.study.attention_stats import AttentionStats
 from tests.conftest import LAYERS, MIXED, Prompts
-from tests.tape import record
+from tests.fixtures.tape import record
 
 
 @pytest.fixture

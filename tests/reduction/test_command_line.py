@@ -12,10 +12,10 @@ import pytest
 
 from dyvte import FixedExit, LearnedExit
 from dyvte.decoding.attach import handle_of
+from dyvte.engine import options
 from dyvte.reduction import REDUCTIONS, VTW, Combine, FastV, Pooling, StabilityExit, ToMe
 from dyvte.reduction.config import make_reductions
 from dyvte.report import compare
-from llava.eval import options
 
 COMMON = Path(__file__).parents[2] / "scripts/v1_5/eval/common.sh"
 

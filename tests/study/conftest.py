@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.eval.conftest import make_record  # noqa: F401 - a fixture
-from tests.face.conftest import SIZES, checkpoint  # noqa: F401 - a fixture
+from tests.fixtures.checkpoints import SIZES
 
 QUESTIONS = 10
 BATCH = 4

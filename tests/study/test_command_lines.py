@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from dyvte.decoding.policy import FixedExit, NoExit
+from dyvte.engine.options import open_answerer
 from dyvte.study import attention, examples, fixed_exits, oracle, plot
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.oracle import OracleStudy
-from llava.eval.options import open_answerer
-from tests.face.conftest import SIZES
+from tests.fixtures.checkpoints import SIZES
 from tests.study.conftest import BATCH, QUESTIONS
 
 LAYERS = SIZES["num_hidden_layers"]
@@ -130,7 +130,7 @@ def test_an_oracle_exit_keeps_the_generated_answer(flags, checkpoint, gqa, tmp_p
         model_path=str(checkpoint), model_base=None, method="none", device="cpu", max_new_tokens=6
     )
     answerer = open_answerer(args, "vicuna_v1")
-    from llava.eval.questions import item_of, prepare, read_lines
+    from dyvte.engine.questions import item_of, prepare, read_lines
 
     rows = read_lines(str(gqa / "llava_gqa_testdev_balanced.jsonl"))
     changed = 0

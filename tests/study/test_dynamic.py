@@ -11,7 +11,6 @@ from dyvte.study import dynamic
 from dyvte.study.answered import EARLIEST, ORACLE, read_answered
 from dyvte.study.paired import Resamples, best_cheaper, interval, score_at
 from dyvte.study.store import SampleStore
-from tests.eval.conftest import make_record  # noqa: F401 - a fixture
 
 QUESTIONS = 40
 LAYERS = 2

@@ -13,7 +13,6 @@ from torch.nn.functional import log_softmax
 from dyvte.report import rivals_table
 from dyvte.report.record import ResultRecord, measurements
 from dyvte.study import pareto, vtw_search
-from tests.eval.conftest import make_record  # noqa: F401 - a fixture
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 SCORES = {"none": 60.0, "fastv": 58.0, "dyvte+fastv": 57.0, "dyvte": 61.0}
@@ -172,8 +171,8 @@ def _plain_divergences(checkpoint, gqa) -> list[float]:
     from argparse import Namespace
 
     from dyvte.decoding.policy import FixedExit, NoExit
-    from llava.eval.options import open_answerer
-    from llava.eval.questions import item_of, prepare, read_lines
+    from dyvte.engine.options import open_answerer
+    from dyvte.engine.questions import item_of, prepare, read_lines
 
     args = Namespace(model_path=str(checkpoint), model_base=None, method="none", device="cpu")
     answerer = open_answerer(args, "vicuna_v1")

@@ -11,9 +11,9 @@ import torch
 from dyvte import ExitGates
 from dyvte.cost.flops import layer_flops
 from dyvte.gates.calibration import Outcomes
+from dyvte.gates.training import step_layer
 from dyvte.study import gate_grid, supervision_modes
 from llava.model.language_model.llava_llama import LlavaConfig
-from llava.train.gate_training import step_layer
 from tests.study.test_gate_grid import CONFIG, HIDDEN, LAYERS, write_store
 
 FLAGS = ["--width", "8", "--learning_rate", "1e-2", "--per_device_train_batch_size", "8", "--use_cpu", "True",

@@ -19,7 +19,7 @@ from transformers import (
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import ModelArguments
 from llava.train.saving import save_full
-from tests.towers import write_tower
+from tests.fixtures.towers import write_tower
 
 CORPUS = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
-from llava.train.gate_training import step_layer
+from dyvte.gates.training import step_layer
 from llava.train.train import train
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from llava.train.muon import MuonAdamW, orthogonalise
+from dyvte.tiny.muon import MuonAdamW, orthogonalise
 
 
 def test_orthogonalised_matrices_keep_their_directions():

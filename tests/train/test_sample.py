@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llava.train.sample import draw, main
+from dyvte.gates.sample import draw, main
 
 
 def record(name: int, question: str = "<image>\nWhat?", answer: str = "red", turns: int = 1, **more) -> dict:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
+from dyvte.gates import fit as fit_gates
+from dyvte.gates import store_states
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import StateStore
-from llava.train import fit_gates, store_states
 from llava.train.train import train
 
 SAMPLES, LAYERS, HIDDEN = 32, 4, 32

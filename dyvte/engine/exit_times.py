@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from dyvte.bench.timing import Spread, interleaved, seconds_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.engine.answer import Answerer
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
-from llava.eval.answer import Answerer
 
 NEVER, AT_ONCE, ASKED = "no exit", "exit after layer 0", "gates that never fire"
 

@@ -46,7 +46,7 @@ def adapter_for(model: Any) -> Adapter:
     if model_type not in _ADAPTERS:
         raise ValueError(
             f"no adapter for models of type {model_type!r} (known: {', '.join(sorted(_ADAPTERS))}); "
-            "add one with dyvte.decoding.adapters.register_adapter"
+            "add one with dyvte.families.base.register_adapter"
         )
     return _ADAPTERS[model_type]
 

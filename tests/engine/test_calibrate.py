@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from dyvte import ExitGates, LearnedExit, NoExit
-from llava.eval import exit_times
-from llava.eval.answering import prepared_batches
-from llava.eval.calibrate import build_parser, calibrate, main, observe, read_items
-from llava.eval.options import open_answerer
+from dyvte.engine import exit_times
+from dyvte.engine.calibrate import build_parser, calibrate, main, observe, read_items
+from dyvte.engine.options import open_answerer
+from dyvte.engine.run import prepared_batches
 from llava.model.builder import load_pretrained_model
 
 COUNT = 9

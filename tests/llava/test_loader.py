@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from dyvte import ExitGates, LearnedExit
+from dyvte.engine.answer import Answerer, Generation, Question
+from dyvte.engine.answers_file import AnswersFile
+from dyvte.engine.options import open_answerer
+from dyvte.engine.questions import item_of, prepare
 from llava.eval import model_vqa, model_vqa_loader
-from llava.eval.answer import Answerer, Generation, Question
 from llava.eval.model_vqa_loader import build_parser, eval_model, get_chunk, split_list
-from llava.eval.options import open_answerer
-from llava.eval.questions import item_of, prepare
-from llava.eval.resume import AnswersFile
 
 KEYS = {
     "exit_layer",
@@ -164,9 +164,9 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
     expected = essence(run_loader("whole.jsonl", max_new_tokens=3))
     answers = tmp_path / "killed.jsonl"
     slow = (
-        "import time, llava.eval.answer as a; old = a.Answerer.complete\n"
+        "import time, dyvte.engine.answer as a; old = a.Answerer.complete\n"
         "def new(*args, **kwargs): time.sleep(0.5); return old(*args, **kwargs)\n"
-        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom llava.eval.answering import run\n"
+        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom dyvte.engine.run import run\n"
         "run(build_parser(), eval_model)"
     )
     command = [

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llava.eval.questions import Item
+from dyvte.engine.questions import Item
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Fit gates to a store of states, without the model: what ``llava.train.train --tune_visual_gates`` does on it.
 
-    python -m llava.train.fit_gates --store STORE --states mean_text last_text --output_dir GATES \
+    python -m dyvte.gates.fit --store STORE --states mean_text last_text --output_dir GATES \
         --num_train_epochs 1 --per_device_train_batch_size 16 --learning_rate 4e-5 --lr_scheduler_type cosine
 
 Flags are transformers' and those of gate training (``--gate_alpha``, ``--gate_supervision``,
@@ -26,8 +26,8 @@ from dyvte.gates.options import gate_options
 from dyvte.gates.states import PAPER_STATES
 from dyvte.gates.store import MEASURED, StateStore
 from dyvte.gates.supervision import Supervision, labels_of
+from dyvte.gates.training import GateTrainer, SupervisedGates
 from llava.train.arguments import TrainingArguments, _flag
-from llava.train.gate_training import GateTrainer, SupervisedGates
 from llava.train.saving import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class FitArguments:
     """Which store, and the shape of the gates."""
 
-    store: str = _flag("", "Folder that llava.train.store_states wrote.")
+    store: str = _flag("", "Folder that dyvte.gates.store_states wrote.")
     states: list[str] = field(
         default_factory=lambda: list(PAPER_STATES), metadata={"help": "What the gates look at."}
     )
@@ -138,12 +138,12 @@ def fit(options: FitArguments, training_args: TrainingArguments) -> ExitGates:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and fit."""
     groups: Any = (FitArguments, TrainingArguments)
-    parser = HfArgumentParser(groups, prog="python -m llava.train.fit_gates")
+    parser = HfArgumentParser(groups, prog="python -m dyvte.gates.fit")
     options, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     level = logging.INFO if training_args.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     if not options.store:
-        raise ValueError("--store is missing: name a folder that llava.train.store_states wrote")
+        raise ValueError("--store is missing: name a folder that dyvte.gates.store_states wrote")
     fit(options, training_args)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dyvte.decoding.adapters import adapter_for
 from dyvte.decoding.attach import Handle, attach
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.engine.answer import Answerer, Generation, check_conv_mode
+from dyvte.families.base import adapter_for
 from dyvte.gates.exit import LearnedExit
 from dyvte.reduction import REDUCTIONS, Combine
 from dyvte.reduction.config import make_reductions
-from llava.eval.answer import Answerer, Generation, check_conv_mode
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 

@@ -16,10 +16,10 @@ from typing import Any
 import shortuuid
 from tqdm import tqdm
 
-from llava.eval.answer import Answer, Answerer
-from llava.eval.options import add_method_arguments, open_answerer
-from llava.eval.questions import Item, check_items, prepare
-from llava.eval.resume import AnswersFile, run_settings
+from dyvte.engine.answer import Answer, Answerer
+from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.questions import Item, check_items, prepare
 from llava.mm_utils import get_model_name_from_path
 
 logger = logging.getLogger(__name__)

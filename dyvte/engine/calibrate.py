@@ -1,11 +1,11 @@
 """Choose the gates' threshold on a calibration set, and save it with the gates.
 
-    python -m llava.eval.calibrate --model-path MODEL --gates GATES --data-path sample.json --image-folder DIR \
+    python -m dyvte.engine.calibrate --model-path MODEL --gates GATES --data-path sample.json --image-folder DIR \
         --conv-mode vicuna_v1 --max-changed 0.02              # at most 2% of the answers change, with 95% confidence
     ... --budget 0.6                                          # or: 60% of the TFLOPs of a prefill without exit
     ... --budget-ms 40                                        # or: 40 ms for a prefill, on average, on this machine
 
-The set is instruction data in LLaVA's format, as ``llava.train.sample`` draws it, of which the first questions are
+The set is instruction data in LLaVA's format, as ``dyvte.gates.sample`` draws it, of which the first questions are
 asked; it should not be what the gates were trained on. The model's own answers (greedy, without exit) are what an
 exit must keep: with the answer as given, an exit changes nothing when it changes no argmax at any of its positions.
 """
@@ -25,6 +25,11 @@ from tqdm import tqdm
 from dyvte.cost.flops import layer_flops, prefill_flops
 from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
+from dyvte.engine import exit_times
+from dyvte.engine.answer import Answerer
+from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.questions import Item, check_items
+from dyvte.engine.run import prepared_batches, run
 from dyvte.gates.calibration import (
     CONFIDENCE,
     Calibration,
@@ -33,22 +38,17 @@ from dyvte.gates.calibration import (
     threshold_for_cost,
 )
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.sample import first_turn
 from dyvte.gates.states import PAPER_STATES
 from dyvte.gates.supervision import Supervision, supervise
 from llava.constants import IGNORE_INDEX
-from llava.eval import exit_times
-from llava.eval.answer import Answerer
-from llava.eval.answering import prepared_batches, run
-from llava.eval.options import add_method_arguments, open_answerer
-from llava.eval.questions import Item, check_items
 from llava.train.dataset import image_paths, read_records
-from llava.train.sample import first_turn
 
 TERA = 1e12
 
 
 def read_items(data_path: str) -> list[Item]:
-    """The first questions of instruction data, those that ``llava.train.sample`` would take.
+    """The first questions of instruction data, those that ``dyvte.gates.sample`` would take.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or nothing usable in it.
@@ -223,7 +223,8 @@ def in_milliseconds(
 def build_parser() -> argparse.ArgumentParser:
     """The flags of a run, beside those of the exit method."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.calibrate", description="Choose the gates' threshold on a calibration set."
+        prog="python -m dyvte.engine.calibrate",
+        description="Choose the gates' threshold on a calibration set.",
     )
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--model-base")

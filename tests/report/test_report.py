@@ -6,7 +6,8 @@ from dataclasses import asdict
 import matplotlib
 import pytest
 
-from dyvte.report import compare, figures, provenance, record, summary, table
+from dyvte import provenance
+from dyvte.report import compare, figures, record, summary, table
 from dyvte.report.record import ResultRecord
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from dyvte.benchmarks import get_benchmark, mmbench, mmbench_table
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
+from dyvte.engine.questions import check_items, prepare
 from llava.eval import model_vqa_mmbench
-from llava.eval.questions import check_items, prepare
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]

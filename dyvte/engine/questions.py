@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer import Question
+from dyvte.engine.answer import Question
 from llava.mm_utils import decode_image, load_image, path_inside
 
 Images = Sequence["str | bytes"]

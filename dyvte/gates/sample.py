@@ -1,6 +1,6 @@
 """Draw the sample that gates are trained on from instruction data in LLaVA's format.
 
-    python -m llava.train.sample --data-path llava_v1_5_mix665k.json --output gates.json --fraction 0.01
+    python -m dyvte.gates.sample --data-path llava_v1_5_mix665k.json --output gates.json --fraction 0.01
 
 Drawn are samples with one image, cut to their first question and answer, because later turns often lean on
 earlier ones. The fraction is of the whole file (the paper: 1% of LLaVA-1.5's 665k). A report of what was left

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.test_end_to_end import ROOT, TINY, bash
+from tests.scripts.test_end_to_end import ROOT, TINY, bash
 
 SOURCES = ("common", "gates", "study", "rivals")
 STEP = """\

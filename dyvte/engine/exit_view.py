@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 
-from llava.eval.answer import Answer, describe_exit
+from dyvte.engine.answer import Answer, describe_exit
 
 BAR_WIDTH = 30
 

@@ -1,10 +1,10 @@
 """Store the states that gates look at, and what exits would do, in one pass of the frozen model.
 
-    python -m llava.train.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
+    python -m dyvte.gates.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
 
-Gates are then fitted with ``llava.train.fit_gates`` without the model. An interrupted pass goes on with the shards
+Gates are then fitted with ``dyvte.gates.fit`` without the model. An interrupted pass goes on with the shards
 that are missing; a store of another model, other data or other settings is refused. ``--attention`` also stores
-attention statistics (Table 6 of the paper). Records are read whole, so give it what ``llava.train.sample`` draws.
+attention statistics (Table 6 of the paper). Records are read whole, so give it what ``dyvte.gates.sample`` draws.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from dyvte.engine.run import run
 from dyvte.gates.files import WEIGHTS as GATES_FILE
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import StoreWriter
 from dyvte.gates.supervision import supervise
-from dyvte.report.provenance import sha256_of
+from dyvte.gates.training import usable_samples
+from dyvte.provenance import sha256_of
 from llava.constants import IGNORE_INDEX
-from llava.eval.answering import run
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.dataset import SupervisedDataset, find_template, image_paths, make_supervised_data_module
-from llava.train.gate_training import usable_samples
 
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
 
@@ -192,10 +192,10 @@ def store(args: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.train.store_states", description="Store states and what exits would do."
+        prog="python -m dyvte.gates.store_states", description="Store states and what exits would do."
     )
     parser.add_argument("--model-path", required=True, help="folder or hub name of a finished LLaVA model")
-    parser.add_argument("--data-path", required=True, help="what llava.train.sample draws")
+    parser.add_argument("--data-path", required=True, help="what dyvte.gates.sample draws")
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
     parser.add_argument("--version", default="v1", help="prompt template")

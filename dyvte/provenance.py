@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -14,15 +15,21 @@ _MOST_DIGESTS = 20
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
 
 
+@functools.cache
 def git_state(folder: Path | None = None) -> tuple[str | None, bool | None]:
     """Commit and whether the tree differs from it; (None, None) where there is no repository or no git."""
-    folder = folder or Path(__file__).resolve().parents[2]
+    folder = folder or Path(__file__).resolve().parents[1]
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-    if commit is None:
+    # an installed package may lie in another project's repository, whose commit says nothing about this code
+    if (
+        commit is None
+        or _output("git", "-C", str(folder), "ls-files", "--error-unmatch", "dyvte/provenance.py") is None
+    ):
         return None, None
     return commit, bool(_output("git", "-C", str(folder), "status", "--porcelain"))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
