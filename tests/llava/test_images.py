@@ -14,15 +14,14 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import llava.mm_utils as mm_utils
+from dyvte.engine.images import load_image, to_rgb
 from llava.mm_utils import (
     expand2square,
     get_anyres_image_grid_shape,
-    load_image,
     load_image_from_base64,
     process_images,
     resize_and_pad_image,
     select_best_resolution,
-    to_rgb,
 )
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
