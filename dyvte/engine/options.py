@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from dyvte.decoding.attach import Handle
@@ -129,6 +130,7 @@ def open_chat_model(args, template: str | None) -> ChatModel:
         handle.detach()  # a refused method leaves the model as it was
         raise
     handle.policy, handle.graphs = policy, graphs
+    handle.run = replace(handle.run, graphs=graphs is not None)
     return chat
 
 

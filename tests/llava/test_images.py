@@ -14,6 +14,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import llava.mm_utils as mm_utils
+from dyvte.engine import images
 from dyvte.engine.images import load_image, to_rgb
 from llava.mm_utils import (
     expand2square,
@@ -159,7 +160,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 def test_huge_files_are_refused(tmp_path, monkeypatch):
     noise(40, 40).save(tmp_path / "huge.png")
-    monkeypatch.setattr(mm_utils, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(ValueError, match="huge.png.*too large"):
         load_image("huge.png", tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
