@@ -327,8 +327,8 @@ class Quickstart(Experiment):
         for name in benchmarks:
             step(f"{name}: baseline, then DyVTE")
             files, results = out / "eval" / name, out / "results" / name
-            work.answer(name, files, results / "none", "none")
-            work.answer(name, files, results / "dyvte", "dyvte", gates=out / "gates")
+            work.evaluation(name, results / "none", "none", data=files)
+            work.evaluation(name, results / "dyvte", "dyvte", gates=out / "gates", data=files)
 
         step("The same questions with one exit layer for all, for every layer")
         for name in benchmarks:

@@ -34,12 +34,13 @@ FAST_CPU = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
 EVAL_SETTINGS = ("threshold", "batch_size", "conv_mode", "verify_every", "variant", "chunks")
-OWN = {item.name.upper() for item in fields(Settings)} | {
+OWN = {
     "METHOD",
     "METHOD_CONFIG",
     "EXIT_LAYER",
     "DATA",
     "SPLIT",
+    *(item.name.upper() for item in fields(Settings)),
 }
 """Variables that commands get from here or not at all."""
 
@@ -181,40 +182,31 @@ class Work:
         config: str = "",
         gates: Path | None = None,
         threshold: str | None = None,
+        data: Path | None = None,
     ) -> None:
         """Answers and record in ``folder``, kept where they are of the same model, gates, questions and settings."""
-        data = self.data_of(name)
+        own, data = self.settings, data or self.data_of(name)
+        chosen = {key.upper(): getattr(own, key) for key in EVAL_SETTINGS} | {
+            "THRESHOLD": threshold or own.threshold
+        }
         state = state_of(Path(self.model), data, gates)
-        chosen = [getattr(self.settings, key) for key in EVAL_SETTINGS]
-        words = " ".join(f"{value or ''}" for value in (method, config, threshold, *chosen, gates, state))
+        words = " ".join(f"{value or ''}" for value in (method, config, *chosen.values(), gates, state))
         mark = folder / ".done"
         if not (folder / "record.json").is_file():  # nobody has graded or scored the answers: not done
             mark.unlink(missing_ok=True)
-        self.once(mark, words, lambda: self.answer(name, data, folder, method, config, gates, threshold))
-
-    def answer(
-        self,
-        name: str,
-        data: Path,
-        folder: Path,
-        method: str,
-        config: str = "",
-        gates: Path | None = None,
-        threshold: str | None = None,
-    ) -> None:
-        """Run the benchmark's script."""
-        own = self.settings
         environment: dict[str, object | None] = {
+            **chosen,
             **{"MODEL": self.model, "DATA": data, "METHOD": method, "METHOD_CONFIG": config, "GATES": gates},
             **{"OUT": folder, "CONV_MODE": self.conv_mode, "BATCH_SIZE": self.batch_size},
-            **{"THRESHOLD": threshold or own.threshold, "VERIFY_EVERY": own.verify_every},
-            **{"VARIANT": own.variant, "CHUNKS": own.chunks},
         }
         if (data / "v2_mscoco_val2014_annotations.json").is_file():
             environment["SPLIT"] = (
                 "llava_vqav2_mscoco_val2014"  # the test split has no public answers, so no record
             )
-        # MM-Vet's grades of Tiny-LLaVA come from a stand-in for the judge; the record names it
+        self.once(mark, words, lambda: self._answer(name, environment))
+
+    def _answer(self, name: str, environment: dict[str, object | None]) -> None:
+        """Run a benchmark's script. A stand-in for the judge, which the record names, grades Tiny-LLaVA on MM-Vet."""
         with serve() if self.is_tiny and name == "mmvet" else nullcontext() as address:
             if address:
                 environment |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "none", "ROUNDS": 1}

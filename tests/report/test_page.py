@@ -275,15 +275,6 @@ def test_a_missing_folder_is_told(tmp_path):
         main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.html")])
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figures_name_the_benchmarks_of_their_scripts(figure):
-    script = (ROOT / f"scripts/reproduce/{figure.name}.sh").read_text()
-    given = re.search(
-        rf"_figure {figure.title.split()[1]} (.+)$|BENCHMARKS:-([^}}]+)}}", script, re.MULTILINE
-    )
-    assert given and tuple((given[1] or given[2]).split()) == figure.benchmarks
-
-
 def browse(file: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
     return subprocess.run(

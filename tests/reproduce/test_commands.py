@@ -100,11 +100,12 @@ def understand(monkeypatch):
     return parse_it
 
 
-FULL = parse(
+FULL_LINE = (
     "all --limit 3 --layers 1 2 --threshold 0.7 --gates g --seed 3 --lr 1e-4 --epochs 2 --gate-batch 4 --width 8 "
     "--gain 0.5 --label-epochs 1 --label-seeds 4 5 --dtype bfloat16 --version v0 --train-data t.json "
-    "--train-images images --judge-data j.json --thresholds 0.3 --batch-size 2 --conv-mode vicuna_v1".split()
-)[1]
+    "--train-images images --judge-data j.json --thresholds 0.3 --batch-size 2 --conv-mode vicuna_v1"
+)
+FULL = parse(FULL_LINE.split())[1]
 
 
 @pytest.mark.parametrize(
