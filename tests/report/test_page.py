@@ -17,7 +17,6 @@ from dyvte.report.page import main, markdown, page_of
 from dyvte.report.page_parts import FIGURES, why_missing
 from dyvte.report.page_tables import read_table
 from dyvte.study.examples import encode_image
-from tests.scripts.test_end_to_end import ROOT
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 NASTY = '<script>alert("x")</script> & <b>bold</b>'
