@@ -8,6 +8,7 @@ and modification time. The code of the commands does not enter it: use FORCE=1 a
 
 from __future__ import annotations
 
+import glob
 import inspect
 import os
 import signal
@@ -62,14 +63,17 @@ def _end_group(process: subprocess.Popen, patience: float = 10.0) -> None:
 
 @contextmanager
 def stoppable():
-    """SIGINT and SIGTERM raise KeyboardInterrupt, once: nothing disturbs the stopping itself."""
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, once: nothing disturbs the stopping itself."""
 
     def stop(number, frame) -> None:
         for each in held:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    held = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+        signals.append(signal.SIGHUP)
+    held = {each: signal.signal(each, stop) for each in signals}
     try:
         yield
     finally:
@@ -118,15 +122,9 @@ class Runner:
                 print(f"[{index:2}/{len(names)}] {time.strftime('%H:%M')}  {name:10}  ", end="", flush=True)
                 if not self._run_logged(EXPERIMENTS[name]):
                     failed.append(name)
-            page = [
-                sys.executable,
-                "-m",
-                "dyvte.report.page",
-                str(self.out),
-                "--out",
-                str(self.out / "report.html"),
-            ]
-            if self.launch(page, dict(os.environ), None):
+            try:
+                self._works()[0].python("dyvte.report.page", self.out, "--out", self.out / "report.html")
+            except StepFailed:
                 failed.append("report")
         if failed:
             tries = "the same command tries these again"
@@ -199,7 +197,7 @@ class Runner:
         return mark.read_text(encoding="utf-8").splitlines()[:1] == [self.key_of(experiment)]
 
     def _product(self, experiment: Experiment) -> str:
-        return experiment.makes.format(name=experiment.name, model=name_of(self.models[0]))
+        return experiment.makes.format(name=experiment.name, model=glob.escape(name_of(self.models[0])))
 
     def _works(self, log: TextIO | None = None) -> list[Work]:
         return [Work(self.settings, model, self.out, self.launch, log) for model in self.models]
@@ -210,7 +208,9 @@ class Runner:
         given = {"MODEL": self.models[0], **self.settings.given(tuple(wanted))}
         benchmarks = {name for step in names for name in EXPERIMENTS[step].benchmarks}
         lines = [f"{name}={value}" for name, value in given.items()]
-        lines += [f"benchmark {line.split()[0]}" for line in self._data(self._works()[0], sorted(benchmarks))]
+        (work,) = self._works()
+        if not work.is_tiny:
+            lines += [f"benchmark {line.split()[0]}" for line in self._data(work, sorted(benchmarks))]
         path, text = self.marks / "inputs", "\n".join(lines) + "\n"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_whole(path, text)

@@ -163,6 +163,7 @@ class Work:
         if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != str(count):
             self.python("dyvte.tiny.sets", "--out", folder, "--questions", count, "--only", *TINY_SETS)
             write_whole(mark, f"{count}\n")
+            findings_of.cache_clear()
 
     # evaluations
 
@@ -358,9 +359,11 @@ class Work:
             ValueError: there is nothing to search on.
         """
         own, known = self.settings, {"llava-v1.5-7b": 15, "llava-1.5-7b-hf": 15}
-        layer = 9 if self.is_tiny else known.get(Path(self.model).name)
-        if own.vtw_k is not None or layer is not None:
-            return layer if own.vtw_k is None else own.vtw_k
+        layer = own.vtw_k
+        if layer is None:
+            layer = 9 if self.is_tiny else known.get(Path(self.model).name)
+        if layer is not None:
+            return layer
         if not own.train_data or not own.train_images:
             raise ValueError(
                 f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search VTW's layer for {self.model}"

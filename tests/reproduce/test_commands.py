@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dyvte.benchmarks.check import ready
 from dyvte.io import write_json
 from dyvte.report.page_parts import FIGURES
 from dyvte.reproduce import work as work_module
@@ -19,6 +20,7 @@ from dyvte.reproduce.__main__ import parse
 from dyvte.reproduce.experiments import EXPERIMENTS, Quickstart
 from dyvte.reproduce.settings import Settings
 from dyvte.reproduce.work import ROOT, TINY, Work
+from dyvte.tiny.sets.gqa import write_gqa
 
 LLAVA = "checkpoints/llava-v1.5-7b"
 
@@ -221,6 +223,18 @@ def test_an_experiment_names_all_settings_that_it_reads(run, name, model):
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_the_report_names_the_benchmarks_of_the_figures(figure):
     assert EXPERIMENTS[figure.name].benchmarks == figure.benchmarks
+
+
+def test_tiny_llavas_benchmarks_are_made(tmp_path):
+    """Also where somebody has looked for them before."""
+
+    def write_sets(command, environment, log) -> int:
+        write_gqa(tmp_path / "tiny-eval/gqa", 2)
+        return 0
+
+    work = Work(Settings(), TINY, tmp_path, write_sets)
+    assert not ready(list(work_module.findings_of("gqa", work.data_of("gqa"))))
+    assert list(work.with_data(["gqa"])) == ["gqa"]
 
 
 class TestKeptEvaluations:
