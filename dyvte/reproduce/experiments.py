@@ -159,7 +159,10 @@ class Labels(Experiment):
 
     def run(self, works: Sequence[Work]) -> None:
         (work,) = works
-        store, judge = work.store_to_fit(), work.store_to_judge()
+        judge, store = (
+            work.store_to_judge(),
+            work.store_to_fit(),
+        )  # it says first if there is none to judge on
         # epochs and seed are this study's own; the last of a flag's values counts
         work.python(
             "dyvte.study.supervision_modes",
@@ -178,7 +181,10 @@ class GateSizes(Experiment):
 
     def run(self, works: Sequence[Work]) -> None:
         (work,) = works
-        store, judge = work.store_to_fit(), work.store_to_judge()
+        judge, store = (
+            work.store_to_judge(),
+            work.store_to_fit(),
+        )  # it says first if there is none to judge on
         grid, results = work.fit_grid("sizes", store, "sizes"), work.fitted / "size-results"
         work.evaluate_grid(grid, results, self.benchmarks)
         records = ("--records", results) if results.is_dir() else ()
