@@ -37,7 +37,7 @@ class Experiment:
         settings: names of all settings that it depends on (``dyvte.reproduce.settings``).
         makes: pattern of what it leaves below the output folder; ``{name}`` and ``{model}`` stand for theirs.
         several: whether it takes more than one model.
-        always: whether it runs also when it is done, because it keeps its parts itself and shows results at the end.
+        always: whether it runs also when it is done, because it keeps its parts itself and ends with its results.
     """
 
     name: str
@@ -275,12 +275,13 @@ class Tiny(Experiment):
     always = True
 
     def run(self, works: Sequence[Work]) -> None:
-        (work,) = works
+        (work,), clock = works, Clock()
         for name in work.with_data(self.benchmarks):
             work.evaluate(name)
         for table in ("table1", "table2"):
             work.table("paper_table", table, [work.results])
         work.python("dyvte.report.figures", "exits", work.results, "--out", work.out / "tables/exits.png")
+        work.say(f"done in {clock}")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Runner:
         if error:
             print(f"{experiment.name}: {error}", file=sys.stderr)
             return 1
-        print(f"done in {clock}")
+        if not experiment.always:
+            print(f"done in {clock}")
         return 0
 
     def run_all(self) -> int:
