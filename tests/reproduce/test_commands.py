@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ class Commands:
 def run(tmp_path, monkeypatch):
     """Run an experiment with commands that do nothing, on benchmarks that are ready."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(work_module, "findings_of", lambda name, folder: ())
+    monkeypatch.setattr(work_module, "findings_of", lru_cache(lambda name, folder: ()))
 
     def run_it(name: str, model: str = TINY, settings: Settings | None = None) -> Commands:
         commands = Commands()
