@@ -2,16 +2,15 @@
 
 It lets Tiny-LLaVA's open answers go the whole way of MM-Vet without paying anyone. An answer earns 1 when it has all
 parts of the ground truth ("<AND>"), or one of them ("<OR>"), else 0; these are no GPT-4 grades.
-
-    python -m dyvte.tiny.judge --address-file FILE     # the base URL is written to FILE
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 
 def grade(truth: str, prediction: str) -> float:
@@ -64,14 +63,12 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().replace(".", " ").split())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--address-file", type=Path, required=True)
-    arguments = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    arguments.address_file.write_text(f"http://127.0.0.1:{server.server_port}/v1")
-    server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()
+@contextmanager
+def serve() -> Iterator[str]:
+    """The endpoint, in a thread of this process, for as long as the block runs; its base URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()

@@ -17,7 +17,6 @@ from dyvte.report.page import main, markdown, page_of
 from dyvte.report.page_parts import FIGURES, why_missing
 from dyvte.report.page_tables import read_table
 from dyvte.study.examples import encode_image
-from tests.scripts.test_end_to_end import ROOT
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 NASTY = '<script>alert("x")</script> & <b>bold</b>'
@@ -273,15 +272,6 @@ def test_broken_files_are_named(output, name, content, message):
 def test_a_missing_folder_is_told(tmp_path):
     with pytest.raises(SystemExit, match="all.sh makes one"):
         main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.html")])
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figures_name_the_benchmarks_of_their_scripts(figure):
-    script = (ROOT / f"scripts/reproduce/{figure.name}.sh").read_text()
-    given = re.search(
-        rf"_figure {figure.title.split()[1]} (.+)$|BENCHMARKS:-([^}}]+)}}", script, re.MULTILINE
-    )
-    assert given and tuple((given[1] or given[2]).split()) == figure.benchmarks
 
 
 def browse(file: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
