@@ -44,3 +44,10 @@ def test_models_know_no_training(path):
 @pytest.mark.parametrize("path", files("dyvte/decoding"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_loop_knows_no_method(path):
     assert not [name for name in imported(path) if name.startswith(("dyvte.gates", "dyvte.reduction"))]
+
+
+@pytest.mark.parametrize("path", files("dyvte/report"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_reports_know_no_studies(path):
+    """Studies use records, tables and figures; the page reads what studies stored."""
+    above = ("llava", "dyvte.study", "dyvte.bench.", "dyvte.reproduce", "dyvte.tiny")
+    assert not [name for name in imported(path) if name.startswith(above)]

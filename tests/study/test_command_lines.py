@@ -168,8 +168,6 @@ def test_manual_exit(flags, tmp_path, capsys):
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
     plot.main(["manual", str(tmp_path / "records"), "--out", str(tmp_path / "third" / "f.png")])
     assert contents(tmp_path / "third")["f.png"] != contents(tmp_path / "first")["f.png"]
-    with pytest.raises(SystemExit, match="METHOD=dyvte"):
-        plot.main(["exits", str(tmp_path / "records"), "--out", str(tmp_path / "f.png")])
 
 
 def test_examples_page(flags, gate_folder, tmp_path, monkeypatch):
