@@ -9,6 +9,8 @@ from dyvte.benchmarks.benchmark import mean
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, label_of
 
+NUMBERS = ("score", "tflops", "decoder_tflops", "exit_layer", "seconds")
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -57,11 +59,7 @@ def results_of(records: Iterable[ResultRecord]) -> list[MethodResult]:
             record.benchmark,
             record.method,
             label_of(record),
-            record.score,
-            record.tflops,
-            record.decoder_tflops,
-            record.mean_exit_layer,
-            record.seconds,
+            *(getattr(record, name.replace("exit_layer", "mean_exit_layer")) for name in NUMBERS),
         )
         for record in records
     ]
@@ -80,14 +78,7 @@ def _averages(results: Sequence[MethodResult]) -> list[MethodResult]:
             by_label.setdefault(result.label, []).append(result)
     return [
         MethodResult(
-            AVERAGE,
-            group[0].method,
-            label,
-            mean([result.score for result in group]),
-            mean([result.tflops for result in group]),
-            mean([result.decoder_tflops for result in group]),
-            mean([result.exit_layer for result in group]),
-            mean([result.seconds for result in group]),
+            AVERAGE, group[0].method, label, *(mean([getattr(r, name) for r in group]) for name in NUMBERS)
         )
         for label, group in by_label.items()
         if len(group) == len(benchmarks)

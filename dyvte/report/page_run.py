@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dyvte.decoding.report import RunInfo
 from dyvte.io import read_json, read_json_object, read_text
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import model_title, title_of
@@ -35,19 +36,11 @@ class Digest:
 
 @dataclass(frozen=True)
 class Source:
-    """Where numbers come from: of the answers of a record, or of a study.
+    """Where numbers come from: under which conditions, when, and on which machine."""
 
-    Attributes:
-        machine: processors and GPUs.
-        dtype, attention: empty where they are not known.
-    """
-
+    run: RunInfo
     created: str
-    commit: str
-    versions: str
     machine: str
-    dtype: str = ""
-    attention: str = ""
 
 
 def records_below(root: Path) -> dict[str, ResultRecord]:
@@ -67,34 +60,20 @@ def read_studies(root: Path) -> list[dict[str, Any]]:
     return [read_json_object(path) for path in paths if path.stem in STUDIES]
 
 
-def _sources_of(record: ResultRecord) -> Iterator[Source]:
+def _sources_of(record: ResultRecord) -> list[Source]:
     """One for each condition under which answers were generated; of scoring, where those are not known."""
-    scoring = record.scoring
-    machine = _machine(scoring.hardware)
+    created, machine = record.scoring.created, _machine(record.scoring.hardware)
     if not record.answered:
-        yield Source(
-            scoring.created, _commit(scoring.commit, scoring.dirty), _pairs(scoring.versions), machine
-        )
-    for run in (by.run for by in record.answered):
-        graphs = ", CUDA graphs" if run.graphs else ""
-        yield Source(
-            scoring.created,
-            _commit(run.commit, run.dirty),
-            _pairs(run.versions or {}),
-            machine if run.device == "cpu" else run.device,
-            run.dtype,
-            run.attention + graphs,
-        )
+        return [_source_of(asdict(record.scoring))]
+    runs = [by.run for by in record.answered]
+    return [Source(run, created, machine if run.device == "cpu" else run.device) for run in runs]
 
 
-def _source_of(study: Mapping[str, Any]) -> Source:
-    return Source(
-        study["created"],
-        _commit(study["commit"], study["dirty"]),
-        _pairs(study["versions"]),
-        _machine(study["hardware"]),
-        study["dtype"],
-    )
+def _source_of(made: Mapping[str, Any]) -> Source:
+    """Of the manifest of a study, or of a scoring."""
+    known = {name: made[name] for name in ("commit", "dirty", "versions")}
+    run = RunInfo(dtype=made.get("dtype", ""), attention="", device="", **known)
+    return Source(run, made["created"], _machine(made["hardware"]))
 
 
 def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[str, Any]]) -> list[Fact]:
@@ -106,7 +85,7 @@ def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[
     main = [record for path, record in found.items() if path.startswith("results/")]
     sources = [source for record in records for source in _sources_of(record)]
     sources += map(_source_of, studies)
-    runs = [by.run for record in records for by in record.answered]
+    runs = [source.run for source in sources]
     stores = [read_json_object(path) for path in sorted((root / "gates").glob("*/*/manifest.json"))]
     dates = sorted(source.created for source in sources)
     rows = [
@@ -115,13 +94,13 @@ def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[
         ("Decoder layers", _distinct(str(record.num_layers) for record in records)),
         ("Gates", _distinct(_gates(record) for record in main if record.method == "dyvte")),
         ("Gates, SHA-256", _distinct(run.gates_sha256 for run in runs)),
-        ("Precision", _distinct([*(s.dtype for s in sources), *(store["dtype"] for store in stores)])),
-        ("Attention kernel", _distinct(source.attention for source in sources)),
+        ("Precision", _distinct([*(run.dtype for run in runs), *(store["dtype"] for store in stores)])),
+        ("Attention kernel", _distinct(run.attention + ", CUDA graphs" * run.graphs for run in runs)),
         ("Prompts and batches", _counted(_prompts(record) for record in records)),
         ("Results", [f"{len(records)} evaluations and {len(studies)} studies"] if sources else []),
         ("Made", [f"{dates[0]} to {dates[-1]}"] if dates else []),
-        ("Code, commit", _counted(source.commit for source in sources)),
-        ("Versions", _counted(source.versions for source in sources)),
+        ("Code, commit", _counted(_commit(run) for run in runs)),
+        ("Versions", _counted(_pairs(run.versions or {}) for run in runs)),
         ("Hardware", _counted(source.machine for source in sources)),
         ("Seeds", _seeds(root)),
         ("Batch against single", _batches(records)),
@@ -149,18 +128,13 @@ def steps(root: Path) -> list[tuple[str, str]]:
         elif path.suffix == ".done":
             seconds = int(read_text(path).rpartition("seconds ")[2])
             found.append((path.stem, f"{seconds // 60}:{seconds % 60:02d}"))
-    return sorted(found, key=lambda step: (step[0].rstrip("0123456789"), _number(step[0])))
+    return sorted(found, key=lambda step: (step[0].rstrip("0123456789"), len(step[0]), step[0]))
 
 
 def heading(records: Iterable[ResultRecord], studies: Sequence[Mapping[str, Any]], root: Path) -> str:
     """The model, or models, as a heading."""
     models = dict.fromkeys([*(r.model for r in records), *(study["model"] for study in studies)])
     return ", ".join(dict.fromkeys(map(model_title, models))) or root.resolve().name
-
-
-def _number(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits or 0)
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
@@ -187,8 +161,8 @@ def _prompts(record: ResultRecord) -> str:
     return ", ".join(f"{text} {given[name]}" for name, text in names.items() if name in given)
 
 
-def _commit(commit: str | None, dirty: bool | None) -> str:
-    return "unknown" if not commit else commit + (" with uncommitted changes" if dirty else "")
+def _commit(run: RunInfo) -> str:
+    return "unknown" if not run.commit else run.commit + (" with uncommitted changes" if run.dirty else "")
 
 
 def _pairs(versions: Mapping[str, str]) -> str:

@@ -61,21 +61,18 @@ TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
 """The benchmarks of Table 4."""
 
 
-def rival_values(model: str, method: str, column: str) -> dict[str, float]:
-    """What Table 4 prints; nothing for other models, methods and benchmarks."""
-    return values_of("table4", RIVALS.get(method), column) if _is_7b(model) else {}
+def rival_row(model: str, method: str) -> str | None:
+    """The row of a method in Table 4; None for other models and methods."""
+    return RIVALS.get(method) if _is_7b(model) else None
 
 
 UNPLACED = ("row 11", "row 12")
 """Rows of Table 5 whose states are not certain."""
 
 
-def exit_values(table: str, model: str, states: str, column: str) -> dict[str, float]:
-    """Score and mean exit layer that Table 3, 5 or 6 prints for gates of LLaVA-1.5 7B with these states, such as
-    ``mean_text+last_text``; nothing for other models and states.
-    """
-    source = "table5" if table == "table3" else table  # Table 3 is the first rows of Table 5
-    return values_of(source, states, column) if _is_7b(model) else {}
+def state_row(model: str, states: str) -> str | None:
+    """The row of gates with these states (``mean_text+last_text``) in Tables 5 and 6; None for other models."""
+    return states if _is_7b(model) else None
 
 
 def _is_7b(model: str) -> bool:

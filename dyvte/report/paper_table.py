@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
-from dyvte.report.paper import AVERAGE, COLUMNS, HAS_AVERAGE, TITLES, row_of, shown_model, values_of
-from dyvte.report.tables import Column, Entry, Located, Table, in_order, table_command
+from dyvte.report.paper import AVERAGE, COLUMNS, HAS_AVERAGE, TITLES, row_of, shown_model
+from dyvte.report.tables import Column, Entry, Located, Table, by_benchmark, in_order, table_command
 from dyvte.report.titles import BASELINE, flops_unit, label_of
 
 METHODS = (BASELINE, "dyvte")
@@ -26,43 +25,33 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
         ValueError: none of the records belongs into the table, or two of them to one place.
     """
     headings = COLUMNS[name]
+    columns = list(headings.values())
     models = list(dict.fromkeys(record.model for _, record in records))
-    records = sorted(records, key=lambda pair: (models.index(pair[1].model), pair[1].method != BASELINE))
-    methods = {label_of(record): record.method for _, record in records}
-
-    def with_paper(entry: Entry) -> Entry:
-        row = row_of(entry.names["model"], methods[entry.names["method"]])
-        return replace(entry, references=values_of(name, row, entry.benchmark))
-
+    chosen = [pair for pair in records if pair[1].benchmark in headings and pair[1].method in METHODS]
+    chosen.sort(key=lambda pair: (models.index(pair[1].model), pair[1].method != BASELINE))
     entries = [
         Entry(
             row=(shown_model(record.model), label_of(record)),
             names={"table": name, "model": record.model, "method": label_of(record)},
             benchmark=headings[record.benchmark],
             values={"score": record.score, "tflops": record.tflops},
+            paper_row=row_of(record.model, record.method),
             sources=(str(path),),
             commit=record.commit,
         )
-        for path, record in records
-        if record.benchmark in headings and record.method in METHODS
+        for path, record in chosen
     ]
     if not entries:
         raise ValueError(f"None of the records belongs into {name}: it needs {', '.join(headings)}.")
-    factor, unit = flops_unit(entry.values["tflops"] or 0.0 for entry in entries)
-    columns = list(headings.values())
+    factor, unit = flops_unit(record.tflops for _, record in chosen)
+    measures = Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)
+    averaged, average = (columns, [AVERAGE]) if HAS_AVERAGE[name] else ([], [])
     return Table(
         name,
         TITLES[name],
         ("Model", "Method"),
-        tuple(
-            column
-            for benchmark in (*columns, *([AVERAGE] if HAS_AVERAGE[name] else []))
-            for column in (
-                Column("score", "Score", "{:.1f}", benchmark=benchmark),
-                Column("tflops", unit, "{:.3g}", benchmark=benchmark, factor=factor),
-            )
-        ),
-        in_order(entries, columns, columns if HAS_AVERAGE[name] else [], with_paper),
+        by_benchmark([*columns, *average], *measures),
+        in_order(entries, columns, averaged, printed=name),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -214,27 +215,23 @@ def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict
             for layer, count in sorted(Counter(exits).items())
         },
         "mean_exit_layer": mean([float(layer) for layer in exits]),
-        "tflops": mean([report.tflops for report in reports]),
-        "decoder_tflops": mean([report.decoder_tflops for report in reports]),
+        **{
+            name: mean([float(getattr(report, name)) for report in reports])
+            for name in ("tflops", "decoder_tflops", "prompt_tokens", "visual_tokens")
+        },
         "kv_bytes": mean([float(size) for size in held]) if len(held) == len(reports) else None,
         "seconds": mean(seconds),
-        "prompt_tokens": mean([float(report.prompt_tokens) for report in reports]),
-        "visual_tokens": mean([float(report.visual_tokens) for report in reports]),
         "batch_check": {"checked": len(alone), "differ": sum(batched != text for batched, text in alone)},
         "answered": answered_by([report.run for report in reports]),
     }
 
 
-def answered_by(runs: Iterable[RunInfo | None]) -> tuple[AnsweredBy, ...]:
+def answered_by(runs: Sequence[RunInfo | None]) -> tuple[AnsweredBy, ...]:
     """The distinct ones with their counts, the most frequent first."""
-    found: list[tuple[RunInfo, int]] = []
-    for run in runs:  # their versions are a mapping, so they have no hash
-        at = next((index for index, (known, _) in enumerate(found) if known == run), None)
-        if run is not None and at is None:
-            found.append((run, 1))
-        elif at is not None:
-            found[at] = found[at][0], found[at][1] + 1
-    return tuple(AnsweredBy(run, count) for run, count in sorted(found, key=lambda pair: -pair[1]))
+    # their versions are a mapping, so that they have no hash
+    known = {json.dumps(asdict(run), sort_keys=True): run for run in runs if run is not None}
+    counts = Counter(json.dumps(asdict(run), sort_keys=True) for run in runs if run is not None)
+    return tuple(AnsweredBy(known[key], count) for key, count in counts.most_common())
 
 
 def make_record(

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dyvte.report import paper
 from dyvte.report.paper import AVERAGE
 from dyvte.report.record import ResultRecord
-from dyvte.report.tables import Column, Entry, Located, Table, in_order, table_command
+from dyvte.report.tables import Column, Entry, Located, Table, by_benchmark, in_order, table_command
 from dyvte.report.titles import BASELINE, average_title, averaged, flops_unit, label_of, title_of
 
 TITLE = "Table 4: DyVTE and other methods that remove visual tokens"
@@ -41,38 +40,25 @@ def table_of(records: Sequence[Located]) -> Table:
     if len(models) != 1:
         raise ValueError(f"Table 4 is of one model; these records are of {', '.join(models) or 'none'}.")
     benchmarks = list(dict.fromkeys(record.benchmark for _, record in records))
-    as_in_paper = set(benchmarks) == set(paper.TABLE4)
-
-    def with_paper(entry: Entry) -> Entry:
-        if entry.benchmark == AVERAGE and not as_in_paper:
-            return entry
-        values = paper.rival_values(entry.names["model"], entry.names["method"], entry.benchmark)
-        return replace(entry, references=values)
-
     ordered = sorted(records, key=lambda pair: _order(pair[1].method))
     entries = in_order(
         (_entry(path, record) for path, record in ordered),
         [heading_of(name) for name in benchmarks],
         [heading_of(name) for name in averaged(benchmarks)],
-        with_paper,
+        printed="table4",
+        average_printed=set(benchmarks) == set(paper.TABLE4),
     )
     factor, unit = flops_unit(record.tflops for _, record in records)
     # in the order of the rows: a benchmark without the baseline comes last
     headings = dict.fromkeys(entry.benchmark for entry in entries if entry.benchmark != AVERAGE)
-    columns = [
-        column
-        for heading in (*headings, AVERAGE)
-        for column in (
-            Column("score", "Score", "{:.1f}", benchmark=heading),
-            Column("tflops", unit, "{:.3g}", benchmark=heading, factor=factor),
-        )
-    ]
-    columns += [
-        Column("kv_bytes", "KV MiB", "{:.3g}", "", AVERAGE, 2**-20),
-        Column("seconds", "Seconds", "{:.3g}", "", AVERAGE),
-    ]
+    measures = Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)
+    columns = by_benchmark((*headings, AVERAGE), *measures) + by_benchmark(
+        [AVERAGE],
+        Column("kv_bytes", "KV MiB", "{:.3g}", "", factor=2**-20),
+        Column("seconds", "Seconds", "{:.3g}", ""),
+    )
     notes = _notes([record for _, record in records], benchmarks)
-    return Table("table4", TITLE, ("Model", "Method"), tuple(columns), entries, notes)
+    return Table("table4", TITLE, ("Model", "Method"), columns, entries, notes)
 
 
 def _order(method: str) -> tuple[int, int]:
@@ -86,12 +72,8 @@ def _entry(path: Path, record: ResultRecord) -> Entry:
         row=(paper.shown_model(record.model), label),
         names={"model": record.model, "method": record.method, "label": label},
         benchmark=heading_of(record.benchmark),
-        values={
-            "score": record.score,
-            "tflops": record.tflops,
-            "kv_bytes": record.kv_bytes,
-            "seconds": record.seconds,
-        },
+        values={name: getattr(record, name) for name in ("score", "tflops", "kv_bytes", "seconds")},
+        paper_row=paper.rival_row(record.model, record.method),
         sources=(str(path),),
         commit=record.commit,
     )

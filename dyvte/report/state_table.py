@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.report import paper
-from dyvte.report.tables import PAPER, Column, Entry, Located, Table, in_order, table_command
+from dyvte.report.tables import Column, Entry, Located, Table, by_benchmark, in_order, table_command
 from dyvte.report.titles import BASELINE
 
 TITLES = {
@@ -61,23 +60,17 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
         )
     found.sort(key=lambda entry: (models.index(entry.names["model"]), rows.index(entry.names["states"])))
 
-    def with_paper(entry: Entry) -> Entry:
-        values = paper.exit_values(name, entry.names["model"], entry.names["states"], entry.benchmark)
-        return replace(entry, references=values)
-
-    columns = [
-        column
-        for heading in HEADINGS
-        for column in (
-            Column("score", "Score", "{:.1f}", PAPER, heading),
-            Column("exit_layer", "Exit layer", "{:.1f}", "{reference:.1f}", heading),
-        )
-    ]
-    entries = in_order(found, HEADINGS[:-1], HEADINGS[:-1], with_paper)
+    columns = by_benchmark(
+        HEADINGS,
+        Column("score", "Score", "{:.1f}"),
+        Column("exit_layer", "Exit layer", "{:.1f}", "{reference:.1f}"),
+    )
+    # Table 3 is the first rows of Table 5
+    entries = in_order(found, HEADINGS[:-1], HEADINGS[:-1], printed="table5" if name == "table3" else name)
     notes = ["Exit layers are zero-based means."]
     if name == "table5" and any(entry.references for entry in entries):
         notes += _unplaced()
-    return Table(name, TITLES[name], ("Model", "States"), tuple(columns), entries, tuple(notes))
+    return Table(name, TITLES[name], ("Model", "States"), columns, entries, tuple(notes))
 
 
 def _entry(name: str, path: Path, record, rows: Sequence[str]) -> Entry | None:
@@ -92,6 +85,7 @@ def _entry(name: str, path: Path, record, rows: Sequence[str]) -> Entry | None:
         names={"table": name, "model": record.model, "states": states},
         benchmark=BENCHMARKS[record.benchmark],
         values={"score": record.score, "exit_layer": record.mean_exit_layer},
+        paper_row=paper.state_row(record.model, states),
         sources=(str(path),),
         commit=record.commit,
         hidden=("exit_layer",) if states == BASELINE else (),

@@ -18,7 +18,7 @@ from typing import Any
 from dyvte import cli
 from dyvte.benchmarks.benchmark import mean
 from dyvte.io import read_json_object, write_json, write_whole
-from dyvte.report.paper import AVERAGE
+from dyvte.report.paper import AVERAGE, values_of
 from dyvte.report.record import ResultRecord, find_records
 
 NOTHING = "-"
@@ -57,6 +57,7 @@ class Entry:
         names: what tells the row from all others, by heading of the CSV file.
         benchmark: by its heading.
         values: by measure, unrounded; None where unknown.
+        paper_row: the row of the paper's table that it is compared with.
         references: what to compare with, by measure, where there is something.
         sources: files of the records that the numbers come from.
         commit: of the code that answered.
@@ -67,6 +68,7 @@ class Entry:
     names: Mapping[str, str]
     benchmark: str = ""
     values: Mapping[str, float | None]
+    paper_row: str | None = None
     references: Mapping[str, float] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     commit: str | None = None
@@ -107,7 +109,7 @@ class Table:
     Attributes:
         name: of its files.
         labels: headings of the columns that name a row.
-        notes: sentences below the table; what stands in brackets is said by ``bracket_note``.
+        notes: sentences below the table; ``markdown`` adds what stands in brackets.
     """
 
     name: str
@@ -197,16 +199,24 @@ class Table:
         return table
 
 
+def by_benchmark(benchmarks: Iterable[str], *columns: Column) -> tuple[Column, ...]:
+    """The same columns for each benchmark."""
+    return tuple(replace(column, benchmark=name) for name in benchmarks for column in columns)
+
+
 def in_order(
     entries: Iterable[Entry],
     benchmarks: Sequence[str],
     averaged: Sequence[str],
-    with_paper: Callable[[Entry], Entry],
+    printed: str,
+    average_printed: bool = True,
 ) -> tuple[Entry, ...]:
-    """Entries by row, within a row in the order of ``benchmarks``; each with the paper's values.
+    """Entries by row, within a row in the order of ``benchmarks``; each with the values printed in the paper.
 
     Args:
         averaged: benchmarks of the average, which closes a row that has all of them; none where the table has none.
+        printed: the table of the paper.
+        average_printed: whether the paper's average is over the same benchmarks.
 
     Raises:
         ValueError: two are of the same row and benchmark.
@@ -224,7 +234,12 @@ def in_order(
         found += [row[name] for name in benchmarks if name in row]
         if averaged and all(name in row for name in averaged):
             found.append(mean_of([row[name] for name in averaged]))
-    return tuple(map(with_paper, found))
+    return tuple(
+        replace(entry, references=values_of(printed, entry.paper_row, entry.benchmark))
+        if average_printed or entry.benchmark != AVERAGE
+        else entry
+        for entry in found
+    )
 
 
 def mean_of(entries: Sequence[Entry]) -> Entry:

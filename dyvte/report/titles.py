@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dyvte import methods
 from dyvte.benchmarks import get_benchmark
 
 if TYPE_CHECKING:
@@ -13,17 +14,6 @@ if TYPE_CHECKING:
 
 AVERAGE = "average"
 BASELINE = "none"
-TITLES = {
-    "fastv": "FastV",
-    "pooling": "Pooling",
-    "pyramiddrop": "PyramidDrop",
-    "random": "Random dropping",
-    "stability": "VisiPruner exit",
-    "tome": "ToMe",
-    "vtw": "VTW",
-}
-"""Methods of ``dyvte.reduction`` as people read them."""
-_EXIT_METHODS = {"none": "without exit", "dyvte": "DyVTE", "fixed": "exit after layer {exit_layer}"}
 
 
 def title_of(benchmark: str) -> str:
@@ -33,20 +23,7 @@ def title_of(benchmark: str) -> str:
 
 def label_of(record: ResultRecord) -> str:
     """The method, with those of its settings that tell two records of it apart."""
-    if record.method == BASELINE:
-        return "Baseline"
-    label = " + ".join(_part(part, record.settings) for part in record.method.split("+"))
-    config = record.settings.get("method_config", "")
-    return f"{label} ({', '.join(config.split())})" if config else label
-
-
-def _part(method: str, settings: Mapping[str, str]) -> str:
-    if method == "fixed":
-        return f"Exit after layer {settings['exit_layer']}"
-    if method in TITLES:
-        return TITLES[method]
-    threshold = float(settings.get("threshold", 0.5))
-    return "DyVTE" if threshold == 0.5 else f"DyVTE, threshold {threshold:g}"
+    return methods.title(record.method, record.settings)
 
 
 def model_title(model: str) -> str:
@@ -57,7 +34,8 @@ def model_title(model: str) -> str:
 
 def method_title(manifest: Mapping[str, str]) -> str:
     """The exit method of a study's manifest."""
-    return _EXIT_METHODS.get(manifest["method"], manifest["method"]).format(**manifest)
+    method = manifest["method"]
+    return "without exit" if method == BASELINE else methods.title(method, manifest)
 
 
 def averaged(benchmarks: Iterable[str]) -> list[str]:

@@ -35,23 +35,21 @@ def records(make_record):
 
 
 def test_values_of_the_paper():
-    assert paper.exit_values("table3", LLAVA, "mean_text+last_text", "GQA") == {
+    both = "mean_text+last_text"
+    assert paper.values_of("table5", paper.state_row(LLAVA, both), "GQA") == {
         "score": 60.0,
         "exit_layer": 16.4,
     }
-    assert paper.exit_values("table6", LLAVA, "image_self+cross+text_self", "Average")["score"] == 44.1
-    assert paper.exit_values("table5", "playground/tiny/model", "mean_text", "GQA") == {}
-    assert paper.exit_values("table5", LLAVA, "mean_visual+mean_text+last_text", "GQA") == {}
+    assert paper.values_of("table6", "image_self+cross+text_self", "Average")["score"] == 44.1
+    assert paper.state_row("playground/tiny/model", "mean_text") is None
+    assert paper.values_of("table5", "mean_visual+mean_text+last_text", "GQA") == {}
     assert [len(rows_in(table)) for table in ("table3", "table5", "table6")] == [10, 15, 7]
-    for table in ("table3", "table5", "table6"):
-        placed = [row for row in rows_in(table) if paper.exit_values(table, LLAVA, row, "SQA-I")]
+    for table, printed in (("table3", "table5"), ("table5", "table5"), ("table6", "table6")):
+        placed = [row for row in rows_in(table) if paper.values_of(printed, row, "SQA-I")]
         assert len(placed) == {"table3": 10, "table5": 13, "table6": 7}[table]
         for row in placed:  # averages as printed are means of the four, but for rounding and three misprints
-            score = paper.exit_values(table, LLAVA, row, "Average")["score"]
-            four = [
-                paper.exit_values(table, LLAVA, row, c)["score"]
-                for c in ("GQA", "TextVQA", "MM-Vet", "SQA-I")
-            ]
+            score = paper.values_of(printed, row, "Average")["score"]
+            four = [paper.values_of(printed, row, c)["score"] for c in ("GQA", "TextVQA", "MM-Vet", "SQA-I")]
             assert score == pytest.approx(sum(four) / 4, abs=0.7)
 
 
