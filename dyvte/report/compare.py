@@ -59,7 +59,11 @@ def results_of(records: Iterable[ResultRecord]) -> list[MethodResult]:
             record.benchmark,
             record.method,
             label_of(record),
-            *(getattr(record, name.replace("exit_layer", "mean_exit_layer")) for name in NUMBERS),
+            record.score,
+            record.tflops,
+            record.decoder_tflops,
+            record.mean_exit_layer,
+            record.seconds,
         )
         for record in records
     ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from dyvte import cli
 from dyvte.report.compare import benchmarks_of, find, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
-from dyvte.report.record import NO_EXIT, ResultRecord, read_records
+from dyvte.report.record import NO_EXIT, ResultRecord, add_records, read_records
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, flops_unit, title_of
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m dyvte.report.figures", description="Figures from result records."
     )
     parser.add_argument("figure", choices=["exits", "tradeoff"])
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
     cli.run(parser, draw, argv)
 

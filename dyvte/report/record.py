@@ -181,6 +181,13 @@ def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
     return [ResultRecord.read(path) for path in find_records(paths)]
 
 
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """The argument that names records on the command lines of tables and figures."""
+    parser.add_argument(
+        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
+    )
+
+
 def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[PrefillReport]:
     """The report of each answer of a file.
 

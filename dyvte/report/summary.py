@@ -18,7 +18,7 @@ from dyvte.io import write_json, write_whole
 from dyvte.report.compare import results_of, sentence_of, verdict
 from dyvte.report.figures import exit_histograms, tradeoff
 from dyvte.report.plotting import save
-from dyvte.report.record import ResultRecord, read_records
+from dyvte.report.record import ResultRecord, add_records, read_records
 from dyvte.report.table import text_of
 
 
@@ -50,7 +50,7 @@ def summarize(records: Sequence[ResultRecord], out: Path, settings: dict[str, st
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def show(options: argparse.Namespace) -> None:
     """Read, write and print."""
     settings = dict(entry.split("=", 1) for entry in options.setting)
     print(summarize(read_records(options.records), options.out, settings))
@@ -60,12 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.summary", description="Sum up result records."
     )
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE", help="kept in results.json")
-    cli.run(parser, run, argv)
+    cli.run(parser, show, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from dyvte import cli
 from dyvte.io import write_whole
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
-from dyvte.report.record import read_records
+from dyvte.report.record import add_records, read_records
 from dyvte.report.tables import Column, Entry, Table, to_csv, to_latex, to_markdown
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit, title_of
 
@@ -65,7 +65,7 @@ def text_of(results: Sequence[MethodResult], style: str, with_fixed: bool = Fals
     return {"markdown": to_markdown, "latex": to_latex}[style](table_of(results, with_fixed).texts())
 
 
-def run(options: argparse.Namespace) -> None:
+def show(options: argparse.Namespace) -> None:
     """Write or print the table."""
     text = text_of(results_of(read_records(options.records)), options.style, options.fixed)
     if options.output:
@@ -78,15 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.table", description="Tables from result records."
     )
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    add_records(parser)
     style = parser.add_mutually_exclusive_group()
     for name in ("markdown", "latex", "csv"):
         style.add_argument(f"--{name}", dest="style", action="store_const", const=name, default="markdown")
     parser.add_argument("--fixed", action="store_true", help="show fixed exit layers too")
     parser.add_argument("--output", type=Path, help="write here instead of to the screen")
-    cli.run(parser, run, argv)
+    cli.run(parser, show, argv)
 
 
 if __name__ == "__main__":

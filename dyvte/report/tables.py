@@ -19,7 +19,7 @@ from dyvte import cli
 from dyvte.benchmarks.benchmark import mean
 from dyvte.io import read_json_object, write_json, write_whole
 from dyvte.report.paper import AVERAGE, values_of
-from dyvte.report.record import ResultRecord, find_records
+from dyvte.report.record import ResultRecord, add_records, find_records
 
 NOTHING = "-"
 PAPER = "{reference:.1f}, {difference:+.1f}"
@@ -94,11 +94,8 @@ class Entry:
             line[name] = value
             if name in compared:
                 reference = self.references.get(name)
-                known = value is not None and reference is not None
-                line |= {
-                    f"paper_{name}": reference,
-                    f"{name}_difference": value - reference if known else None,
-                }
+                difference = None if value is None or reference is None else value - reference
+                line |= {f"paper_{name}": reference, f"{name}_difference": difference}
         return line | {"record": " ".join(self.sources), "commit": self.commit}
 
 
@@ -177,7 +174,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path) -> Table:
-        """Read the JSON form; sources are paths again as this process sees them.
+        """Read the JSON form.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -290,9 +287,7 @@ def table_command(
     argv: Sequence[str] | None,
 ) -> None:
     """The command line of a table: records in, files in a folder and Markdown on the screen out."""
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
     def action(options: argparse.Namespace) -> None:

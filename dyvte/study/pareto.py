@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
-from dyvte.report.record import read_records
+from dyvte.report.record import add_records, read_records
 from dyvte.report.titles import AVERAGE, BASELINE, averaged, flops_unit
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.pareto", description="Score against FLOPs of every method."
     )
-    parser.add_argument("records", nargs="+", type=Path, help="record files, or folders that hold some")
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
     options = parser.parse_args(arguments)
     try:
