@@ -49,9 +49,8 @@ def test_record_round_trip(tmp_path, make_record):
 def test_a_record_of_schema_1_is_read(tmp_path, make_record):
     """Its provenance was that of scoring; how the answers came about, it did not say."""
     made = make_record()
-    content = asdict(made) | {"schema": 1}
-    content |= content.pop("scoring")
-    del content["answered"]
+    content = asdict(made) | asdict(made.scoring) | {"schema": 1}
+    del content["answered"], content["scoring"]
     (tmp_path / "record.json").write_text(json.dumps(content))
     read = ResultRecord.read(tmp_path / "record.json")
     assert read == made and read.answered == () and read.commit == "0" * 40
