@@ -18,7 +18,7 @@ from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
-from dyvte.benchmarks.files import read_json
+from dyvte.io import read_json
 
 TASKS = {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}
 """Tasks with their default formats."""

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.files import read_json
+from dyvte.io import read_json
 
 PROMPT = "Answer the question using a single word or phrase."
 IMAGES_OF = {"test-dev2015": "test2015"}

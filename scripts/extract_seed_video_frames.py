@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dyvte.benchmarks.files import read_json
+from dyvte.io import read_json
 
 ACTION_RECOGNITION, ACTION_PREDICTION, PROCEDURE_UNDERSTANDING = 10, 11, 12
 FOLDERS = {

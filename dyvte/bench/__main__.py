@@ -13,7 +13,7 @@ from dyvte.bench.contenders import MIXED, NAMES
 from dyvte.bench.report import plot, table, write_json
 from dyvte.bench.settings import DTYPES, Settings
 from dyvte.bench.shapes import SHAPES, VISUAL_TOKENS
-from dyvte.report.figures import save
+from dyvte.report.plotting import save
 
 COMMANDS = {
     "prefill": prefill.run,

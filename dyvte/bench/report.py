@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dyvte.bench.settings import Outcome, Result, Settings
 from dyvte.bench.timing import Spread
 from dyvte.provenance import git_state, hardware, versions
-from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.tables import to_markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -120,6 +120,7 @@ class Benchmark:
         score: see ``Scorer``.
         variants: names of the official variants that ``score`` knows; the first is the default.
         runner: the command line that answers the questions.
+        percent: whether scores are in percent; scores in other units have no part in averages.
         check_questions: given the benchmark's folder, raises ValueError or FileNotFoundError for what would only
             come to light after inference: a question without annotation, a broken annotation file, a wrong split.
     """
@@ -135,6 +136,7 @@ class Benchmark:
     score: Scorer
     variants: tuple[str, ...] = ()
     runner: str = "llava.eval.model_vqa_loader"
+    percent: bool = True
     check_questions: Callable[[Path], None] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:

@@ -26,12 +26,10 @@ from dyvte.cost.flops import layer_flops
 from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.compare import SAVED_COMPUTE
-from dyvte.report.figures import BLUE, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, ORANGE, STYLE, save
+from dyvte.report.tables import to_markdown
 from dyvte.study.gate_grid import fit_once
 from dyvte.study.gate_sizes import outcomes_of
-from dyvte.study.plot import save
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.train.arguments import TrainingArguments
 
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
 
 MODES = {"all": "labels of all layers", "random": "labels of one random layer"}
 THRESHOLDS = tuple(step / 50 for step in range(51))
+SAVED_COMPUTE = 0.35
+"""Share of the decoder's FLOPs at which the table compares changed answers; about what the paper saves."""
 
 
 def judge(outcomes: Outcomes, full: float) -> dict[str, Any]:
