@@ -6,22 +6,24 @@ python scripts/convert_mmvet_for_eval.py --src answers/merge.jsonl --dst results
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from dyvte.benchmarks.mmvet import read_predictions
 from dyvte.cli import run
-from dyvte.io import write_json
+from dyvte.io import write_whole
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the predictions file."""
+    write_whole(options.dst, json.dumps(read_predictions(options.src).texts, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert answers for MM-Vet's evaluator.")
     parser.add_argument("--src", type=Path, required=True, help="answers in LLaVA's JSON lines")
     parser.add_argument("--dst", type=Path, required=True, help="predictions file to write")
-    run(
-        parser,
-        lambda options: write_json(options.dst, read_predictions(options.src).texts, indent=2),
-        arguments,
-    )
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dyvte.benchmarks.files import other_split, read_json_lines
 from dyvte.benchmarks.vqa_text import normalise
 from dyvte.benchmarks.vqav2 import TEST_QUESTIONS
 from dyvte.cli import run
-from dyvte.io import write_json
+from dyvte.io import write_whole
 
 
 def read_texts(path: Path) -> tuple[dict[Any, str], int]:
@@ -57,7 +57,7 @@ def convert(options: argparse.Namespace) -> None:
     if texts.keys().isdisjoint(names):
         raise other_split(source, frame)
     upload = [{"question_id": name, "answer": normalise(texts.get(name, ""))} for name in names]
-    write_json(target, upload, indent=None)
+    write_whole(target, json.dumps(upload))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,8 +24,8 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         type=method_name,
         metavar="METHOD",
         help="none: visual tokens stay; dyvte: gates decide; fixed: exit at --exit-layer; "
-        f"{', '.join(name for name in METHODS if name not in OWN_FLAGS)}: see docs/method.md; several joined by + act "
-        "in this order (dyvte+fastv). "
+        f"{', '.join(name for name in METHODS if name not in OWN_FLAGS)}: see docs/method.md; several joined by + "
+        "act in this order (dyvte+fastv). "
         "Default: dyvte where --gates or the checkpoint brings gates, else none",
     )
     parser.add_argument(

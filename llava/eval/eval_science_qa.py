@@ -7,13 +7,14 @@ and the index chosen for each question.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.sqa import OPTIONS, Outcome, score_file
 from dyvte.cli import run
-from dyvte.io import write_json
+from dyvte.io import write_whole
 
 
 def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
@@ -59,8 +60,9 @@ def score(args: argparse.Namespace) -> None:
     analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
     for outcome in outcomes:
         analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
-    write_json(args.output_file, analyses, indent=2)
-    write_json(args.output_result, results_of(outcomes, score.parts["accuracy"]), indent=2)
+    results = results_of(outcomes, score.parts["accuracy"])
+    for path, content in ((args.output_file, analyses), (args.output_result, results)):
+        write_whole(path, json.dumps(content, indent=2))
     print(score.report)
     if score.remarks:
         print(
