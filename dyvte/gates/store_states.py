@@ -17,40 +17,20 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dyvte.engine.run import run
-from dyvte.gates.files import WEIGHTS as GATES_FILE
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import StoreWriter
 from dyvte.gates.supervision import supervise
 from dyvte.gates.training import usable_samples
-from dyvte.provenance import sha256_of
+from dyvte.provenance import checkpoint_digest, sha256_of
 from llava.constants import IGNORE_INDEX
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.dataset import SupervisedDataset, find_template, image_paths, make_supervised_data_module
-
-WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
-
-
-def checkpoint_digest(model_path: str, tower: str | None = None) -> str:
-    """SHA-256 over a checkpoint's config and weights, and over those of a vision tower that is a folder elsewhere.
-
-    Gates beside the weights do not count: they change no state.
-    """
-    folder = Path(model_path)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(model_path, allow_patterns=list(WEIGHT_FILES)))
-    files = {path for pattern in WEIGHT_FILES for path in folder.rglob(pattern) if path.name != GATES_FILE}
-    digests = sorted(sha256_of([path], folder).popitem() for path in files)
-    elsewhere = Path(tower) if tower and not (folder / tower).is_dir() else None
-    if elsewhere is not None and elsewhere.is_dir():
-        digests.append(("tower", checkpoint_digest(str(elsewhere))))
-    return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def data_digest(data_path: str | Path, records: list[dict], image_folder: str) -> str:
