@@ -77,7 +77,9 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     """
     template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
     check_conv_mode(template)
-    attention = options.attn_implementation
+    loading: dict[str, Any] = {"dtype": options.dtype}
+    if options.attn_implementation:
+        loading["attn_implementation"] = options.attn_implementation
     tokenizer, model, image_processor, _ = load_pretrained_model(
         options.model_path,
         options.model_base,
@@ -86,8 +88,7 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         load_4bit=options.load_4bit,
         device=options.device,
         gates=options.gates,
-        dtype=options.dtype,
-        **({"attn_implementation": attention} if attention else {}),
+        **loading,
     )
     handle = None
     if image_processor is not None:
