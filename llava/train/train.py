@@ -8,17 +8,19 @@ A run resumes from the newest complete checkpoint in its output folder.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from transformers import set_seed
 
+from dyvte.engine.instructions import data_digest
+from dyvte.gates.origin import Origin, TrainedOn, short_name
+from dyvte.gates.trainer import log_to_stderr
 from dyvte.gates.training import GateModel, GateTrainer, find_gates
+from dyvte.provenance import checkpoint_digest
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.dataset import find_template, make_supervised_data_module
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +69,10 @@ def build_gate_trainer(
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Parse the command line, train, and save to ``--output_dir``."""
     model_args, data_args, training_args = parse_arguments(argv)
-    level = logging.INFO if training_args.process_index == 0 else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
     trainer = build(model_args, data_args, training_args, attn_implementation)
-    checkpoint = training_args.resume_from_checkpoint or newest_checkpoint(str(training_args.output_dir))
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
+    trainer.train_to_the_end()
     trainer.model.config.use_cache = True
     trainer.save_model()
 
