@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dyvte.engine.images import load_image
 from dyvte.engine.instructions import image_paths, read_records
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -21,19 +22,24 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, conv_templates
-from llava.mm_utils import load_image, process_images
+from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
 from llava.train.targets import render, tokenize
 
 logger = logging.getLogger(__name__)
 
 
+def template_name(version: str) -> str:
+    """A key of ``conv_templates``: ``version``, or vicuna_v1 where no template has that name, as in LLaVA."""
+    if version in conv_templates:
+        return version
+    logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
+    return "vicuna_v1"
+
+
 def find_template(version: str) -> Conversation:
-    """The prompt template named ``version``; vicuna_v1 where there is none, as in LLaVA."""
-    if version not in conv_templates:
-        logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
-        version = "vicuna_v1"
-    return conv_templates[version]
+    """The prompt template named ``version``, or vicuna_v1."""
+    return conv_templates[template_name(version)]
 
 
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
