@@ -36,9 +36,12 @@ class GateOptions:
         metadata={"help": f"What gates look at, some of {', '.join(STATES + ATTENTION_STATES)}."},
     )
     gate_kind: str = flag(
-        "full", f"One of {', '.join((*KINDS, SMALL))}; full is the paper's, {SMALL} is {SMALL_KIND}, {SMALL_WIDTH} wide."
+        "full",
+        f"One of {', '.join((*KINDS, SMALL))}; full is the paper's, {SMALL} is {SMALL_KIND}, {SMALL_WIDTH} wide.",
     )
-    width: int | None = flag(None, f"Hidden units of a gate; {PAPER_WIDTH} by default, {SMALL}: {SMALL_WIDTH}.")
+    width: int | None = flag(
+        None, f"Hidden units of a gate; {PAPER_WIDTH} by default, {SMALL}: {SMALL_WIDTH}."
+    )
     rank: int | None = flag(None, "Rank of the first matrix of low_rank gates.")
     gated_layers: list[int] | None = flag(None, "Zero-based layers that have a gate; all by default.")
     gain: float = flag(1.0, "Scale of fresh weights; use less than the paper's 1 where states are large.")

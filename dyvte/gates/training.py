@@ -74,7 +74,9 @@ class GateModel(SupervisedGates):
         """Run the frozen model on a batch."""
         (base,) = self._base
         embedded = base.embed_samples(batch)
-        return supervise(base.model, **vars(embedded), layers=layers, states=self.gates.states, alpha=self.alpha)
+        return supervise(
+            base.model, **vars(embedded), layers=layers, states=self.gates.states, alpha=self.alpha
+        )
 
 
 def find_gates(

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from dyvte.gates import options
 from dyvte.gates.options import flag
 
+
 @dataclass
 class ModelArguments:
     """Which model is trained, and which of its parts."""
@@ -62,9 +63,7 @@ class TrainingArguments(options.TrainingArguments):
     lora_weight_path: str = flag("", "Accepted for LLaVA's scripts; it is read by nothing.")
     lora_bias: str = flag("none", "Which biases LoRA trains: none, all or lora_only.")
     mm_projector_lr: float | None = flag(None, "Learning rate of the projector, where it differs.")
-    muon_lr: float | None = flag(
-        None, "Train the decoder layers' matrices with Muon, at this learning rate."
-    )
+    muon_lr: float | None = flag(None, "Train the decoder layers' matrices with Muon, at this learning rate.")
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8, 16):
