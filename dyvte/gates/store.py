@@ -146,7 +146,7 @@ class StoreWriter:
 
 
 class StateStore(Dataset):
-    """A finished store; as a dataset, one entry for each sample of the training data, empty for samples without states.
+    """A finished store; as a dataset, an entry for each sample of the data, empty for samples without states.
 
     Args:
         folder: what :class:`StoreWriter` wrote.
@@ -168,13 +168,13 @@ class StateStore(Dataset):
         self._shards = [_shard(self.folder, number) for number in range(len(self.manifest.ranges))]
         if absent := [path for path in self._shards if not path.is_file()]:
             raise ValueError(
-                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again with "
-                "the same settings to resume it"
+                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again with the "
+                "same settings to resume it"
             )
         self._open: dict[int, Any] = {}
 
     def check(self, **identity: Any) -> None:
-        """Raise ValueError, naming both values, when a field of the manifest is not this, such as ``model=digest``."""
+        """Raise ValueError, naming both values, when a field of the manifest, such as ``model``, is another."""
         self.manifest.check(dataclasses.replace(self.manifest, **identity), self.folder)
 
     @cached_property

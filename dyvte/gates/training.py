@@ -1,9 +1,9 @@
 """Training of the exit gates: the model is frozen, and its own answers say which decisions are right.
 
-The Trainer sees the gates alone. A frozen model is not a submodule of them, so it is neither wrapped, moved, optimized
-nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled samples,
-divided by their number over all processes and accumulated batches, so any split of a global batch gives the same
-gradient.
+The Trainer sees the gates alone. A frozen model is not a submodule of them, so it is neither wrapped, moved,
+optimized nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled
+samples, divided by their number over all processes and accumulated batches, so any split of a global batch gives the
+same gradient.
 """
 
 from __future__ import annotations
