@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from dyvte.engine.model import (
     moved,
 )
 from dyvte.engine.questions import Question
+from dyvte.gates.exit import LearnedExit
+from dyvte.gates.files import gates_digest
 from dyvte.gates.supervision import Embedded
+from dyvte.provenance import checkpoint_digest
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -88,6 +92,13 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     handle = None
     if image_processor is not None:
         handle = getattr(model, "exit_handle", None) or attach(model, NoExit())
+        tower = getattr(model.config, "mm_vision_tower", None)
+        learned = isinstance(handle.policy, LearnedExit)
+        handle.run = replace(
+            handle.run,
+            model_sha256=checkpoint_digest(options.model_path, tower, options.model_base),
+            gates_sha256=gates_digest(options.gates or options.model_path) if learned else None,
+        )
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 

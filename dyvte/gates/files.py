@@ -14,6 +14,7 @@ from torch import Tensor
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import Origin
 from dyvte.io import read_json, read_json_object, whole_file, write_json
+from dyvte.provenance import checkpoint_digest, sha256_of
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 FORMAT, VERSIONS = "dyvte-gates", (1, 2)
@@ -48,6 +49,14 @@ def has_gates(folder: str | Path) -> bool:
     """Whether a local folder holds gates of either kind; reads names only."""
     folder = Path(folder)
     return (folder / WEIGHTS).is_file() or any(PAPER_KEY.search(key) for key, _ in _checkpoint_keys(folder))
+
+
+def gates_digest(folder: str | Path) -> str:
+    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, of the checkpoint."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
+    return checkpoint_digest(str(folder))
 
 
 def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:

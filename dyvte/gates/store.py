@@ -168,8 +168,8 @@ class StateStore(Dataset):
         self._shards = [_shard(self.folder, number) for number in range(len(self.manifest.ranges))]
         if absent := [path for path in self._shards if not path.is_file()]:
             raise ValueError(
-                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again with the "
-                "same settings to resume it"
+                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again "
+                "with the same settings to resume it"
             )
         self._open: dict[int, Any] = {}
 

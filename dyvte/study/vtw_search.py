@@ -30,7 +30,7 @@ from dyvte.engine.run import prepared_batches, run
 from dyvte.reduction.vtw import choose_layer, exit_divergences
 from dyvte.study.samples import provenance, spread
 
-NOT_MEASURED = ("output", "divergence", "device")
+NOT_MEASURED = ("output", "divergence")
 
 
 def read_questions(data_path: Path) -> list[Item]:
