@@ -28,14 +28,14 @@ from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import Manifest, StoreWriter
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
-from dyvte.provenance import checkpoint_digest
 
 
 def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet) -> Manifest:
     """What the content of the store depends on."""
     config: Any = chat.model.config
+    assert chat.handle is not None and chat.handle.run.model_sha256 is not None, "open_model gives both"
     return Manifest(
-        model=checkpoint_digest(args.model_path, getattr(config, "mm_vision_tower", None)),
+        model=chat.handle.run.model_sha256,
         data=data_digest(args.data_path, dataset.records, args.image_folder),
         settings={
             "version": args.version,
