@@ -1,4 +1,4 @@
-"""Gates on disk: our own small folder, and the paper's keys inside a whole checkpoint."""
+"""Gates on disk: a small folder of their own, or the paper's keys inside a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _load_paper(folder: Path) -> ExitGates:
     if first is None:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
-    # the paper's gates look at two text states
+    # the paper's gates read two text states
     return _assemble(
         weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0]
     )

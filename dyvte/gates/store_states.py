@@ -1,4 +1,4 @@
-"""Store the states that gates look at, and what exits would do, in one pass of the frozen model.
+"""Store the states that gates read, and the effect of every exit, in one pass of the frozen model.
 
     python -m dyvte.gates.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
 
@@ -137,7 +137,7 @@ def store(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dyvte.gates.store_states", description="Store states and what exits would do."
+        prog="python -m dyvte.gates.store_states", description="Store states and the effect of every exit."
     )
     parser.add_argument("--model-path", required=True, help="folder or hub name of a finished model")
     parser.add_argument("--data-path", required=True, help="what dyvte.gates.sample draws")
