@@ -20,6 +20,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_GATES = "visual_gates"  # in the name of the shard that init_weight.py --merge adds to a checkpoint
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDE_A_BASE = ("adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin")
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
@@ -76,7 +77,7 @@ def sha256_of(paths: Iterable[Path], root: Path) -> dict[str, str]:
 
 
 def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
-    """``config.json`` and the files of a checkpoint that its weights are loaded from.
+    """``config.json`` and the files of a checkpoint that its weights are loaded from, those of merged gates left out.
 
     Where there are several formats, transformers takes the first of safetensors and .bin, and shards by their index.
 
@@ -90,8 +91,9 @@ def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
     else:
         weights = [name for name in _WEIGHTS if (folder / name).is_file()][:1]
         for name in weights:
-            shards = read_json_object(folder / name)["weight_map"].values() if name.endswith(".json") else []
-            names += sorted({name, *shards})
+            indexed = name.endswith(".json")
+            shards = set(read_json_object(folder / name)["weight_map"].values()) if indexed else {name}
+            names += sorted(shard for shard in shards if _GATES not in shard)
     return [folder / name for name in names if (folder / name).is_file()]
 
 

@@ -30,6 +30,7 @@ from dyvte.engine.model import (
 from dyvte.engine.questions import Question
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest
+from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
 from dyvte.provenance import checkpoint_digest
 from llava.constants import (
@@ -73,7 +74,8 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: there is no such conversation template, or the checkpoint is of another family.
+        ValueError: there is no such conversation template, the checkpoint is of another family, or the gates are
+            known to be of another model.
     """
     template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
     check_conv_mode(template)
@@ -94,12 +96,11 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     if image_processor is not None:
         handle = getattr(model, "exit_handle", None) or attach(model, NoExit())
         tower = getattr(model.config, "mm_vision_tower", None)
-        learned = isinstance(handle.policy, LearnedExit)
-        handle.run = replace(
-            handle.run,
-            model_sha256=checkpoint_digest(options.model_path, tower, options.model_base),
-            gates_sha256=gates_digest(options.gates or options.model_path) if learned else None,
-        )
+        digest, of_gates = checkpoint_digest(options.model_path, tower, options.model_base), None
+        if isinstance(handle.policy, LearnedExit):
+            handle.policy.gates.check_base(digest, short_name(options.model_path))
+            of_gates = gates_digest(options.gates or options.model_path)
+        handle.run = replace(handle.run, model_sha256=digest, gates_sha256=of_gates)
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 

@@ -146,7 +146,7 @@ def load_frozen_llava(
     training_args: TrainingArguments,
     attn_implementation: str | None = None,
 ):
-    """A finished LLaVA model and its tower, frozen, on the training device; its config says how images enter.
+    """A finished LLaVA model and its tower, frozen, on the training device; images are prepared as its config says.
 
     Raises:
         ValueError: when the model has no vision tower, or DeepSpeed would shard it.
@@ -174,7 +174,7 @@ def load_frozen_llava(
 
 
 def log_trainable(model: torch.nn.Module) -> None:
-    """Say how much of the model is trained."""
+    """Log how many of the parameters are trained."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     logger.info("training %s of %s parameters", f"{trained:,}", f"{total:,}")
