@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import Origin
 from dyvte.io import read_json, read_json_object, whole_file, write_json
-from dyvte.provenance import checkpoint_digest, sha256_of
+from dyvte.provenance import sha256_of
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 FORMAT, VERSIONS = "dyvte-gates", (1, 2)
@@ -52,11 +53,16 @@ def has_gates(folder: str | Path) -> bool:
 
 
 def gates_digest(folder: str | Path) -> str:
-    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, of the checkpoint."""
+    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, over their tensors."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
         return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
-    return checkpoint_digest(str(folder))
+    parts = {
+        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy()).hexdigest()
+        for key, read in _checkpoint_keys(folder)
+        if PAPER_KEY.search(key)
+    }
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dyvte import ExitGates
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import ModelOptions, resolved_dtype
 from dyvte.engine.openers import open_model
 from dyvte.engine.questions import item_of
+from dyvte.gates.files import gates_digest
 from dyvte.provenance import checkpoint_digest, checkpoint_files, sha256_of
+
+GATES = "gates.safetensors"
+SHAPES = ((1, (8, 64)), (2, (2, 8)))
 
 
 def settings(**flags):
@@ -80,7 +84,7 @@ def test_shards_count_by_their_index_and_additions_with_their_base(copied, base)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
     names = {path.name for path in checkpoint_files(copied)}
-    assert names == {"config.json", "model.safetensors.index.json", "model-1.safetensors"}
+    assert names == {"config.json", "model-1.safetensors"}
     (copied / "mm_projector.bin").write_bytes(b"projector")
     with_base = checkpoint_digest(str(copied), None, str(base))
     (copied / "mm_projector.bin").write_bytes(b"another")
@@ -91,8 +95,18 @@ def test_shards_count_by_their_index_and_additions_with_their_base(copied, base)
 def test_answers_know_the_weights_they_come_from(checkpoint, tmp_path):
     ExitGates(3, 32, width=8).save_pretrained(tmp_path)
     chat = open_model(ModelOptions(str(checkpoint), template="v1", gates=str(tmp_path), device="cpu"))
-    weights = Path("gates.safetensors")
     assert chat.handle.run.model_sha256 == checkpoint_digest(str(checkpoint), "vision_tower")
-    assert chat.handle.run.gates_sha256 == sha256_of([tmp_path / weights], tmp_path)[str(weights)]
+    assert chat.handle.run.gates_sha256 == sha256_of([tmp_path / GATES], tmp_path)[GATES]
+    merged = shutil.copytree(checkpoint, tmp_path / "merged")
+    weights = load_file(merged / "model.safetensors")
+    gates = {
+        f"model.visual_gates_router.{n}.w{i}.weight": torch.randn(s) for n in range(3) for i, s in SHAPES
+    }
+    digests = set()
+    for scale in (1, 2, 2):
+        scaled = {name: scale * value for name, value in gates.items()}
+        save_file({**weights, **scaled}, merged / "model.safetensors", metadata={"format": "pt"})
+        digests.add(gates_digest(merged))
+    assert len(digests) == 2, "gates inside a checkpoint have a digest of their own"
     plain = open_model(ModelOptions(str(checkpoint), template="v1", device="cpu"))
     assert plain.handle.run.gates_sha256 is None
