@@ -53,7 +53,7 @@ def has_gates(folder: str | Path) -> bool:
 
 
 def gates_digest(folder: str | Path) -> str:
-    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, over their tensors."""
+    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, of their tensors."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
         return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
