@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyvte.bench.timing import Spread, interleaved, seconds_of
+from dyvte.bench.timing import interleaved, seconds_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answer import Answerer
 from dyvte.gates.exit import LearnedExit
@@ -39,7 +40,7 @@ def measure(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels
         times = interleaved(tasks, rounds)
     finally:
         handle.policy = before
-    return {name: Spread.of(values).median for name, values in times.items()}
+    return {name: median(values) for name, values in times.items()}
 
 
 def by_exit_layer(seconds: dict[str, float], num_layers: int, batch: int) -> NDArray:
