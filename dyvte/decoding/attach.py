@@ -11,6 +11,10 @@ instance attribute (the decoder's ``forward``) and, for some families, one hook;
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -70,7 +74,8 @@ class Handle:
     Attributes:
         policy: the policy; may be replaced between prefills.
         graphs: what replays recorded work, or None.
-        traces: one :class:`ExitTrace` per prefill since attaching; clear the list as you like.
+        traces: one :class:`ExitTrace` per prefill since attaching, but for those that :meth:`collect` took; clear the
+            list as you like.
         run: what goes into reports about precision, kernel and device; complete it with digests where they are known.
     """
 
@@ -81,6 +86,7 @@ class Handle:
         self.policy = policy
         self.graphs = graphs
         self.traces: list[ExitTrace] = []
+        self._collected: ContextVar[list[ExitTrace] | None] = ContextVar("collected", default=None)
         self._decoder = adapter.decoder(model)
         self._hook = None
         find_visual = adapter.visual_mask
@@ -103,6 +109,19 @@ class Handle:
         del vars(self._decoder)["_exit_handle"], vars(self._decoder)["forward"]
         if self._hook is not None:
             self._hook.remove()
+
+    @contextmanager
+    def collect(self) -> Iterator[list[ExitTrace]]:
+        """``with handle.collect() as traces:`` gives the traces of the block's own prefills.
+
+        Other threads that use the model at the same time do not see them, and :attr:`traces` does not keep them.
+        """
+        traces: list[ExitTrace] = []
+        token = self._collected.set(traces)
+        try:
+            yield traces
+        finally:
+            self._collected.reset(token)
 
     def __enter__(self) -> Handle:
         return self
@@ -154,7 +173,8 @@ class Handle:
         row = run_layers(
             self._decoder, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )
-        self.traces.append(trace)
+        collected = self._collected.get()
+        (self.traces if collected is None else collected).append(trace)
         return row
 
     def _step(self, row: PackedRow, cache: RaggedCache) -> PackedRow:

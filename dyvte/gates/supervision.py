@@ -33,6 +33,23 @@ LOGIT_ROWS = 2048
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """Prompts with their answers as embeddings: what :func:`supervise` takes.
+
+    Attributes:
+        inputs_embeds: (B, S, D).
+        labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
+        visual_mask: (B, S) bool, True on image tokens.
+        attention_mask: (B, S) bool, True on real tokens.
+    """
+
+    inputs_embeds: Tensor
+    labels: Tensor
+    visual_mask: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
 class Supervision:
     """What gates are trained on.
 

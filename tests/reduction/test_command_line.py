@@ -16,6 +16,7 @@ from dyvte.engine import options
 from dyvte.reduction import REDUCTIONS, VTW, Combine, FastV, Pooling, StabilityExit, ToMe
 from dyvte.reduction.config import make_reductions
 from dyvte.report import compare
+from llava import chat_model
 
 COMMON = Path(__file__).parents[2] / "scripts/v1_5/eval/common.sh"
 
@@ -61,6 +62,12 @@ def test_bad_methods_are_said(name, capsys):
     assert "fastv" in capsys.readouterr().err
 
 
+def open_as(monkeypatch, llava):
+    """Make every checkpoint load as this model."""
+    loaded = SimpleNamespace(eos_token_id=2), llava, object(), 512
+    monkeypatch.setattr(chat_model, "load_pretrained_model", lambda *a, **k: loaded)
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -73,7 +80,7 @@ def test_bad_methods_are_said(name, capsys):
 def test_flags_make_the_policy(llava, monkeypatch, flags, expected):
     parser = argparse.ArgumentParser()
     options.add_method_arguments(parser)
-    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    open_as(monkeypatch, llava)
     args = parser.parse_args(flags.split(), argparse.Namespace(model_path="llava-x", model_base=None))
     handle = options.open_answerer(args, "v1").handle
     assert handle is not None
@@ -84,7 +91,7 @@ def test_flags_make_the_policy(llava, monkeypatch, flags, expected):
 def test_gates_and_a_method_act_together(llava, monkeypatch, gates):
     from dyvte import attach
 
-    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    open_as(monkeypatch, llava)
     parser = argparse.ArgumentParser()
     options.add_method_arguments(parser)
     flags = ["--method", "dyvte+fastv", "--method-config", "k=1 r=0.25", "--threshold", "0.7"]
