@@ -24,7 +24,6 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Batch
 from dyvte.engine.options import open_answerer
 from dyvte.engine.run import prepared_batches, run
-from dyvte.families.base import adapter_for
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
 from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
@@ -123,7 +122,7 @@ def measure(args: argparse.Namespace) -> AttentionStudy:
         if answerer.handle is None:
             raise ValueError("Attention statistics need a model with images.")
         policy = answerer.handle.policy
-        answerer.handle.policy = AttentionStats(policy, _scaling(answerer.model))
+        answerer.handle.policy = AttentionStats(policy)
         first = store.kept
         with tqdm(total=len(items), initial=first, desc=f"{args.name}: attention", unit="q") as progress:
             batches = prepared_batches(items[first:], args.batch_size, answerer.chat, image_folder)
@@ -134,12 +133,6 @@ def measure(args: argparse.Namespace) -> AttentionStudy:
                 progress.update(len(batch))
         store.finish(_manifest(args, answerer, policy))
     return AttentionStudy.read(args.output)
-
-
-def _scaling(model) -> float | None:
-    """What the model scales its dot products with; None where its layers do not say."""
-    layers: Any = adapter_for(model).decoder(model).layers
-    return getattr(layers[0].self_attn, "scaling", None)
 
 
 def _manifest(args: argparse.Namespace, answerer: Answerer, policy: Policy) -> dict[str, Any]:
