@@ -19,9 +19,9 @@ class Policy:
     settings. The loop calls :meth:`enter` once, then for each layer :meth:`observe` (only where :meth:`observes` says
     so) and :meth:`edit`.
 
-    A policy keeps no state of a run: it writes what it decides to the ``trace``. ``trace.scratch`` takes what one hook
-    leaves for a later one. A layer that is not observed may be replayed from a CUDA graph; nothing else is asked of a
-    policy for that.
+    A policy keeps no state of a run: it writes what it decides to the ``trace``. ``trace.scratch`` takes what one
+    hook leaves for a later one. A layer that is not observed may be replayed from a CUDA graph; nothing else is asked
+    of a policy for that.
     """
 
     def check(self, num_layers: int, hidden_size: int) -> None:
