@@ -67,9 +67,9 @@ def _notes(result: Mapping[str, Any]) -> str:
     return (
         f"In brackets: {100 * result['confidence']:.0f}% intervals over questions, by paired bootstrap "
         f"({result['resamples']} resamples, seed {result['seed']}). Scores are means over questions with an image. "
-        "Equal cost: interpolated between the two neighbouring fixed layers, or thresholds. The best fixed exit is "
-        "chosen on these same questions, which favours it. The oracle exits at the first layer from which every "
-        "label is 1. It gives the baseline's answers, as does the earliest exit that keeps "
+        "Equal cost: interpolated between the two neighboring fixed layers, or thresholds. The best fixed exit is "
+        "chosen on these same questions, anew in each resample, which favors it. The oracle exits at the first "
+        "layer from which every label is 1. It gives the baseline's answers, as does the earliest exit that keeps "
         "them. Every number: `dynamic.json`.\n"
     )
 
