@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _MOST_DIGESTS = 20
+_MODEL_FILES = ("config.json", "*.safetensors", "*.bin")
+_GATES_FILE = "gates.safetensors"
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
 
 
@@ -63,6 +65,24 @@ def sha256_of(paths: Iterable[Path], root: Path) -> dict[str, str]:
         return digests
     together = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return {f"{len(digests)} files": hashlib.sha256(together.encode()).hexdigest()}
+
+
+def checkpoint_digest(model_path: str, tower: str | None = None) -> str:
+    """SHA-256 over a checkpoint's config and weights, and over those of a vision tower in a folder elsewhere.
+
+    Gates beside the weights do not count: they change no state of the model.
+    """
+    folder = Path(model_path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model_path, allow_patterns=list(_MODEL_FILES)))
+    files = {path for pattern in _MODEL_FILES for path in folder.rglob(pattern) if path.name != _GATES_FILE}
+    digests = sorted(sha256_of([path], folder).popitem() for path in files)
+    elsewhere = Path(tower) if tower and not (folder / tower).is_dir() else None
+    if elsewhere is not None and elsewhere.is_dir():
+        digests.append(("tower", checkpoint_digest(str(elsewhere))))
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def _cpu_model() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW_LLAVA = ("dyvte/decoding", "dyvte/families", "dyvte/reduction", "dyvte/cost")
+BELOW_LLAVA = ("dyvte/decoding", "dyvte/families", "dyvte/reduction", "dyvte/cost", "dyvte/gates")
 
 
 def imported(path: Path) -> set[str]:

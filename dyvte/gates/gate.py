@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyvte.gates.origin import Origin
 from dyvte.gates.small import LayerEmbedding, LowRankGate, SharedGate
 from dyvte.gates.states import PAPER_STATES, check_states
 
@@ -50,6 +51,7 @@ class ExitGates(nn.Module):
         layers: one module per decoder layer; those without a gate have no weights.
         calibration: how a threshold was chosen for these gates (see :mod:`dyvte.gates.calibration`); empty when
             none was. Saved with the gates.
+        origin: the model they belong to and the data they were trained on, where known. Saved with the gates.
 
     Raises:
         ValueError: when a size is not positive, the states or the kind are not known ones, ``rank`` does not fit the
@@ -84,6 +86,7 @@ class ExitGates(nn.Module):
         if not self.gated_layers or not set(self.gated_layers) <= set(range(num_layers)):
             raise ValueError(f"gated layers must be some of 0..{num_layers - 1}, got {self.gated_layers}")
         self.calibration: dict[str, Any] = {}
+        self.origin = Origin()
         size = len(self.states) * hidden_size
         self.shared = SharedGate(size, width, hidden_size) if kind == "shared" else None
         self.layers = nn.ModuleList(
@@ -165,6 +168,20 @@ class ExitGates(nn.Module):
         if self.hidden_size != hidden_size:
             raise ValueError(
                 f"these gates are for a model of hidden size {self.hidden_size}, this one has {hidden_size}"
+            )
+
+    def check_base(self, sha256: str | None, name: str | None) -> None:
+        """Raise ValueError, naming both models, when the gates are known to belong to another model.
+
+        Args:
+            sha256: digest of the model's weights; without one, nothing is checked.
+            name: of the model, for the message.
+        """
+        own = self.origin.base_sha256
+        if sha256 is not None and own is not None and sha256 != own:
+            raise ValueError(
+                f"these gates were trained for {self.origin.base_model or 'another model'} (weights {own[:12]}), not "
+                f"for {name or 'this model'} (weights {sha256[:12]}): train gates for it"
             )
 
     def save_pretrained(self, folder: str | Path) -> None:

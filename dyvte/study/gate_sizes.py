@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.cost.flops import layer_flops
-from dyvte.gates.calibration import GRID, Outcomes
+from dyvte.cost.exits import decoder_flops_by_exit
+from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
@@ -32,13 +33,19 @@ from dyvte.report.figures import GREY, STYLE
 from dyvte.report.record import ResultRecord, read_records
 from dyvte.report.table import title_of, to_markdown
 from dyvte.study.plot import save
-from llava.model.language_model.llava_llama import LlavaConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 THRESHOLD = 0.5
+
+
+def decoder_config(model_path: str) -> LlamaConfig:
+    """A checkpoint's decoder config, without loading code of its family."""
+    fields, _ = LlamaConfig.get_config_dict(model_path)
+    fields = {**fields.get("text_config", fields), "model_type": LlamaConfig.model_type}
+    return LlamaConfig.from_dict(fields)
 
 
 def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
@@ -57,17 +64,10 @@ def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
 
 
 def decoder_costs(config, prompt: Sequence[int], visual: Sequence[int], gates: ExitGates) -> np.ndarray:
-    """(L + 1, n) FLOPs with exit after each layer, the last row without."""
+    """(L + 1, n) FLOPs of decoder and gates with exit after each layer, the last row without."""
     layers = config.num_hidden_layers
-    columns = []
-    for tokens, images in zip(prompt, visual, strict=True):
-        full, text = layer_flops(config, tokens), layer_flops(config, tokens - images)
-        exits = [
-            (layer + 1) * full + (layers - 1 - layer) * text + gates.flops_to(layer)
-            for layer in range(layers)
-        ]
-        columns.append([*exits, layers * full + gates.flops_to(layers - 1)])
-    return np.array(columns, dtype=float).T
+    of_gates = [gates.flops_to(min(layer, layers - 1)) for layer in range(layers + 1)]
+    return decoder_flops_by_exit(config, prompt, visual).astype(float) + np.array(of_gates)[:, None]
 
 
 def judge(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None = None) -> dict:
@@ -79,9 +79,8 @@ def judge(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None 
     layers = gates.num_layers
     full = float(outcomes.costs[-1].mean()) - gates.flops_to(layers - 1)
     budget = outcomes.cost(THRESHOLD) if budget is None else budget
-    fitting = [step / GRID for step in range(GRID, -1, -1) if outcomes.cost(step / GRID) <= budget]
     samples = outcomes.kept.shape[1]
-    at = {"at_half": THRESHOLD, "at_budget": fitting[0] if fitting else None}
+    at = {"at_half": THRESHOLD, "at_budget": highest_within(outcomes, budget)}
     points = {
         key: None
         if threshold is None
@@ -273,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
-        config = LlavaConfig.from_pretrained(args.model_path)
+        config = decoder_config(args.model_path)
         records = read_records(args.records)
         result = compare(args.store, args.gates, config, args.reference, records)
     except (OSError, ValueError) as error:

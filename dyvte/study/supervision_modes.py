@@ -22,18 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import HfArgumentParser
 
-from dyvte.cost.flops import layer_flops
+from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.options import TrainingArguments
 from dyvte.gates.store import StateStore
 from dyvte.report.compare import SAVED_COMPUTE
 from dyvte.report.figures import BLUE, ORANGE, STYLE
 from dyvte.report.table import to_markdown
 from dyvte.study.gate_grid import fit_once
-from dyvte.study.gate_sizes import outcomes_of
+from dyvte.study.gate_sizes import decoder_config, outcomes_of
 from dyvte.study.plot import save
-from llava.model.language_model.llava_llama import LlavaConfig
-from llava.train.arguments import TrainingArguments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,12 +65,9 @@ def pass_flops(config, prompt: Sequence[int], visual: Sequence[int], forks: Sequ
 
     Answers are left out: they make both ways dearer alike.
     """
-    layers = config.num_hidden_layers
-    total = 0
-    for tokens, images in zip(prompt, visual, strict=True):
-        copies = sum(layers - 1 - layer for layer in forks)
-        total += layers * layer_flops(config, tokens) + copies * layer_flops(config, tokens - images)
-    return total / len(prompt)
+    by_exit = decoder_flops_by_exit(config, prompt, visual).sum(1)
+    layer = by_exit[-1] // config.num_hidden_layers
+    return float(by_exit[-1] + sum(by_exit[fork] - (fork + 1) * layer for fork in forks)) / len(prompt)
 
 
 def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
@@ -80,12 +76,12 @@ def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: a store, or the model's config, cannot be used.
     """
-    config = LlavaConfig.from_pretrained(args.model_path)
+    config = decoder_config(args.model_path)
     prompt, visual = (
         part.tolist() for part in StateStore(args.held_out).read("prompt_tokens", "visual_tokens")
     )
     layers = config.num_hidden_layers
-    full = float(np.mean([layers * layer_flops(config, tokens) for tokens in prompt]))
+    full = float(decoder_flops_by_exit(config, prompt, visual)[-1].mean())
     one = float(np.mean([pass_flops(config, prompt, visual, [layer]) for layer in range(layers)]))
     runs = []
     for epochs in args.epochs:

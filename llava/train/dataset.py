@@ -1,7 +1,6 @@
-"""Instruction data: a JSON list in LLaVA's format -> samples and padded batches.
+"""Instruction data (:mod:`dyvte.engine.instructions`) -> samples and padded batches.
 
-A record is ``{"id": ..., "image": path or list of paths, "conversations": [{"from", "value"}, ...]}``; one of
-text only has no image. The whole file is checked once when it is read; images are opened with their samples.
+The whole file is checked once when it is read; images are opened with their samples.
 """
 
 from __future__ import annotations
@@ -30,12 +29,17 @@ from llava.train.targets import render, tokenize
 logger = logging.getLogger(__name__)
 
 
+def template_name(version: str) -> str:
+    """A key of ``conv_templates``: ``version``, or vicuna_v1 where no template has that name, as in LLaVA."""
+    if version in conv_templates:
+        return version
+    logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
+    return "vicuna_v1"
+
+
 def find_template(version: str) -> Conversation:
-    """The prompt template named ``version``; vicuna_v1 where there is none, as in LLaVA."""
-    if version not in conv_templates:
-        logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
-        version = "vicuna_v1"
-    return conv_templates[version]
+    """The prompt template named ``version``, or vicuna_v1."""
+    return conv_templates[template_name(version)]
 
 
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
@@ -57,7 +61,7 @@ class SupervisedDataset(Dataset):
     """Samples ``{"input_ids": (S,), "labels": (S,), "images": list of (3, H, W), "image_sizes": list}``.
 
     Args:
-        records: see the module.
+        records: see :mod:`dyvte.engine.instructions`.
         image_processor: the vision tower's, or None when the model takes text only.
 
     Raises:
