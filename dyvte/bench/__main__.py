@@ -15,7 +15,7 @@ from dyvte.bench.settings import DTYPES, Measurements, Settings
 from dyvte.bench.shapes import SHAPES, VISUAL_TOKENS
 from dyvte.bench.variants import MIXED, NAMES
 from dyvte.io import write_json
-from dyvte.report.figures import save
+from dyvte.report.plotting import save
 
 COMMANDS = {
     "prefill": prefill.run,

@@ -12,8 +12,8 @@ from dyvte.bench.settings import Measurements, Result, Settings
 from dyvte.bench.timing import Quartiles
 from dyvte.cli import needs
 from dyvte.provenance import git_state, hardware, versions
-from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.tables import to_markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from dyvte.report.table import title_of
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.titles import method_title, model_title, title_of
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.stages import NAMES, Stages
-from dyvte.study.titles import method_title, model_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

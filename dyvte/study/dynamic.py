@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dyvte.report.compare import AVERAGE, BASELINE
+from dyvte.report.plotting import save
+from dyvte.report.titles import AVERAGE, BASELINE
 from dyvte.study.answered import Answered, Key, oracle_costs, read_all, read_oracle
 from dyvte.study.dynamic_report import figure_of, markdown_of
 from dyvte.study.paired import CONFIDENCE, Interval, Resamples, best_cheaper, interval, score_at
-from dyvte.study.plot import save
 
 Values = dict[str, NDArray]
 """Benchmark -> (n,) of one method, or (n, P) of a family of settings."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
-from dyvte.report.rivals_table import NOTHING, flops_unit
-from dyvte.report.table import title_of, to_markdown
-from dyvte.study.titles import model_title
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.tables import NOTHING, to_markdown
+from dyvte.report.titles import flops_unit, model_title, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

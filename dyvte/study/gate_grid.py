@@ -11,15 +11,15 @@ the grid. Gates that are fitted already, from the same store with the same flags
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dyvte.gates import fit as fit_gates
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import MANIFEST
+from dyvte.report.state_table import combinations
 
 GRIDS = ("states", "pairs", "attention", "sizes")
 MARK = "fit.json"
@@ -31,24 +31,12 @@ EVERY = (2, 4)
 EVERY_WIDTH = 128
 
 
-def combinations(states: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """All nonempty choices, in the paper's order: singles, pairs, and so on."""
-    for count in range(1, len(states) + 1):
-        yield from itertools.combinations(states, count)
-
-
-def name_of(states: Sequence[str]) -> str:
-    """Folder of the gates that look at these states."""
-    return "+".join(states)
-
-
 def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
     """Folder name -> flags of ``fit_gates``, for one of :data:`GRIDS`."""
     if kind != "sizes":
         among = ATTENTION_STATES if kind == "attention" else STATES
-        most = 2 if kind == "pairs" else len(among)
-        chosen = [names for names in combinations(among) if len(names) <= most]
-        return {name_of(names): ["--states", *names] for names in chosen}
+        chosen = combinations(among, 2 if kind == "pairs" else None)
+        return {"+".join(names): ["--states", *names] for names in chosen}
     found = {
         f"{shape}-{width}": ["--gate_kind", shape, "--width", str(width)]
         for shape, widths in WIDTHS.items()

@@ -29,10 +29,10 @@ from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.figures import GREY, STYLE
+from dyvte.report.plotting import GREY, STYLE, save
 from dyvte.report.record import ResultRecord, read_records
-from dyvte.report.table import title_of, to_markdown
-from dyvte.study.plot import save
+from dyvte.report.tables import to_markdown
+from dyvte.report.titles import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

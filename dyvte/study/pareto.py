@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dyvte.report.compare import AVERAGE, BASELINE, Run, runs_of
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
-from dyvte.report.record import read_records
-from dyvte.report.rivals_table import flops_unit
-from dyvte.study.plot import save
+from dyvte.report.compare import MethodResult, benchmarks_of, results_of
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
+from dyvte.report.record import add_records, read_records
+from dyvte.report.titles import AVERAGE, BASELINE, averaged, flops_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +37,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not dominated(*point)), key=lambda i: points[i])
 
 
-def figure_of(runs: Sequence[Run]) -> Figure:
+def figure_of(runs: Sequence[MethodResult]) -> Figure:
     """Average score (or, of one benchmark, its score) against TFLOPs of the whole prefill.
 
     Raises:
@@ -49,7 +48,7 @@ def figure_of(runs: Sequence[Run]) -> Figure:
     chosen = [run for run in runs if run.benchmark == AVERAGE]
     if not chosen:
         raise ValueError("No method has a record on every benchmark; run the missing ones.")
-    count = len({run.benchmark for run in runs}) - 1
+    count = len(averaged(benchmarks_of(runs)))
     factor, unit = flops_unit([run.tflops for run in chosen])
     points = [(factor * run.tflops, run.score) for run in chosen]
     front = pareto_front(points)
@@ -98,11 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.pareto", description="Score against FLOPs of every method."
     )
-    parser.add_argument("records", nargs="+", type=Path, help="record files, or folders that hold some")
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
     options = parser.parse_args(arguments)
     try:
-        files = save(figure_of(runs_of(read_records(options.records))), options.out)
+        files = save(figure_of(results_of(read_records(options.records))), options.out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for file in files:

@@ -27,18 +27,18 @@ from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.store import StateStore
-from dyvte.report.compare import SAVED_COMPUTE
-from dyvte.report.figures import BLUE, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, ORANGE, STYLE, save
+from dyvte.report.tables import to_markdown
 from dyvte.study.gate_grid import fit_once
 from dyvte.study.gate_sizes import decoder_config, outcomes_of
-from dyvte.study.plot import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODES = {"all": "labels of all layers", "random": "labels of one random layer"}
 THRESHOLDS = tuple(step / 50 for step in range(51))
+SAVED_COMPUTE = 0.35
+"""Share of the decoder's FLOPs at which the table compares changed answers; about what the paper saves."""
 
 
 def judge(outcomes: Outcomes, full: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from dyvte.decoding.report import PrefillReport
 from dyvte.study import dynamic
 from dyvte.study.answered import EARLIEST, ORACLE, Answered, read_answered
 from dyvte.study.files import StudyWriter
@@ -88,6 +89,18 @@ def test_the_interval_covers_the_choice_of_the_layer(make_record):
     assert expected.high < interval(50 - means[:, 1]).high - 1, "choosing shifts the interval"
 
 
+def measured(tflops, visual_tokens):
+    report = PrefillReport(
+        exit_layer=None,
+        tokens_per_layer=(10,) * LAYERS,
+        tflops=tflops,
+        decoder_tflops=tflops,
+        prompt_tokens=10,
+        visual_tokens=visual_tokens,
+    )
+    return report.as_dict()
+
+
 @pytest.fixture
 def folder(make_record, tmp_path):  # noqa: F811
     """Two benchmarks with every fixed exit, DyVTE with two thresholds, and FastV; text-only questions beside them."""
@@ -103,10 +116,10 @@ def folder(make_record, tmp_path):  # noqa: F811
         )
         record.write(place / "record.json")
         answers = [
-            {"question_id": i, "text": "a", "metadata": {"tflops": float(cost), "visual_tokens": 4}}
+            {"question_id": i, "text": "a", "metadata": measured(float(cost), 4)}
             for i, cost in enumerate(costs)
         ]
-        answers.append({"question_id": "text", "text": "a", "metadata": {"tflops": 0.1, "visual_tokens": 0}})
+        answers.append({"question_id": "text", "text": "a", "metadata": measured(0.1, 0)})
         (place / "merge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
         scores = [{"question_id": i, "score": float(value)} for i, value in enumerate(right)]
         (place / "scores.json").write_text(json.dumps([*scores, {"question_id": "text", "score": 1.0}]))
@@ -211,9 +224,7 @@ def test_what_does_not_belong_together_is_refused(folder, tmp_path):
 
 def test_answers_with_one_id_are_told_apart(folder):
     place = folder / "gqa/none"
-    lines = [
-        {"question_id": "x", "text": "a", "metadata": {"tflops": cost, "visual_tokens": 4}} for cost in (1, 2)
-    ]
+    lines = [{"question_id": "x", "text": "a", "metadata": measured(cost, 4)} for cost in (1, 2)]
     (place / "merge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "scores.json").write_text(json.dumps([{"question_id": "x", "score": s} for s in (0.0, 1.0)]))
     answered = read_answered(place / "record.json")
