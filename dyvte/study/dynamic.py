@@ -19,7 +19,6 @@ answers. ``OUTPUT/dynamic.json`` holds the numbers, from which ``dynamic.md``, `
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dyvte.report.plotting import save
+from dyvte.cli import run
 from dyvte.report.titles import AVERAGE, BASELINE
 from dyvte.study.answered import Answered, Key, oracle_costs, read_all, read_oracle
 from dyvte.study.dynamic_report import figure_of, markdown_of
+from dyvte.study.files import write_result
 from dyvte.study.paired import CONFIDENCE, Interval, Resamples, best_cheaper, interval, score_at
 
 Values = dict[str, NDArray]
@@ -222,19 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        if options.resamples < 1:
-            raise ValueError(f"--resamples must be positive, got {options.resamples}")
-        result = compare(read_all(options.records), options.oracle, options.resamples, options.seed)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "dynamic.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown_of(result)
-    (options.output / "dynamic.md").write_text(text, encoding="utf-8")
-    save(figure_of(result), options.output / "dynamic")
-    print(text, end="")
+
+    def action(args: argparse.Namespace) -> None:
+        if args.resamples < 1:
+            raise ValueError(f"--resamples must be positive, got {args.resamples}")
+        result = compare(read_all(args.records), args.oracle, args.resamples, args.seed)
+        write_result(args.output, "dynamic", result, markdown_of(result), figure_of(result))
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

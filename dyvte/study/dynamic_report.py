@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dyvte.cli import needs
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
 from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.report.titles import flops_unit, model_title, title_of
@@ -87,7 +88,7 @@ def _text(found: Mapping[str, float] | None) -> str:
 
 def figure_of(result: Mapping[str, Any]) -> Figure:
     """Score against cost, one panel for each scope: fixed exits, thresholds of the gates, the others, the oracle."""
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     scopes = result["scopes"]
     columns = min(3, len(scopes))

@@ -10,12 +10,16 @@ import logging
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyvte.io import read_json_object, read_text, whole_file, write_json, write_whole
+from dyvte.report.plotting import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +110,14 @@ def read_study(path: str | Path, study: str) -> tuple[dict[str, Any], dict[str, 
     if described.get("study") != study:
         raise ValueError(f"{manifest} is not of python -m dyvte.study.{study}.")
     return described, loaded
+
+
+def write_result(folder: Path, name: str, numbers: dict[str, Any], text: str, figure: Figure) -> None:
+    """Write numbers as JSON, a text as Markdown and a figure as PNG and PDF, and print the text."""
+    write_json(folder / f"{name}.json", numbers)
+    write_whole(folder / f"{name}.md", text)
+    save(figure, folder / name)
+    print(text, end="")
 
 
 def _write(path: Path, arrays: dict[str, NDArray]) -> None:
