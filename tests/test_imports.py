@@ -47,6 +47,15 @@ def test_the_loop_knows_no_method(path):
     assert not [name for name in imported(path) if name.startswith(("dyvte.gates", "dyvte.reduction"))]
 
 
+@pytest.mark.parametrize("path", files("dyvte/report"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_reports_know_no_studies(path):
+    """Studies use records, tables and figures; the page reads what studies stored."""
+    above = ("dyvte.study", "dyvte.bench", "dyvte.reproduce", "dyvte.tiny")
+    assert not [
+        name for name in imported(path) if name in above or name.startswith(tuple(f"{a}." for a in above))
+    ]
+
+
 @pytest.mark.parametrize("path", files("dyvte"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_library_knows_no_llava(path):
     """No import, and no module's name to import later but in the list of model families."""

@@ -69,7 +69,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     script = SCRIPTS / f"{options.name}.sh"
     if not script.is_file():
         raise FileNotFoundError(
-            f"{script} does not exist: run from a checkout, installed with pip install -e."
+            "python -m dyvte.benchmarks run needs a checkout of the repository, installed with pip install -e: "
+            f"{script} does not exist"
         )
     settings = {name.upper(): getattr(options, name) for name in RUN_SETTINGS}
     settings |= {"MODEL": options.model_path, "DATA": options.data_dir, "PYTHON": sys.executable}

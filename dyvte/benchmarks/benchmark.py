@@ -122,6 +122,7 @@ class Benchmark:
         score: see ``Scorer``.
         variants: names of the official variants that ``score`` knows; the first is the default.
         questions: how the question file is read, and the flags of the command line that asks it.
+        percent: whether scores are in percent; scores in other units have no part in averages.
         check_questions: given the benchmark's folder, raises ValueError or FileNotFoundError for what would only
             come to light after inference: a question without annotation, a broken annotation file, a wrong split.
     """
@@ -137,6 +138,7 @@ class Benchmark:
     score: Scorer
     variants: tuple[str, ...] = ()
     questions: QuestionFormat = JSON_LINES
+    percent: bool = True
     check_questions: Callable[[Path], None] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:

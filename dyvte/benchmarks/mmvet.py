@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json, read_json_lines
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
 from dyvte.benchmarks.mmvet_grades import (
     Grades,
     Totals,
@@ -29,6 +29,7 @@ from dyvte.benchmarks.mmvet_grades import (
     table,
 )
 from dyvte.engine.questions import OPEN_QUESTIONS
+from dyvte.io import read_json
 
 SAMPLES = "mm-vet.json"
 SUBSET = "bard_set.json"

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks
 from dyvte.benchmarks.sqa_questions import CONVERSATIONS
+from dyvte.io import read_json
 
 PROBLEMS = "problems.json"
 SPLITS = "pid_splits.json"
