@@ -15,8 +15,8 @@ from dyvte.benchmarks.files import read_answers
 from dyvte.io import read_json
 from dyvte.report.record import ResultRecord, find_records, reports_of
 from dyvte.report.titles import label_of
+from dyvte.study.files import read_study
 from dyvte.study.oracle import STUDY, OracleStudy
-from dyvte.study.store import read_study
 
 ORACLE, EARLIEST = "Oracle exit", "Earliest exit that keeps the answer"
 Key = tuple[str, int]

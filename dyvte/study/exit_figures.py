@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dyvte.cli import needs
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import BASELINE, model_title, title_of
@@ -26,7 +27,7 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
     Raises:
         ValueError: there is no fixed exit among the records.
     """
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     places = sorted({(r.model, r.benchmark) for r in records if r.method == "fixed"})
     if not places:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dyvte.cli import needs, run
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
 from dyvte.report.record import add_records, read_records
@@ -43,7 +44,7 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
     Raises:
         ValueError: no method has run on every benchmark.
     """
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     chosen = [run for run in runs if run.benchmark == AVERAGE]
     if not chosen:
@@ -66,12 +67,12 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
         for number, index in enumerate(sorted(range(len(points)), key=points.__getitem__), 1):
             run, point = chosen[index], points[index]
             ours = "dyvte" in run.method.split("+")
-            colour = ORANGE if ours else "black" if run.method == BASELINE else BLUE
-            face = colour if index in front else "white"
+            color = ORANGE if ours else "black" if run.method == BASELINE else BLUE
+            face = color if index in front else "white"
             panel.plot(
                 *point,
                 "*" if ours else "o",
-                color=colour,
+                color=color,
                 markerfacecolor=face,
                 markersize=11 if ours else 6,
                 label=f"{number}  {run.label}",
@@ -85,7 +86,7 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
                 ha="center",
                 va="bottom" if above else "top",
                 fontsize=7,
-                color=colour,
+                color=color,
             )
         panel.margins(0.08)
         panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
@@ -100,13 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
-    options = parser.parse_args(arguments)
-    try:
-        files = save(figure_of(results_of(read_records(options.records))), options.out)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    for file in files:
-        print(file)
+
+    def action(args: argparse.Namespace) -> None:
+        for file in save(figure_of(results_of(read_records(args.records))), args.out):
+            print(file)
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dyvte.cli import run
 from dyvte.report.examples_page import write_page
 from dyvte.report.plotting import save
 from dyvte.report.record import read_records
@@ -59,13 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--oracle", nargs="*", type=Path, default=[], help="manual: studies of the oracle exit"
     )
-    options = parser.parse_args(arguments)
-    try:
-        files = draw(options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from None
-    for file in files:
-        print(file)
+
+    def action(args: argparse.Namespace) -> None:
+        for file in draw(args):
+            print(file)
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_vtw_search(search_flags, checkpoint, gqa, tmp_path, monkeypatch, capsys
     def refuse(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(vtw_search, "open_answerer", refuse)
+    monkeypatch.setattr("dyvte.study.run.open_answerer", refuse)
     before = (tmp_path / "vtw.json").read_bytes()
     vtw_search.main([*search_flags, "--divergence", "1e9"])
     assert (tmp_path / "vtw.json").read_bytes() == before
