@@ -35,7 +35,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, (ValueError, OSError, MissingExtra)):
             sys.exit(f"{self.prog}: {error}")
         if isinstance(error, KeyboardInterrupt):
