@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -57,4 +58,8 @@ def test_reports_know_no_studies(path):
 
 @pytest.mark.parametrize("path", files("dyvte"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_library_knows_no_llava(path):
+    """No import, and no module's name to import later but in the list of model families."""
     assert not [name for name in imported(path) if name.split(".")[0] == "llava"]
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    named = [text for text in texts if isinstance(text, str) and re.fullmatch(r"llava(\.\w+)+(:\w+)?", text)]
+    assert named == (["llava.chat_model:open_chat_model"] if path.name == "openers.py" else [])

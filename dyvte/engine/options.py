@@ -119,15 +119,16 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
     threshold = _option(args, "threshold")
     try:
         names = names or (("dyvte",) if learned is not None else ("none",))
-        policy = make_policy(names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer)
-        policy.check(chat.decoder_config.num_hidden_layers, chat.decoder_config.hidden_size)
+        handle.policy = make_policy(
+            names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
+        )
         graphs = Graphs() if _option(args, "cuda_graphs", False) else None
         if graphs is not None:
             graphs.check(adapter_for(chat.model).decoder(chat.model))
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise
-    handle.policy, handle.graphs = policy, graphs
+    handle.graphs = graphs
     handle.run = replace(handle.run, graphs=graphs is not None)
     return chat
 

@@ -1,7 +1,8 @@
-"""Gates on disk: our own small folder, and the paper's keys inside a whole checkpoint."""
+"""Gates on disk: a small folder of their own, or the paper's keys inside a whole checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import Origin
 from dyvte.io import read_json, read_json_object, whole_file, write_json
+from dyvte.provenance import sha256_of
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 FORMAT, VERSIONS = "dyvte-gates", (1, 2)
@@ -48,6 +50,19 @@ def has_gates(folder: str | Path) -> bool:
     """Whether a local folder holds gates of either kind; reads names only."""
     folder = Path(folder)
     return (folder / WEIGHTS).is_file() or any(PAPER_KEY.search(key) for key, _ in _checkpoint_keys(folder))
+
+
+def gates_digest(folder: str | Path) -> str:
+    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, of their tensors."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
+    parts = {
+        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy()).hexdigest()
+        for key, read in _checkpoint_keys(folder)
+        if PAPER_KEY.search(key)
+    }
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:
@@ -96,7 +111,7 @@ def _load_paper(folder: Path) -> ExitGates:
     if first is None:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
-    # the paper's gates look at two text states
+    # the paper's gates read two text states
     return _assemble(
         weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0]
     )

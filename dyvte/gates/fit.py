@@ -47,7 +47,7 @@ class StoredGates(SupervisedGates):
         super().__init__(gates, alpha, SimpleNamespace(use_cache=False))
 
     def supervise(self, batch: dict[str, Tensor], layers: list[int] | None) -> Supervision:
-        """What the store says of a batch, for these layers or all."""
+        """The supervision that the store holds for a batch, for these layers or all."""
         chosen = list(range(self.gates.num_layers)) if layers is None else layers
         samples = tuple(batch["has_states"].nonzero().flatten().tolist())
         if not samples:
@@ -118,7 +118,7 @@ def fit(options: FitArguments, training_args: TrainingArguments) -> ExitGates:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fit gates as a command line says.
+    """Parse a command line and fit gates.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`fit`, and when a flag is wrong or missing.

@@ -1,4 +1,4 @@
-"""The gates: one small MLP per decoder layer that says whether the image may leave (paper, Eq. 2)."""
+"""The gates: one small MLP per decoder layer that predicts whether the model still needs the image (paper, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExitGate(nn.Module):
 
 
 class ExitGates(nn.Module):
-    """One gate per decoder layer, with the choice of states they look at.
+    """One gate per decoder layer, and the names of the states that they read.
 
     Args:
         num_layers: decoder layers.
@@ -43,8 +43,8 @@ class ExitGates(nn.Module):
         kind: one of :data:`KINDS`: ``full`` is the paper's, ``low_rank`` and ``shared`` are smaller
             (:mod:`dyvte.gates.small`).
         rank: of the first matrix of ``low_rank`` gates.
-        gated_layers: the layers that have a gate; all by default, as in the paper. At the others nothing exits.
-        gain: of the fresh weights. Where states are large, gates with the paper's gain of 1 start out saturated and
+        gated_layers: the layers that have a gate; all by default, as in the paper. No sample exits at other layers.
+        gain: scale of fresh weights. Where states are large, gates with the paper's gain of 1 start saturated and
             stay overconfident unless they train for long.
 
     Attributes:
@@ -96,7 +96,7 @@ class ExitGates(nn.Module):
         self.reset_parameters(gain)
 
     def _own_part(self, input_size: int) -> nn.Module:
-        """What one layer has of its own."""
+        """The module of one layer: its gate, or its part of a shared one."""
         if self.kind == "shared":
             return LayerEmbedding(self.width)
         if self.rank is not None:
@@ -174,7 +174,7 @@ class ExitGates(nn.Module):
         """Raise ValueError, naming both models, when the gates are known to belong to another model.
 
         Args:
-            sha256: digest of the model's weights; without one, nothing is checked.
+            sha256: digest of the model's weights; None skips the check.
             name: of the model, for the message.
         """
         own = self.origin.base_sha256

@@ -33,10 +33,12 @@ class Origin:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Origin:
         """From a larger dictionary, whose other keys are ignored."""
-        names = ("base_model", "base_sha256", "model_family")
         trained_on = fields.get("trained_on")
         return cls(
-            *(fields.get(name) for name in names), TrainedOn(**trained_on) if trained_on is not None else None
+            base_model=fields.get("base_model"),
+            base_sha256=fields.get("base_sha256"),
+            model_family=fields.get("model_family"),
+            trained_on=TrainedOn(**trained_on) if trained_on else None,
         )
 
     def as_dict(self) -> dict[str, Any]:

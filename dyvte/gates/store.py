@@ -1,4 +1,4 @@
-"""A store of states and of what exits would do: gates are fitted from it without running the model again.
+"""A store of states and of the effect of every exit, from which gates are fitted without running the model again.
 
 A folder with ``manifest.json`` (:class:`Manifest`) and shards ``states-00000.safetensors``, ... Shard ``k`` covers
 ``shard_size`` samples of the training data, from ``k * shard_size`` on, and holds
@@ -146,7 +146,7 @@ class StoreWriter:
 
 
 class StateStore(Dataset):
-    """A finished store; as a dataset, one entry for each sample of the training data, empty for samples without states.
+    """A finished store; as a dataset, an entry for each sample of the data, empty for samples without states.
 
     Args:
         folder: what :class:`StoreWriter` wrote.
@@ -168,13 +168,13 @@ class StateStore(Dataset):
         self._shards = [_shard(self.folder, number) for number in range(len(self.manifest.ranges))]
         if absent := [path for path in self._shards if not path.is_file()]:
             raise ValueError(
-                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again with "
-                "the same settings to resume it"
+                f"{folder} lacks {len(absent)} of {len(self._shards)} shards: run dyvte.gates.store_states again "
+                "with the same settings to resume it"
             )
         self._open: dict[int, Any] = {}
 
     def check(self, **identity: Any) -> None:
-        """Raise ValueError, naming both values, when a field of the manifest is not this, such as ``model=digest``."""
+        """Raise ValueError, naming both values, when a field of the manifest, such as ``model``, is another."""
         self.manifest.check(dataclasses.replace(self.manifest, **identity), self.folder)
 
     @cached_property
@@ -213,17 +213,16 @@ class StateStore(Dataset):
         return [self._joined(name) for name in names]
 
     def labels(self, alpha: float = 1.03) -> Tensor:
-        """(N, L) long: 1 where the image may leave."""
+        """(N, L) long, 1 where an exit keeps the answer."""
         agreement, with_exit, without = self.read("agreement", "loss_with_exit", "loss_without_exit")
         return labels_of(agreement, with_exit, without, alpha)
 
     def to_datasets(self, alpha: float = 1.03):
         """The samples that have states as a ``datasets.Dataset``, in numpy's format.
 
-        Columns: ``index``, each state (L, D), ``labels`` (L,), and what was measured. bfloat16 becomes float32.
+        Columns: ``index``, each state (L, D), ``labels`` (L,), and :data:`MEASURED`. bfloat16 becomes float32.
         """
         datasets: Any = needs("datasets", "study")
-
         labels = self.labels(alpha)
 
         def rows():
@@ -231,24 +230,11 @@ class StateStore(Dataset):
                 shard, row = self._places[sample]
                 file = self._file(shard)
                 values = {name: file.get_slice(name)[row : row + 1][0] for name in (*self.states, *MEASURED)}
-                states = {name: values[name].float().numpy() for name in self.states}
-                others = {name: values[name].numpy() for name in MEASURED}
-                yield {"index": sample, **states, "labels": labels[number].numpy(), **others}
+                values = {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in values.items()}
+                entry = {name: x.numpy() for name, x in values.items()}
+                yield {"index": sample, "labels": labels[number].numpy(), **entry}
 
-        shape = (self.num_layers, self.hidden_size)
-        per_layer = {"labels": "int64", "agreement": "float32", "loss_with_exit": "float64"}
-        scalars = {
-            "index": "int64",
-            "loss_without_exit": "float64",
-            "prompt_tokens": "int64",
-            "visual_tokens": "int64",
-        }
-        features = datasets.Features(
-            {name: datasets.Array2D(shape, "float32") for name in self.states}
-            | {name: datasets.Sequence(datasets.Value(kind)) for name, kind in per_layer.items()}
-            | {name: datasets.Value(kind) for name, kind in scalars.items()}
-        )
-        return datasets.Dataset.from_generator(rows, features=features).with_format("numpy")
+        return datasets.Dataset.from_generator(rows).with_format("numpy")
 
     def __getstate__(self) -> dict:
         """Without open files, for worker processes."""

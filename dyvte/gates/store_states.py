@@ -1,4 +1,4 @@
-"""Store the states that gates look at, and what exits would do, in one pass of the frozen model.
+"""Store the states that gates read, and the effect of every exit, in one pass of the frozen model.
 
     python -m dyvte.gates.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
 
@@ -28,14 +28,14 @@ from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import Manifest, StoreWriter
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
-from dyvte.provenance import checkpoint_digest
 
 
 def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet) -> Manifest:
     """What the content of the store depends on."""
     config: Any = chat.model.config
+    assert chat.handle is not None and chat.handle.run.model_sha256 is not None, "open_model gives both"
     return Manifest(
-        model=checkpoint_digest(args.model_path, getattr(config, "mm_vision_tower", None)),
+        model=chat.handle.run.model_sha256,
         data=data_digest(args.data_path, dataset.records, args.image_folder),
         settings={
             "version": args.version,
@@ -137,7 +137,7 @@ def store(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dyvte.gates.store_states", description="Store states and what exits would do."
+        prog="python -m dyvte.gates.store_states", description="Store states and the effect of every exit."
     )
     parser.add_argument("--model-path", required=True, help="folder or hub name of a finished model")
     parser.add_argument("--data-path", required=True, help="what dyvte.gates.sample draws")

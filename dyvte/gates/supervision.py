@@ -1,4 +1,4 @@
-"""Labels for the gates: would the model answer the same without the image from here on?
+"""Labels for the gates: does the model give the same answer when it loses the image after a layer?
 
 The label of layer ``l`` for a sample with a teacher-forced answer is 1 when, at every answer position, the argmax
 with exit at ``l`` equals the argmax without exit, and the mean answer cross-entropy with exit is at most ``alpha``
@@ -32,7 +32,7 @@ from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_
 
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
-"""Answer positions whose logits are held at once."""
+"""Answer positions per chunk of logits; bounds memory at ``LOGIT_ROWS`` x vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class FrozenModel(Protocol):
 
 @dataclass(frozen=True)
 class Supervision:
-    """What gates are trained on.
+    """States and labels of a batch.
 
     Attributes:
         layers: the supervised layers.
         samples: the samples of the batch that have states and an answer; gates learn nothing from the others.
         states: (L, n, K * D), in the model's dtype.
-        labels: (L, n) long, 1 where the image may leave.
+        labels: (L, n) long, 1 where an exit keeps the answer.
         agreement: (L, n) float, share of answer positions with the same argmax.
         loss_with_exit: (L, n) float64, mean answer cross-entropy with exit.
         loss_without_exit: (n,) float64, the same without exit.
@@ -131,7 +131,7 @@ def supervise(
         model: a model that has an adapter, in evaluation mode.
         inputs_embeds, labels, visual_mask, attention_mask: see :class:`Embedded`.
         layers: the layers to label, in any order; all by default, one for random-layer supervision.
-        states: what the gates look at.
+        states: which states to return.
         alpha: allowed ratio of the cross-entropies.
 
     Raises:
@@ -194,7 +194,7 @@ def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
 def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per sequence (G,).
 
-    Cross-entropies are taken in float64: a confident model's are so small that float32 rounds them to zero.
+    Cross-entropies are computed in float64, because float32 rounds those of a confident model to zero.
     """
     layout = row.layout
     target = targets[layout.slots]
@@ -232,10 +232,10 @@ def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> 
 
 @dataclass(frozen=True)
 class GateStats:
-    """Counts behind one loss, per layer of the model; sum them over steps and processes.
+    """Counts of one loss, per layer of the model; they add up over steps and processes.
 
     Attributes:
-        seen, positive, correct: (num_layers,) long: labels seen, labels that say exit, decisions equal to labels.
+        seen, positive, correct: (num_layers,) long: labels, labels that are 1, decisions equal to their labels.
     """
 
     seen: Tensor
@@ -246,8 +246,8 @@ class GateStats:
 def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateStats]:
     """Cross-entropy of the gates, summed over the supervised layers and averaged over samples.
 
-    The sum gives each gate the gradient that it gets when its layer alone is drawn. Without any sample the loss is
-    0, still connected to the gates.
+    The sum over layers gives each gate the gradient that it gets when its layer alone is drawn. Without any sample
+    the loss is 0 and still connected to the gates.
     """
     device = next(gates.parameters()).device
     zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)

@@ -1,6 +1,6 @@
 """transformers' Trainer for runs that train, and so write, a part of a model.
 
-Subclasses say how the part is written and read. Runs resume from their newest complete checkpoint.
+Subclasses define how the part is written and read. Runs resume from their newest complete checkpoint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Training of the exit gates: the model is frozen, and its own answers say which decisions are right.
+"""Training of the exit gates: labels come from a frozen model's own answers, or from a store of them.
 
-The Trainer sees the gates alone. A frozen model is not a submodule of them, so it is neither wrapped, moved, optimized
-nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled samples,
-divided by their number over all processes and accumulated batches, so any split of a global batch gives the same
-gradient.
+The Trainer sees the gates alone. A frozen model is not a submodule of them, so it is neither wrapped, moved,
+optimized nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled
+samples, divided by their number over all processes and accumulated batches, so any split of a global batch gives the
+same gradient.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SupervisedGates(nn.Module):
             num_items_in_batch: what the summed loss is divided by; this batch's samples by default.
 
         Returns:
-            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that say exit
+            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that are 1
             (``positive``), decisions that are ``correct``.
         """
         loss, stats = gate_loss(self.gates, supervision)
@@ -106,7 +106,7 @@ def step_layer(seed: int, step: int, num_layers: int) -> int:
 
 
 class GateProgress(ProgressCallback):
-    """The progress bar, without the per-layer numbers (those are for the reporters)."""
+    """The progress bar without the per-layer numbers, which go to the reporters alone."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         short = {key: value for key, value in (logs or {}).items() if "/layer_" not in key}
@@ -114,7 +114,7 @@ class GateProgress(ProgressCallback):
 
 
 class GateTrainer(PartTrainer):
-    """Trains :class:`SupervisedGates`; checkpoints hold gates and optimizer, nothing of the frozen model."""
+    """Trains :class:`SupervisedGates`; checkpoints hold the gates and the optimizer, not the frozen model."""
 
     model: SupervisedGates
 

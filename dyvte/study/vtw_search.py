@@ -32,7 +32,7 @@ from dyvte.reduction.vtw import choose_layer, exit_divergences
 from dyvte.study.files import has_settings
 from dyvte.study.run import evenly_spaced, open_with_policy, provenance
 
-NOT_MEASURED = ("output", "divergence", "device")
+NOT_MEASURED = ("output", "divergence")
 
 
 def read_questions(data_path: Path) -> list[Item]:

@@ -43,9 +43,9 @@ def find_template(version: str) -> Conversation:
 
 
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
-    """A question with its image in LLaVA's place: on a line of its own, before the question.
+    """A question with its image where LLaVA puts it: on a line of its own, before the question.
 
-    With several images the text stays as it is, because their places carry meaning.
+    With several images the text is unchanged, because their places carry meaning.
     """
     if text.count(DEFAULT_IMAGE_TOKEN) == 1:
         text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
@@ -144,12 +144,12 @@ class SupervisedDataset(Dataset):
 class SupervisedCollator:
     """Samples -> a right-padded batch.
 
-    ``images`` holds one tensor per ``<image>``, in order over the batch, stacked when all shapes agree. A
-    batch of text only gets a blank image behind its shortest row, where no answer can see it: tower and
-    projector then take part in every step, as distributed training needs.
+    ``images`` holds one tensor per ``<image>``, in the order of the batch, stacked when all shapes agree. A text-only
+    batch gets a blank image after its shortest row, where no answer attends to it: distributed training needs the
+    tower and the projector to take part in every step.
 
     Attributes:
-        blank_image: (3, H, W) of that image; None to leave batches of text only as they are.
+        blank_image: (3, H, W) of that image; None adds no image to text-only batches.
     """
 
     pad_token_id: int
@@ -177,7 +177,7 @@ class SupervisedCollator:
 
     @staticmethod
     def _with_blank_image(samples: list[dict], shape: tuple[int, int, int]) -> list[dict]:
-        """The samples, the shortest one followed by an image that nothing attends to."""
+        """The samples, with an image that no token attends to after the shortest one."""
         shortest = min(range(len(samples)), key=lambda index: len(samples[index]["input_ids"]))
         sample = samples[shortest]
         carrier = {

@@ -2,7 +2,7 @@
 
 One of three kinds: the projector alone (``mm_projector.bin``), LoRA adapters with the other trained weights
 beside them (``non_lora_trainables.bin``), or the full model as safetensors. A frozen vision tower is never
-written: its own folder has it.
+written, because its own folder holds it.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from dyvte.decoding.packed import PackedRow, drop_visual, fork, pack
 from dyvte.gates.files import has_gates
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.states import STATES, gather_states, state_index
+from dyvte.provenance import checkpoint_digest
 from tests.conftest import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,7 @@ def test_merged_checkpoint_with_the_papers_keys(hf_llava, prompts, kind, tmp_pat
     assert f"model.visual_gates_router.{LAYERS - 1}.w2.weight" in index
     assert all((merged / shard).is_file() for shard in index.values())
     assert source_keys(source) <= set(index)
+    assert checkpoint_digest(str(merged)) == checkpoint_digest(str(source))  # the model is the same
 
 
 def source_keys(folder) -> set[str]:

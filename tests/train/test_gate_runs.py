@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
+from dyvte.engine.model import ModelOptions
+from dyvte.engine.openers import open_model
 from dyvte.gates.origin import TrainedOn
 from dyvte.gates.training import step_layer
 from dyvte.provenance import checkpoint_digest
@@ -211,6 +213,9 @@ def test_gates_know_their_model_and_are_refused_by_another(finished, llava_model
     more = ("--visual_gates", str(finished), "--max_steps", "1", "--save_strategy", "no")
     with pytest.raises(ValueError, match=f"trained for {llava_model.name} .*not for llava-other "):
         train(argv=gate_flags(other, instruction_data, tmp_path / "out", *more))
+    open_model(ModelOptions(str(llava_model), template="v1", gates=str(finished), device="cpu"))
+    with pytest.raises(ValueError, match="trained for .*not for llava-other "):
+        open_model(ModelOptions(str(other), template="v1", gates=str(finished), device="cpu"))
 
 
 def test_checkpoint_that_carries_its_tower_and_its_gates(
