@@ -15,7 +15,6 @@ from typing import Any
 import shortuuid
 from tqdm import tqdm
 
-from dyvte.cli import run  # noqa: F401
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
