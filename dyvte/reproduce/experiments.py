@@ -246,7 +246,9 @@ class ExitFigure(Experiment):
     def run(self, works: Sequence[Work]) -> None:
         (work,) = works
         places = [work.evaluate(name) / "dyvte" for name in work.with_data(self.benchmarks)]
-        work.plot("exits", self.name, places)
+        if not places:
+            raise ValueError(f"{self.name}: no benchmark is ready")
+        work.python("dyvte.report.figures", "exits", *places, "--out", work.figures / self.name)
 
 
 @dataclass(frozen=True)
