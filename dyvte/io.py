@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path) -> Generator[Path, None, None]:
     """A temporary path in the same folder, which replaces ``path`` when the block ends without an error.
 
     Readers, and a process killed at any moment, see the old file or the new one, never a part of it. Missing folders
