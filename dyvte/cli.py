@@ -97,6 +97,6 @@ def _one_line_for_missing_extra(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     if issubclass(kind, MissingExtra):
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
     else:
         sys.__excepthook__(kind, error, traceback)

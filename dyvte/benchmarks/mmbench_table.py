@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from dyvte.cli import extra
+
+with extra("eval"):
+    import pandas as pd
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
 LETTERS = ("A", "B", "C", "D")
