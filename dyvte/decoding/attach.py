@@ -11,19 +11,30 @@ instance attribute (the decoder's ``forward``) and, for some families, one hook;
 
 from __future__ import annotations
 
+import inspect
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.attention.interface import check_kernel
+from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.graphs import Graphs
-from dyvte.decoding.loop import packed_kernel, run_layers
+from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import Layout, PackedRow, pack, to_device, unpack
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
 from dyvte.provenance import git_state, versions
+
+TRACES_KEPT = 1024
+"""Prefills whose traces a handle keeps: a trace is a few kilobytes, and a server must not fill up with them."""
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -57,8 +68,7 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
         raise ValueError(
             f"packed rows need full attention in every layer, this model has {sorted(layer_types)}"
         )
-    with packed_kernel(decoder.config):
-        policy.check(len(decoder.layers), decoder.config.hidden_size)
+    check_kernel(decoder)
     if graphs is not None:
         graphs.check(decoder)
     return Handle(model, policy, graphs)
@@ -67,47 +77,80 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
 class Handle:
     """An attached policy; a context manager that detaches at its end.
 
+    Several threads may run the model at once; each collects its own traces with :meth:`collect`.
+
     Attributes:
-        policy: the policy; may be replaced between prefills.
         graphs: what replays recorded work, or None.
-        traces: one :class:`ExitTrace` per prefill since attaching; clear the list as you like.
+        traces: one :class:`ExitTrace` per prefill, the newest :data:`TRACES_KEPT`; clear it as you like.
         run: what goes into reports about precision, kernel and device; complete it with digests where they are known.
     """
 
     def __init__(self, model: nn.Module, policy: Policy, graphs: Graphs | None = None):
         adapter = adapter_for(model)
         self._model = model
-        self.run = run_info(model, graphs)
+        self._decoder = adapter.decoder(model)
         self.policy = policy
         self.graphs = graphs
-        self.traces: list[ExitTrace] = []
-        self._decoder = adapter.decoder(model)
+        self.run = run_info(model, graphs)
+        self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
+        self._collecting = threading.local()
         self._hook = None
-        find_visual = adapter.visual_mask
-        if find_visual is not None:
+        if adapter.visual_mask is not None:
+            entry, find_visual = adapter.entry(model), adapter.visual_mask
+            names = list(inspect.signature(entry.forward).parameters)
 
-            def add_visual_mask(module, args, kwargs):
+            def add_visual_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
+                kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
                 if kwargs.get("visual_mask") is None and _columns(kwargs) > 1:
                     kwargs["visual_mask"] = find_visual(model, kwargs)
-                return args, kwargs
+                return (), kwargs
 
-            self._hook = adapter.entry(model).register_forward_pre_hook(add_visual_mask, with_kwargs=True)
+            self._hook = entry.register_forward_pre_hook(add_visual_mask, with_kwargs=True)
         # plain attributes, so that neither enters the module tree or the state dict
-        vars(self._decoder)["_exit_handle"] = self
-        vars(self._decoder)["forward"] = self._forward
+        attributes = vars(self._decoder)
+        self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
+        attributes["_exit_handle"], attributes["forward"] = self, self._forward
+
+    @property
+    def policy(self) -> Policy:
+        """The policy; may be replaced between prefills.
+
+        Raises:
+            ValueError: on replacing it by one that does not fit the decoder.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        policy.check(len(self._decoder.layers), self._decoder.config.hidden_size)
+        policy.place([_device_of(layer) for layer in self._decoder.layers])
+        self._policy = policy
+
+    @contextmanager
+    def collect(self) -> Iterator[list[ExitTrace]]:
+        """A list that takes the traces of this thread's prefills within the block, instead of :attr:`traces`."""
+        outer, traces = getattr(self._collecting, "traces", None), []
+        self._collecting.traces = traces
+        try:
+            yield traces
+        finally:
+            self._collecting.traces = outer
 
     def detach(self) -> None:
-        """Give the model its own forward back. A second call does nothing."""
-        if vars(self._decoder).get("_exit_handle") is not self:
+        """Give the model back the forward that it had. A second call does nothing."""
+        attributes = vars(self._decoder)
+        if attributes.get("_exit_handle") is not self:
             return
-        del vars(self._decoder)["_exit_handle"], vars(self._decoder)["forward"]
+        del attributes["_exit_handle"], attributes["forward"]
+        if self._own_forward is not None:
+            attributes["forward"] = self._own_forward
         if self._hook is not None:
             self._hook.remove()
 
     def __enter__(self) -> Handle:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.detach()
 
     def _forward(
@@ -154,7 +197,8 @@ class Handle:
         row = run_layers(
             self._decoder, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )
-        self.traces.append(trace)
+        collected = getattr(self._collecting, "traces", None)
+        (self.traces if collected is None else collected).append(trace)
         return row
 
     def _step(self, row: PackedRow, cache: RaggedCache) -> PackedRow:
@@ -183,7 +227,14 @@ def run_info(model: nn.Module, graphs: Graphs | None = None) -> RunInfo:
     )
 
 
-def _columns(kwargs: dict) -> int:
+def _device_of(layer: nn.Module) -> torch.device:
+    """Where a layer computes, also where accelerate keeps its weights elsewhere until then."""
+    hook = getattr(layer, "_hf_hook", None)
+    execution = getattr(hook, "execution_device", None)
+    return next(layer.parameters()).device if execution is None else torch.device(execution)
+
+
+def _columns(kwargs: dict[str, Any]) -> int:
     given = kwargs.get("input_ids")
     return (kwargs["inputs_embeds"] if given is None else given).shape[1]
 
@@ -214,9 +265,9 @@ def _continue(
             visual_mask = None  # `generate` repeats the prompt's mask; what follows the prompt is text
         row = pack(inputs_embeds, new, visual_mask=visual_mask)
         cache.advance(columns, offsets + to_device(row.layout.lengths, offsets.device))
-        positions = row.layout.positions + offsets[row.layout.segment_ids]
-        return PackedRow(row.hidden, row.layout.with_positions(positions))
-    layout = Layout.of_single_tokens(offsets)
+        before = cache.columns - columns
+        return PackedRow(row.hidden, row.layout.continuing(offsets[row.layout.owner_ids], before))
     cache.advance(1, offsets + 1)
+    layout = Layout.of_single_tokens(offsets, extent=cache.columns)
     # a reshape, not a transpose: with strides of a transpose matrix products would copy their weights
     return PackedRow(inputs_embeds.reshape(1, batch, -1), layout)

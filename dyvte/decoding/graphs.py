@@ -4,38 +4,48 @@ Where few tokens are left a layer is bound by launches: the host takes longer to
 the device to run them. A recorded graph is issued at once. Its shapes, its memory and whatever the host decided are
 those of the recording, so:
 
-- a decoding step is recorded against the cache's buffers, of which it reads all room through a mask, and replayed
-  until some sample's room is full or the cache is changed otherwise;
+- a decoding step is recorded against the cache's buffers, of which it reads all capacity through a mask, and replayed
+  until a sample's slice is full or the cache is changed otherwise;
 - layers over text alone are recorded one by one, for rows in which every sample has equally many tokens. Samples are
   filled up to a multiple of :data:`BUCKET`; what fills them comes after their own tokens, so no token sees it.
 
-Nothing is recorded for a shape, or an arrangement of the cache, that has not come up before.
+Nothing is recorded for a shape, or an epoch of the cache, that has not come up before.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dyvte.decoding import attention
-from dyvte.decoding.cache import RaggedCache
+from dyvte.decoding.attention.interface import AttentionInputs, PackedContext
+from dyvte.decoding.attention.plan import make_plan
+from dyvte.decoding.cache.ragged import RaggedCache
+from dyvte.decoding.loop import Layers
 from dyvte.decoding.packed import Layout, PackedRow
-
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""Records the device's work of a function without doing it; gives a function that does it."""
+from dyvte.families.base import Decoder
 
 BUCKET = 32
-"""Text-only samples are filled up to a multiple of this many tokens."""
+"""Text-only samples are filled up to a multiple of this many tokens. A choice: it wastes 16 tokens on average where
+60 to 100 are usual, and two or three buckets serve a benchmark."""
 MOST_TOKENS = 512
-"""Rows longer than this, filled up, are bound by arithmetic rather than by launches: they are not recorded."""
+"""Rows longer than this, filled up, run as usual. One layer of LLaVA-1.5-7B takes 0.36 ms to launch on an H100 and
+0.68 ms to compute over 636 tokens (docs/benchmarks/h100-before): near 350 tokens the two are equal."""
 STEPS_BEFORE = 2
 """Steps taken as usual before one is recorded, which costs about as much: short answers are not worth a recording."""
+MOST_BYTES = 256 * 2**20
+"""Static buffers of all buckets together; beyond it the one that was not used for longest is given up. A choice: a
+bucket of 128 tokens of LLaVA-1.5-7B holds 3 MiB, so some eighty fit."""
+
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], None]], Replay]
+"""Records the device's work of a function without doing it; gives a function that does it."""
 
 
 class CudaGraphs:
@@ -46,23 +56,43 @@ class CudaGraphs:
     """
 
     def __init__(self) -> None:
-        self._stream: Any = None
-        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._keeper: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __call__(self, work: Callable[[], None]) -> Replay:
         """The recorded work."""
-        if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        if self._stream is None or self._keeper is None:
+            self._stream = torch.cuda.Stream()
+            # CUDA frees a pool with the last of its graphs and refuses a new one in it: this graph keeps it alive
+            self._keeper = self._capture(
+                lambda: torch.zeros(1, device="cuda"), torch.cuda.graph_pool_handle()
+            )
+        return self._capture(work, self._keeper.pool()).replay
+
+    def _capture(self, work: Callable[[], object], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        assert stream is not None
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # libraries allocate a workspace at their first call on a stream: not inside the recording
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                square = torch.ones(16, 16, device="cuda", dtype=dtype)
+                torch.mm(square, square)
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return graph.replay
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+
+class RunLayers(Protocol):
+    """:func:`dyvte.decoding.loop.run_layers`."""
+
+    def __call__(self, decoder: Decoder, row: PackedRow, *, cache: RaggedCache) -> PackedRow:
+        """All layers and the final norm over a row of single tokens."""
+        ...
 
 
 class Graphs:
@@ -70,25 +100,40 @@ class Graphs:
 
     Args:
         record: how to record; CUDA graphs by default.
+        most_bytes: of static buffers; see :data:`MOST_BYTES`.
 
     Attributes:
         recorded, replayed: how often.
     """
 
-    def __init__(self, record: Record | None = None) -> None:
-        self._record = CudaGraphs() if record is None else record
-        self._of: WeakKeyDictionary[Any, _OfDecoder] = WeakKeyDictionary()
+    def __init__(self, record: Record | None = None, most_bytes: int = MOST_BYTES) -> None:
+        self._record: Record = CudaGraphs() if record is None else record
+        self._of: WeakKeyDictionary[Decoder, _OfDecoder] = WeakKeyDictionary()
+        self.most_bytes = most_bytes
         self.recorded = self.replayed = 0
 
-    def check(self, decoder: Any) -> None:
+    def close(self) -> None:
+        """Give up all that was recorded, with its memory."""
+        self._of.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the static buffers of all buckets."""
+        return sum(bucket.nbytes for own in self._of.values() for bucket in own.buckets.values() if bucket)
+
+    def check(self, decoder: Decoder) -> None:
         """Raise ValueError when the decoder's work cannot be recorded.
 
-        It has to be on one CUDA device, with rotary embeddings that do not depend on how long a prompt is.
+        It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
         """
         kind = getattr(decoder.rotary_emb, "rope_type", "default")
         if kind in ("dynamic", "longrope"):
             raise ValueError(
                 f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"
+            )
+        if getattr(decoder.config, "sliding_window", None) is not None:
+            raise ValueError(
+                "layers with a sliding window look at lengths on the host: graphs cannot be used"
             )
         devices = {parameter.device for parameter in decoder.parameters()}
         if isinstance(self._record, CudaGraphs) and (
@@ -97,112 +142,119 @@ class Graphs:
             names = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"CUDA graphs need the whole decoder on one CUDA device, this one is on {names}")
 
-    def step(
-        self, decoder: Any, row: PackedRow, cache: RaggedCache, run: Callable[..., PackedRow]
-    ) -> PackedRow:
+    def step(self, decoder: Decoder, row: PackedRow, cache: RaggedCache, run: RunLayers) -> PackedRow:
         """A decoding step of ``row``, one token per sample; ``run(decoder, row, cache=cache)`` does it as usual."""
         own = self._own(decoder)
         step = own.step
         if step is None or not step.continues(row, cache):
             cache.make_static()
-            own.step = _Step(cache)
-            return own.step.note(run(decoder, row, cache=cache))
+            own.step = _Step(cache, own)
+            return own.step.note(run(decoder, row, cache=cache), cache)
         if step.replay is None:
             if step.seen < STEPS_BEFORE:
-                return step.note(run(decoder, row, cache=cache))
-            step.hidden, step.positions = row.hidden.clone(), row.layout.positions.clone()
-            layout = Layout.of_single_tokens(step.positions)
-
-            def work() -> None:
-                step.out = run(decoder, PackedRow(step.hidden, layout), cache=cache).hidden
-
-            step.replay = self._recorded(work, row.hidden)  # the cache has counted the step by now
+                return step.note(run(decoder, row, cache=cache), cache)
+            step.replay = self._recorded(step.prepare(decoder, row, cache, run), row.hidden)
         else:
             step.hidden.copy_(row.hidden)
             step.positions.copy_(row.layout.positions)
-            cache.count_step()
+            cache.count_step()  # recording has counted its own
         self._play(step.replay)
         return PackedRow(step.out.clone(), row.layout)
 
-    def text_layers(
-        self, decoder: Any, first: int, row: PackedRow, cache: RaggedCache | None, kernel: str
-    ) -> PackedRow | None:
-        """The row after the last layer, computed from layer ``first`` on.
+    def layers(self, plain: Layers, first: int, row: PackedRow) -> RecordedLayers | None:
+        """The layers from ``first`` on as graphs.
 
-        None where that has to be done as usual: for rows that are long, hold more than plain text or continue a
-        cache, and for the first row of a shape. No policy is asked between the layers: nothing is left to leave.
+        None where they have to run as usual: over rows that are long, hold more than plain text or continue a cache,
+        and for the first row of a shape.
         """
-        own, layout = self._own(decoder), row.layout
-        samples, bucket = len(layout.samples), -(-max(layout.lengths) // BUCKET) * BUCKET
-        continued = cache is not None and cache.layers[first].is_initialized
-        if any(layout.visual) or layout.sizes is not None or continued or samples * bucket > MOST_TOKENS:
+        layout = row.layout
+        samples, length = len(layout.samples), -(-max(layout.lengths) // BUCKET) * BUCKET
+        if (
+            any(layout.visual)
+            or layout.sizes is not None
+            or plain.continued
+            or samples * length > MOST_TOKENS
+        ):
             return None
-        key = samples, bucket, kernel, row.hidden.dtype, torch.is_inference_mode_enabled()
+        own = self._own(plain.decoder)
+        key = samples, length, plain.kernel, row.hidden.dtype, torch.is_inference_mode_enabled()
         if key not in own.buckets:
             own.buckets[key] = None  # seen once
             return None
-        shape = own.buckets[key]
-        if shape is None:
-            shape = own.buckets[key] = _Bucket.of(decoder, row, bucket)
-        within = np.arange(len(layout.segments)) - np.array(layout.starts)[layout.segments]
-        places = layout.to_device(layout.segments * bucket + within)
-        shape.hidden.zero_().index_copy_(1, places, row.hidden)
-        shape.positions.zero_().index_copy_(0, places, layout.positions)
-        rope = decoder.rotary_emb(shape.hidden, position_ids=shape.positions[None])
-        for buffer, fresh in zip(shape.rope, rope, strict=True):
-            buffer.copy_(fresh)
-        for index in range(first, len(decoder.layers)):
-            if index not in shape.layers:
-                shape.layers[index] = self._record_layer(decoder.layers[index], shape, kernel)
-            replay, states = shape.layers[index]
-            self._play(replay)
-            if cache is not None:
-                keys, values = (part.index_select(2, places) for part in states)
-                cache.layers[index].append(keys, values, layout.lengths)
-        return PackedRow(shape.hidden.index_select(1, places), layout)
+        bucket = own.buckets[key]
+        if bucket is None:
+            bucket = own.buckets[key] = _Bucket.of(plain.decoder, row, length)
+        own.buckets.move_to_end(key)
+        while self.nbytes > self.most_bytes and len(own.buckets) > 1:
+            own.buckets.popitem(last=False)
+        return RecordedLayers(self, bucket, plain, row)
 
-    def _record_layer(self, layer: Any, shape: _Bucket, kernel: str):
-        """What replays a layer in place on the bucket's states, and the tensors where keys and values will be."""
-        states: list[Tensor] = []
+    def _own(self, decoder: Decoder) -> _OfDecoder:
+        """What was recorded of a decoder, as long as its weights are where they were: graphs hold addresses."""
+        address = next(iter(decoder.parameters())).data_ptr()
+        own = self._of.get(decoder)
+        if own is None or own.address != address:
+            own = self._of[decoder] = _OfDecoder(address)
+        return own
 
-        def observe(index: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-            states.extend((key, value))
-
-        def work() -> None:
-            hidden = layer(
-                shape.hidden,
-                attention_mask=None,
-                position_ids=shape.positions[None],
-                position_embeddings=shape.rope,
-                packed=attention.PackedContext(shape.layout, None, kernel, observe),
-            )
-            shape.hidden.copy_(hidden)
-
-        return self._recorded(work, shape.hidden), states
-
-    def _own(self, decoder: Any) -> _OfDecoder:
-        return self._of.setdefault(decoder, _OfDecoder())
-
-    def _recorded(self, work: Callable[[], None], on: Tensor) -> Callable[[], None]:
+    def _recorded(self, work: Callable[[], None], on: Tensor) -> Replay:
         self.recorded += 1
         with torch.cuda.device_of(on):
             return self._record(work)
 
-    def _play(self, replay: Callable[[], None]) -> None:
+    def _play(self, replay: Replay) -> None:
         self.replayed += 1
         replay()
 
 
+class RecordedLayers:
+    """Stands in for :class:`~dyvte.decoding.loop.Layers`: layers over text alone, replayed from graphs."""
+
+    def __init__(self, graphs: Graphs, bucket: _Bucket, plain: Layers, row: PackedRow) -> None:
+        self.layout = layout = row.layout
+        self._graphs, self._bucket, self._plain = graphs, bucket, plain
+        within = np.arange(len(layout.owners)) - np.array(layout.starts)[layout.owners]
+        self._places = layout.to_device(layout.owners * bucket.length + within)
+        bucket.set_positions(plain.decoder, layout.positions, self._places)
+        self._out: Tensor | None = None
+
+    def __call__(
+        self, index: int, hidden: Tensor, observe: Callable[[AttentionInputs], None] | None = None
+    ) -> Tensor:
+        """States (1, T, D) after layer ``index``, given those before it; a layer that is observed runs as usual."""
+        if observe is not None:
+            return self._plain(index, hidden, observe)
+        bucket, cache, plain = self._bucket, self._plain.cache, self._plain
+        if hidden is not self._out:
+            bucket.hidden.zero_().index_copy_(1, self._places, hidden)
+        if index not in bucket.replays:
+            work = bucket.work(plain.decoder, index, plain.kernel)
+            bucket.replays[index] = self._graphs._recorded(work, bucket.hidden)
+        self._graphs._play(bucket.replays[index])
+        if cache is not None:
+            keys, values = (part.index_select(2, self._places) for part in (bucket.keys, bucket.values))
+            cache.layers[index].append(keys, values, self.layout.lengths)
+        self._out = bucket.hidden.index_select(1, self._places)
+        return self._out
+
+
 @dataclass(eq=False)
 class _OfDecoder:
-    """What was recorded of one decoder: its last decoding step, and its layers by shape (None: seen once)."""
+    """What was recorded of one decoder.
 
+    Attributes:
+        address: of its first weight.
+        step: its last decoding step.
+        buckets: its layers by shape, the least recently used first; None for a shape seen once.
+    """
+
+    address: int
     step: _Step | None = None
-    buckets: dict[tuple, _Bucket | None] = field(default_factory=dict)
+    buckets: OrderedDict[tuple[object, ...], _Bucket | None] = field(default_factory=OrderedDict)
 
 
 class _Step:
-    """A decoding step of one arrangement of one cache.
+    """A decoding step of one epoch of one cache; given up with the cache.
 
     Attributes:
         seen: steps taken as usual.
@@ -210,51 +262,71 @@ class _Step:
         hidden, positions, out: what it reads and writes.
     """
 
-    def __init__(self, cache: RaggedCache) -> None:
-        self._cache = ref(cache)
-        self._arrangement: list[object] = []
-        self.seen = 0
-        self.replay: Callable[[], None] | None = None
-        self.hidden: Any = None
-        self.positions: Any = None
-        self.out: Any = None
+    hidden: Tensor
+    positions: Tensor
+    out: Tensor
 
-    def note(self, row: PackedRow) -> PackedRow:
-        """Remember the arrangement that a step as usual has left, and pass its result on."""
-        cache = self._cache()
-        assert cache is not None
-        self._arrangement = cache.arrangement
+    def __init__(self, cache: RaggedCache, owner: _OfDecoder) -> None:
+        weak_owner, weak_step = ref(owner), ref(self)
+
+        def forget(_: object) -> None:
+            of = weak_owner()
+            if of is not None and of.step is weak_step():
+                of.step = None  # with it goes the graph, which holds memory
+
+        self._cache = ref(cache, forget)
+        self._epoch = -1
+        self.seen = 0
+        self.replay: Replay | None = None
+
+    def note(self, row: PackedRow, cache: RaggedCache) -> PackedRow:
+        """Remember the epoch that a step as usual has left, and pass its result on."""
+        self._epoch = cache.epoch
         self.seen += 1
         return row
 
     def continues(self, row: PackedRow, cache: RaggedCache) -> bool:
-        """Whether the arrangement is still the same, and has room for one more token of each sample."""
-        return (
-            cache is self._cache()
-            and (self.hidden is None or self.hidden.shape == row.hidden.shape)
-            and all(old is new for old, new in zip(self._arrangement, cache.arrangement, strict=True))
-            and cache.free_steps > 0
-        )
+        """Whether the epoch is still the same, and every slice has room for one more token."""
+        same = cache is self._cache() and cache.epoch == self._epoch and cache.free_steps > 0
+        return same and (self.replay is None or self.hidden.shape == row.hidden.shape)
+
+    def prepare(
+        self, decoder: Decoder, row: PackedRow, cache: RaggedCache, run: RunLayers
+    ) -> Callable[[], None]:
+        """What is to be recorded."""
+        self.hidden, self.positions = row.hidden.clone(), row.layout.positions.clone()
+        layout = Layout.of_single_tokens(self.positions)
+
+        def work() -> None:
+            self.out = run(decoder, PackedRow(self.hidden, layout), cache=cache).hidden
+
+        return work
 
 
 @dataclass(eq=False)
 class _Bucket:
-    """Layers over text alone for one number of samples of one length.
+    """Static buffers of layers over text alone, for one number of samples of one length.
 
     Attributes:
-        hidden: (1, samples * length, D), what each layer reads and overwrites; positions (samples * length,) long.
+        length: tokens of each sample, filled up.
+        hidden: (1, samples * length, D), what each layer reads and overwrites.
+        positions: (samples * length,) long.
         rope: cosines and sines, (1, samples * length, head_dim).
-        layers: by index, what replays the layer, and where it leaves keys and values.
+        keys, values: (1, kv_heads, samples * length, head_dim) of the layer that was replayed last.
+        replays: what replays each layer, by index.
     """
 
+    length: int
     hidden: Tensor
     positions: Tensor
     rope: tuple[Tensor, ...]
     layout: Layout
-    layers: dict[int, tuple[Callable[[], None], list[Tensor]]] = field(default_factory=dict)
+    keys: Tensor
+    values: Tensor
+    replays: dict[int, Replay] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, decoder: Any, row: PackedRow, length: int) -> _Bucket:
+    def of(cls, decoder: Decoder, row: PackedRow, length: int) -> _Bucket:
         """Empty buffers for rows of as many samples, of this length each."""
         tokens = len(row.layout.samples) * length
         hidden = row.hidden.new_zeros(1, tokens, row.hidden.shape[2])
@@ -262,4 +334,50 @@ class _Bucket:
         rope = tuple(part.clone() for part in decoder.rotary_emb(hidden, position_ids=positions[None]))
         layout = Layout.of_text(positions, length)
         _ = layout.offsets  # on the device before anything is recorded
-        return cls(hidden, positions, rope, layout)
+        nothing = hidden.new_zeros(0)
+        return cls(length, hidden, positions, rope, layout, nothing, nothing)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        tensors = (self.hidden, self.positions, *self.rope, self.keys, self.values)
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def set_positions(self, decoder: Decoder, positions: Tensor, places: Tensor) -> None:
+        """Take over the positions (T,) of the tokens at ``places`` (T,)."""
+        self.positions.zero_().index_copy_(0, places, positions)
+        rope = decoder.rotary_emb(self.hidden, position_ids=self.positions[None])
+        for buffer, fresh in zip(self.rope, rope, strict=True):
+            buffer.copy_(fresh)
+
+    def work(self, decoder: Decoder, index: int, kernel: str) -> Callable[[], None]:
+        """What is to be recorded of a layer: states in place, keys and values into the bucket's buffers."""
+        plan = make_plan(kernel, self.layout, continued=False)
+        if not self.keys.numel():
+            with torch.no_grad():  # a dry run, for the shapes
+                shapes: list[Tensor] = []
+                look = PackedContext(
+                    self.layout, plan, None, lambda seen: shapes.extend((seen.key, seen.value))
+                )
+                self._layer(decoder, index, look)
+                self.keys, self.values = (torch.zeros_like(part) for part in shapes)
+
+        def keep(seen: AttentionInputs) -> None:
+            self.keys.copy_(seen.key)
+            self.values.copy_(seen.value)
+
+        context = PackedContext(self.layout, plan, None, keep)
+
+        def work() -> None:
+            self.hidden.copy_(self._layer(decoder, index, context))
+
+        return work
+
+    def _layer(self, decoder: Decoder, index: int, context: PackedContext) -> Tensor:
+        return decoder.layers[index](
+            self.hidden,
+            attention_mask=None,
+            position_ids=self.positions[None],
+            position_embeddings=self.rope,
+            packed=context,
+        )

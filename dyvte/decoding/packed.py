@@ -1,12 +1,12 @@
 """A batch as one row of tokens without padding.
 
-The row is cut into segments, one per sample (more while labels are made). Dropping or forking tokens is one
+The row is cut into sequences, one per sample (more while labels are made). Dropping or forking tokens is one
 ``index_select`` over the row; positions are kept as they were, so rotary embeddings never change.
 
 Which token is what is known on the host: packing reads the masks once, and from then on no edit of the row has to
 wait for the device.
 
-Shapes: B samples, S padded columns, T tokens in the row, G segments, D hidden size.
+Shapes: B samples, S padded columns, T tokens in the row, G sequences, D hidden size.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ def to_device(array: NDArray | Sequence[int], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Who is who in a packed row. Immutable: an edit of the row makes a new layout.
+    """Per-token metadata of a packed batch (below: row). Immutable: an edit of the row makes a new layout.
 
     Attributes:
         positions: (T,) long, the tokens' positions in their prompts; never renumbered.
         kinds: (T,) int8, on the host: ``TEXT`` of the prompt, ``VISUAL``, or ``ANSWER`` for teacher-forced answers,
             which gates must not see.
         origins: (T,) int64, on the host, where each token came from: ``sample * S + column`` of the padded batch.
-        segments: (T,) int64, ascending, on the host: the segment of each token.
-        samples: (G,) the sample that each segment belongs to, on the host.
-        forked_at: (G,) the layer after which a segment was copied without its image; None for the samples' own.
+        owners: (T,) int64, ascending, on the host: the sequence of each token.
+        samples: (G,) the sample that each sequence belongs to, on the host.
+        forked_at: (G,) the layer after which a sequence was copied without its image; None for the samples' own.
+        extent: places in the longest prompt, at least: no token is further from another of its sequence. Removing
+            tokens does not change it.
         sizes: (T,) float32, of how many tokens each is the merged mean; None while nothing was merged. Attention adds
             their logarithm to the scores of keys.
     """
@@ -49,15 +51,16 @@ class Layout:
     positions: Tensor
     kinds: NDArray[np.int8]
     origins: NDArray[np.int64]
-    segments: NDArray[np.int64]
+    owners: NDArray[np.int64]
     samples: tuple[int, ...]
     forked_at: tuple[int | None, ...]
+    extent: int
     sizes: Tensor | None = None
 
     @classmethod
-    def of_single_tokens(cls, positions: Tensor) -> Layout:
+    def of_single_tokens(cls, positions: Tensor, extent: int = 1) -> Layout:
         """One text token per sample, as in a decoding step; ``positions`` (B,)."""
-        return cls.of_text(positions, 1)
+        return replace(cls.of_text(positions, 1), extent=extent)
 
     @classmethod
     def of_text(cls, positions: Tensor, length: int) -> Layout:
@@ -70,31 +73,32 @@ class Layout:
             tokens // length,
             tuple(range(samples)),
             (None,) * samples,
+            length,
         )
 
-    def with_positions(self, positions: Tensor) -> Layout:
-        """The same tokens at other positions (T,)."""
-        return replace(self, positions=positions)
+    def continuing(self, offsets: Tensor, columns: int) -> Layout:
+        """The same tokens after a prompt: adds ``offsets`` (T,) to positions and ``columns`` to the extent."""
+        return replace(self, positions=self.positions + offsets, extent=self.extent + columns)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """(G,) tokens per segment."""
-        return tuple(np.bincount(self.segments, minlength=len(self.samples)).tolist())
+        """(G,) tokens per sequence."""
+        return tuple(np.bincount(self.owners, minlength=len(self.samples)).tolist())
 
     @cached_property
     def visual(self) -> tuple[int, ...]:
-        """(G,) visual tokens per segment."""
-        owners = self.segments[self.kinds == VISUAL]
+        """(G,) visual tokens per sequence."""
+        owners = self.owners[self.kinds == VISUAL]
         return tuple(np.bincount(owners, minlength=len(self.samples)).tolist())
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """(G,) where each segment begins in the row."""
-        return tuple(np.searchsorted(self.segments, range(len(self.samples))).tolist())
+        """(G,) where each sequence begins in the row."""
+        return tuple(np.searchsorted(self.owners, range(len(self.samples))).tolist())
 
     @cached_property
     def can_exit(self) -> tuple[bool, ...]:
-        """(G,) whether a segment's visual tokens may leave: there are some, and the last token is not one.
+        """(G,) whether a sequence's visual tokens may leave: there are some, and the last token is not one.
 
         A prompt that ends in an image predicts its answer from a visual token, which therefore has to stay.
         """
@@ -103,7 +107,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """Neighbouring segments of equal length: (where the first begins, length of each, how many)."""
+        """Neighbouring sequences of equal length: (where the first begins, length of each, how many)."""
         runs, at = [], 0
         for length, members in groupby(self.lengths):
             runs.append((at, length, len(list(members))))
@@ -111,6 +115,11 @@ class Layout:
         return tuple(runs)
 
     # the same on the row's device, for those who need it there
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """(T,) float32, what attention adds to each key's scores: a merged token counts once per token in it."""
+        return None if self.sizes is None else self.sizes.log()
 
     def to_device(self, array: NDArray) -> Tensor:
         """The array on the row's device."""
@@ -132,33 +141,44 @@ class Layout:
         return self.to_device(self.origins)
 
     @cached_property
-    def segment_ids(self) -> Tensor:
-        """(T,) long, :attr:`segments`."""
-        return self.to_device(self.segments)
+    def owner_ids(self) -> Tensor:
+        """(T,) long, :attr:`owners`."""
+        return self.to_device(self.owners)
 
     @cached_property
     def last_index(self) -> Tensor:
-        """(G,) long, index of each segment's last token."""
+        """(G,) long, index of each sequence's last token."""
         ends = np.array(self.starts) + np.array(self.lengths) - 1
         return self.to_device(ends)
 
     @cached_property
     def offsets(self) -> Tensor:
-        """(G + 1,) int32, where each segment begins, and where the last one ends."""
-        return self.to_device(np.array([*self.starts, len(self.segments)], np.int32))
+        """(G + 1,) int32, where each sequence begins, and where the last one ends."""
+        return self.to_device(np.array([*self.starts, len(self.owners)], np.int32))
 
-    def select(self, index: NDArray, on_device: Tensor, **segments) -> Layout:
+    def select(
+        self,
+        index: NDArray[np.int64],
+        on_device: Tensor,
+        owners: NDArray[np.int64] | None = None,
+        copied: Sequence[tuple[int, int]] = (),
+    ) -> Layout:
         """The layout of the tokens at ``index`` (T',), given on the host and on the row's device.
 
-        ``segments`` replaces ``segments``, ``samples`` and ``forked_at`` where these are not the same any more.
+        Args:
+            owners: (T',), where these are not those of the tokens any more.
+            copied: (sample, layer after which it was copied) of sequences that are added.
         """
+        samples, layers = zip(*copied, strict=True) if copied else ((), ())
         return replace(
             self,
             positions=self.positions.index_select(0, on_device),
             kinds=self.kinds[index],
             origins=self.origins[index],
+            owners=self.owners[index] if owners is None else owners,
+            samples=self.samples + samples,
+            forked_at=self.forked_at + layers,
             sizes=None if self.sizes is None else self.sizes.index_select(0, on_device),
-            **{"segments": self.segments[index], **segments},
         )
 
 
@@ -169,12 +189,16 @@ class PackedRow:
     hidden: Tensor
     layout: Layout
 
-    def select(self, index: NDArray, **segments) -> PackedRow:
+    def select(
+        self,
+        index: NDArray[np.int64],
+        owners: NDArray[np.int64] | None = None,
+        copied: Sequence[tuple[int, int]] = (),
+    ) -> PackedRow:
         """The row made of the tokens at ``index`` (T',); see :meth:`Layout.select`."""
         on_device = self.layout.to_device(index)
-        return PackedRow(
-            self.hidden.index_select(1, on_device), self.layout.select(index, on_device, **segments)
-        )
+        layout = self.layout.select(index, on_device, owners, copied)
+        return PackedRow(self.hidden.index_select(1, on_device), layout)
 
 
 def pack(
@@ -216,9 +240,10 @@ def pack(
         positions=positions,
         kinds=(VISUAL * is_visual + ANSWER * (is_answer & ~is_visual)).astype(np.int8).ravel()[origins],
         origins=origins,
-        segments=origins // columns,
+        owners=origins // columns,
         samples=tuple(range(batch)),
         forked_at=(None,) * batch,
+        extent=columns,
     )
     return PackedRow(hidden[None], layout)
 
@@ -247,10 +272,10 @@ def unpack(row: PackedRow, batch: int, columns: int) -> Tensor:
     return torch.cat([out[:, :-1], last_column[:, None]], dim=1)
 
 
-def drop_visual(row: PackedRow, segments: Sequence[bool]) -> PackedRow:
-    """The row without the visual tokens of the chosen segments (G flags)."""
+def drop_visual(row: PackedRow, sequences: Sequence[bool]) -> PackedRow:
+    """The row without the visual tokens of the chosen sequences (G flags)."""
     layout = row.layout
-    leaving = (layout.kinds == VISUAL) & np.array(segments, bool)[layout.segments]
+    leaving = (layout.kinds == VISUAL) & np.array(sequences, bool)[layout.owners]
     return row.select(np.flatnonzero(~leaving))
 
 
@@ -260,7 +285,7 @@ def select_tokens(row: PackedRow, keep: Tensor) -> PackedRow:
 
 
 def merge_tokens(row: PackedRow, into: Tensor, *, track_sizes: bool) -> PackedRow:
-    """The row in which tokens have joined others of their segment, as means over all tokens that they stand for.
+    """The row in which tokens have joined others of their sequence, as means over all tokens that they stand for.
 
     Args:
         into: (T,) long, the token that each token joins; its own index for one that stays. A token that is joined
@@ -293,10 +318,9 @@ def fork(row: PackedRow, layer: int) -> PackedRow:
         return row
     copy_of = np.full(len(images), -1)
     copy_of[copied] = len(images) + np.arange(len(copied))
-    text = np.flatnonzero((layout.kinds != VISUAL) & (copy_of[layout.segments] >= 0))
+    text = np.flatnonzero((layout.kinds != VISUAL) & (copy_of[layout.owners] >= 0))
     return row.select(
         np.concatenate([np.arange(len(layout.kinds)), text]),
-        segments=np.concatenate([layout.segments, copy_of[layout.segments[text]]]),
-        samples=layout.samples + tuple(layout.samples[segment] for segment in copied),
-        forked_at=layout.forked_at + (layer,) * len(copied),
+        owners=np.concatenate([layout.owners, copy_of[layout.owners[text]]]),
+        copied=[(layout.samples[sequence], layer) for sequence in copied],
     )

@@ -49,9 +49,9 @@ class ExitTrace:
         """Samples in the batch."""
         return len(self.exit_layers)
 
-    def record_layer(self, layout: Layout, times: int = 1) -> None:
-        """Note the tokens that the next layer, or the next few, compute (called by the layer loop)."""
-        self._tokens += [layout.lengths[: self.num_samples]] * times
+    def record_layer(self, layout: Layout) -> None:
+        """Note the tokens that the next layer computes (called by the layer loop)."""
+        self._tokens.append(layout.lengths[: self.num_samples])
 
     def record_gate(self, layer: int, samples: Sequence[int], probabilities: Tensor, flops: int) -> None:
         """Note that a gate of ``flops`` FLOPs gave these exit ``probabilities`` (n,) for these ``samples``."""

@@ -27,6 +27,8 @@ from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
 from dyvte.engine import exit_times
 from dyvte.engine.answer import Answerer
+from dyvte.engine.instructions import image_paths, read_records
+from dyvte.engine.model import Batch
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches, run
@@ -37,12 +39,11 @@ from dyvte.gates.calibration import (
     threshold_for_change,
     threshold_for_cost,
 )
+from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.sample import first_turn
 from dyvte.gates.states import PAPER_STATES
 from dyvte.gates.supervision import Supervision, supervise
-from llava.constants import IGNORE_INDEX
-from llava.train.dataset import image_paths, read_records
 
 TERA = 1e12
 
@@ -78,9 +79,9 @@ def observe(
     """
     probabilities, kept, costs = [], [], []
     with tqdm(total=len(items), desc="calibration", unit="q") as progress:
-        for batch, prompts, pixels in prepared_batches(items, batch_size, answerer, image_folder):
+        for _, batch in prepared_batches(items, batch_size, answerer.chat, image_folder):
             for part, column in zip(
-                (probabilities, kept, costs), _observe(answerer, gates, prompts, pixels), strict=True
+                (probabilities, kept, costs), _observe(answerer, gates, batch), strict=True
             ):
                 part.append(column)
             progress.update(len(batch))
@@ -89,9 +90,9 @@ def observe(
 
 
 @torch.inference_mode()
-def _observe(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels) -> Iterator[NDArray]:
+def _observe(answerer: Answerer, gates: ExitGates, batch: Batch) -> Iterator[NDArray]:
     """Probabilities, kept answers, and costs of one batch."""
-    supervision, trace = supervise_own_answers(answerer, prompts, pixels, gates.states)
+    supervision, trace = supervise_own_answers(answerer, batch, gates.states)
     chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
     yield torch.stack(chances).cpu().numpy()
     yield (supervision.agreement == 1).cpu().numpy()
@@ -100,39 +101,32 @@ def _observe(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixel
 
 @torch.inference_mode()
 def supervise_own_answers(
-    answerer: Answerer, prompts: Sequence[str], pixels, states: Sequence[str] = PAPER_STATES
+    answerer: Answerer, batch: Batch, states: Sequence[str] = PAPER_STATES
 ) -> tuple[Supervision, ExitTrace]:
     """Answer a batch without exit, then label every layer with these answers as given.
 
     Args:
         answerer: a model to which ``NoExit`` is attached, answering greedily.
-        prompts, pixels: as for :meth:`Answerer.complete`.
         states: what gates look at.
 
     Returns:
         The supervision, and the trace of the prefill without exit.
     """
-    ids, mask, inputs = answerer.encode(prompts, pixels)
-    answers = answerer.generate_ids(ids, mask, inputs)
-    assert answerer.handle is not None
-    trace = answerer.handle.traces[0]
-    said = _until_end(answers, answerer.tokenizer.eos_token_id)
-    spliced = answerer.model.splice_images(
-        torch.cat([ids, answers], 1),
-        torch.cat([mask.bool(), said], 1),
-        torch.cat([torch.full_like(ids, IGNORE_INDEX), answers.where(said, IGNORE_INDEX)], 1),
-        inputs.get("images"),
-        inputs.get("image_sizes"),
-    )
+    chat, handle = answerer.chat, answerer.handle
+    assert handle is not None
+    batch = chat.place(batch)
+    with handle.collect() as traces:
+        answers = chat.generate(batch, answerer.generation)
+    embedded = chat.embed(batch, answers, _until_end(answers, chat.end_token_id))
     supervision = supervise(
-        answerer.model,
-        spliced.inputs_embeds,
-        spliced.labels,
-        spliced.visual_mask,
-        spliced.attention_mask,
+        chat.model,
+        embedded.inputs_embeds,
+        embedded.labels,
+        embedded.visual_mask,
+        embedded.attention_mask,
         states=states,
     )
-    return supervision, trace
+    return supervision, traces[0]
 
 
 def exit_costs(model, trace: ExitTrace, gates: ExitGates) -> NDArray:
@@ -168,11 +162,12 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     items = read_items(args.data_path)[: args.limit]
     check_items(items, args.image_folder)
     answerer = open_answerer(args, args.conv_mode)
-    if answerer.handle is None or not hasattr(answerer.handle.policy, "gates"):
+    policy = answerer.handle.policy if answerer.handle is not None else None
+    if answerer.handle is None or not isinstance(policy, LearnedExit):
         raise ValueError(
             f"there are no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER"
         )
-    gates: ExitGates = answerer.handle.policy.gates  # type: ignore[attr-defined]
+    gates = policy.gates
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
     full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
@@ -184,7 +179,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
     elif args.budget_ms is not None:
         threshold = threshold_for_cost(outcomes, args.budget_ms)
-        device = answerer.model.device.type
+        device = answerer.chat.device.type
         target = f"mean prefill of at most {args.budget_ms:g} ms ({device}, batches of {args.batch_size})"
     else:
         threshold = threshold_for_cost(outcomes, args.budget * full)
@@ -211,13 +206,13 @@ def in_milliseconds(
 
     The first batch is measured; every sample is taken to cost the same.
     """
-    _, prompts, pixels = next(
-        prepared_batches(items[: args.batch_size], args.batch_size, answerer, args.image_folder)
+    _, batch = next(
+        prepared_batches(items[: args.batch_size], args.batch_size, answerer.chat, args.image_folder)
     )
-    seconds = exit_times.measure(answerer, gates, prompts, pixels)
-    times = exit_times.by_exit_layer(seconds, gates.num_layers, len(prompts))
+    seconds = exit_times.measure(answerer.chat, gates, batch)
+    times = exit_times.by_exit_layer(seconds, gates.num_layers, len(batch))
     costs = np.repeat(times[:, None], outcomes.kept.shape[1], axis=1)
-    return replace(outcomes, costs=costs), 1000 * seconds[exit_times.NEVER] / len(prompts)
+    return replace(outcomes, costs=costs), 1000 * seconds[exit_times.NEVER] / len(batch)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dyvte.bench.timing import Spread, interleaved, seconds_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
-from dyvte.engine.answer import Answerer
+from dyvte.engine.model import Batch, ChatModel
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
 
@@ -18,20 +16,18 @@ NEVER, AT_ONCE, ASKED = "no exit", "exit after layer 0", "gates that never fire"
 
 
 @torch.inference_mode()
-def measure(answerer: Answerer, gates: ExitGates, prompts: Sequence[str], pixels, rounds: int = 7) -> dict:
+def measure(chat: ChatModel, gates: ExitGates, batch: Batch, rounds: int = 7) -> dict[str, float]:
     """Median seconds of a batch's prefill without exit, with exit after layer 0, and with gates that never fire.
 
     The three take turns. The handle's policy is as before afterwards.
     """
-    handle, model = answerer.handle, answerer.model
+    handle, batch = chat.handle, chat.place(batch)
     assert handle is not None
-    ids, mask, inputs = answerer.encode(prompts, pixels)
     policies: dict[str, Policy] = {NEVER: NoExit(), AT_ONCE: FixedExit(0), ASKED: LearnedExit(gates, 1.0)}
 
     def prefill(policy: Policy) -> float:
         handle.policy = policy
-        run = lambda: model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **inputs)  # noqa: E731
-        return seconds_of(run, model.device)
+        return seconds_of(lambda: chat.prefill(batch, use_cache=True), chat.device)
 
     before = handle.policy
     tasks = {name: lambda policy=policy: prefill(policy) for name, policy in policies.items()}

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 
-from dyvte.engine.answer import Answer, describe_exit
+from dyvte.decoding.report import PrefillReport
+from dyvte.engine.answer import describe_exit
 
 BAR_WIDTH = 30
 
 
-def show_exit(answer: Answer) -> None:
-    """Print it: with rich (``pip install 'dyvte[demo]'``) gates are drawn, else told in plain words."""
-    told = describe_exit(answer)
-    asked = any(not math.isnan(chance) for chance in answer.exit_probabilities)
-    if not asked or importlib.util.find_spec("rich") is None:
-        print(told)
+def show_exit(report: PrefillReport) -> None:
+    """Print it: with rich (``pip install 'dyvte[demo]'``) gates are drawn, else described in words."""
+    described = describe_exit(report)
+    if not report.exit_probabilities or importlib.util.find_spec("rich") is None:
+        print(described)
         return
     from rich.console import Console
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     table = Table("layer", "tokens", "exit probability", "", box=None, pad_edge=False)
-    tokens = answer.metadata["tokens_per_layer"]
-    for layer, (count, chance) in enumerate(zip(tokens, answer.exit_probabilities, strict=True)):
-        if math.isnan(chance):
-            table.add_row(str(layer), str(count))
+    for layer, tokens in enumerate(report.tokens_per_layer):
+        p = report.exit_probabilities[layer] if layer < len(report.exit_probabilities) else None
+        if p is None:
+            table.add_row(str(layer), str(tokens))
         else:
-            bar = ProgressBar(total=1.0, completed=chance, width=BAR_WIDTH)
-            table.add_row(str(layer), str(count), bar, f"{chance:.3f}")
-    where, *_, cost = told.splitlines()
+            bar = ProgressBar(total=1.0, completed=p, width=BAR_WIDTH)
+            table.add_row(str(layer), str(tokens), bar, f"{p:.3f}")
+    where, *_, cost = described.splitlines()
     print(where)
     Console().print(table)
     print(cost)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attach import Handle
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
-from dyvte.engine.answer import Answerer, Generation, check_conv_mode
+from dyvte.engine.answer import Answerer
+from dyvte.engine.model import ChatModel, Generation, ModelOptions
+from dyvte.engine.openers import open_model
 from dyvte.families.base import adapter_for
 from dyvte.gates.exit import LearnedExit
 from dyvte.reduction import REDUCTIONS, Combine
 from dyvte.reduction.config import make_reductions
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
 
 METHODS = ("none", "dyvte", "fixed", *REDUCTIONS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -71,15 +72,25 @@ def method_name(text: str) -> str:
     return text
 
 
-def open_answerer(args, conv_mode: str) -> Answerer:
-    """Load the model that command-line arguments ask for; what they lack takes its default.
+def open_answerer(args, template: str | None) -> Answerer:
+    """The model that command-line arguments ask for, with its policy; what they lack takes its default.
 
     Raises:
         ValueError: when the method's arguments do not fit together or do not fit the model, or there is no
-            such conversation template.
+            such prompt template.
         FileNotFoundError: when files are missing.
     """
-    check_conv_mode(conv_mode)
+    generation = Generation(
+        max_new_tokens=_option(args, "max_new_tokens", 128),
+        temperature=_option(args, "temperature", 0.0),
+        top_p=_option(args, "top_p"),
+        num_beams=_option(args, "num_beams", 1),
+    )
+    return Answerer(open_chat_model(args, template), generation)
+
+
+def open_chat_model(args, template: str | None) -> ChatModel:
+    """As :func:`open_answerer`, for those who do not ask questions."""
     method, gates = _option(args, "method"), _option(args, "gates")
     names = method.split("+") if method else []
     if "fixed" in names and _option(args, "exit_layer") is None:
@@ -87,42 +98,40 @@ def open_answerer(args, conv_mode: str) -> Answerer:
     if gates and method and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     reductions = make_reductions([name for name in names if name in REDUCTIONS], _settings(args))
-    generation = Generation(
-        max_new_tokens=_option(args, "max_new_tokens", 128),
-        temperature=_option(args, "temperature", 0.0),
-        top_p=_option(args, "top_p"),
-        num_beams=_option(args, "num_beams", 1),
+    chat = open_model(
+        ModelOptions(
+            args.model_path,
+            args.model_base,
+            template,
+            gates,
+            device=_option(args, "device", "cuda"),
+            dtype=_option(args, "dtype", "auto"),
+            attn_implementation=_option(args, "attn_implementation"),
+            load_8bit=_option(args, "load_8bit", False),
+            load_4bit=_option(args, "load_4bit", False),
+        )
     )
-    options = {"dtype": _option(args, "dtype", "auto")}
-    if attention := _option(args, "attn_implementation"):
-        options["attn_implementation"] = attention
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path,
-        args.model_base,
-        get_model_name_from_path(args.model_path),
-        load_8bit=_option(args, "load_8bit", False),
-        load_4bit=_option(args, "load_4bit", False),
-        device=_option(args, "device", "cuda"),
-        gates=gates,
-        **options,
-    )
-    if image_processor is None:
+    handle = chat.handle
+    if handle is None:
         if method not in (None, "none"):
             raise ValueError(
                 f"--method {method} needs a model with images: {args.model_path} is a language model"
             )
-        return Answerer(model, tokenizer, None, conv_mode, None, generation)
-    handle = getattr(model, "exit_handle", None)
-    parts = [reductions[name] if name in reductions else _policy(args, name, handle) for name in names]
-    policy = Combine(tuple(parts)) if len(parts) > 1 else (parts or [_policy(args, None, handle)])[0]
-    policy.check(model.config.num_hidden_layers, model.config.hidden_size)
-    if handle is None:
-        handle = attach(model, policy)
-    handle.policy = policy
-    if _option(args, "cuda_graphs", False):
-        handle.graphs = Graphs()
-        handle.graphs.check(adapter_for(model).decoder(model))
-    return Answerer(model, tokenizer, image_processor, conv_mode, handle, generation)
+        return chat
+    config = chat.decoder_config
+    try:
+        parts = [reductions[name] if name in reductions else _policy(args, name, handle) for name in names]
+        policy = Combine(tuple(parts)) if len(parts) > 1 else (parts or [_policy(args, None, handle)])[0]
+        policy.check(config.num_hidden_layers, config.hidden_size)
+        graphs = Graphs() if _option(args, "cuda_graphs", False) else None
+        if graphs is not None:
+            graphs.check(adapter_for(chat.model).decoder(chat.model))
+    except ValueError:
+        handle.detach()  # a refused method leaves the model as it was
+        raise
+    handle.policy, handle.graphs = policy, graphs
+    handle.run = replace(handle.run, graphs=graphs is not None)
+    return chat
 
 
 def _settings(args) -> list[str]:
@@ -130,14 +139,14 @@ def _settings(args) -> list[str]:
     return [setting for given in _option(args, "method_config", []) for setting in given.split()]
 
 
-def _policy(args, method: str | None, handle: Handle | None) -> Policy:
+def _policy(args, method: str | None, handle: Handle) -> Policy:
     if method == "fixed":
         return FixedExit(_option(args, "exit_layer"))
-    if method == "none" or (method is None and handle is None):
+    learned = handle.policy
+    if method == "none" or (method is None and not isinstance(learned, LearnedExit)):
         return NoExit()
-    if handle is None:
+    if not isinstance(learned, LearnedExit):
         raise ValueError(f"--method dyvte needs gates: {args.model_path} has none, pass --gates FOLDER")
-    learned: Any = handle.policy
     return LearnedExit(learned.gates, threshold=_option(args, "threshold"))
 
 

@@ -10,10 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dyvte.engine.answer import Question
-from llava.mm_utils import decode_image, load_image, path_inside
+from PIL import Image
+
+from dyvte.engine.images import decode_image, load_image, path_inside
+
+IMAGE_TOKEN = "<image>"
+"""Where an image belongs in a question's text; a text without it is asked after its images."""
 
 Images = Sequence["str | bytes"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask, and about which images (RGB)."""
+
+    text: str
+    images: Sequence[Image.Image] = ()
 
 
 @dataclass(frozen=True)

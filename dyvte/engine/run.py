@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import shortuuid
@@ -18,9 +19,9 @@ from tqdm import tqdm
 
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items, prepare
-from llava.mm_utils import get_model_name_from_path
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +40,24 @@ def get_chunk(lst: Sequence, n: int, k: int) -> Sequence:
     return pieces[k] if k < len(pieces) else []
 
 
-def prepared_batches(items: Sequence[Item], size: int, answerer: Answerer, folder: str) -> Iterator[tuple]:
-    """(items, prompts, pixels) of each batch; the next batch is read while the caller works on one."""
+def prepared_batches(
+    items: Sequence[Item], size: int, chat: ChatModel, folder: str
+) -> Iterator[tuple[Sequence[Item], Batch]]:
+    """Items in batches; the next batch is read while the caller works on one.
 
-    def make(batch: Sequence[Item]):
+    Raises:
+        FileNotFoundError, ValueError: naming the question whose text or image is not usable.
+    """
+
+    def make(batch: Sequence[Item]) -> tuple[Sequence[Item], Batch]:
         questions = [prepare(item, folder) for item in batch]
         prompts = []
         for item, question in zip(batch, questions, strict=True):
             try:
-                prompts.append(answerer.prompt(question))
+                prompts.append(chat.prompt(question))
             except ValueError as error:
                 raise ValueError(f"{item.name}: {error}") from error
-        return batch, prompts, answerer.pixels(questions)
+        return batch, chat.batch(prompts, [image for question in questions for image in question.images])
 
     batches = [items[i : i + size] for i in range(0, len(items), size)]
     with ThreadPoolExecutor(1) as pool:
@@ -76,39 +83,36 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item]) -> None:
         raise ValueError(f"--batch-size must be positive, got {args.batch_size}")
     items = get_chunk(items, args.num_chunks, args.chunk_idx)
     check_items(items, args.image_folder)
-    model_name = get_model_name_from_path(args.model_path)
-    conv_mode = args.conv_mode
-    if "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode:
-        conv_mode += "_mmtag"
-        logger.warning("a model named 'plain' is asked in conversation mode %s", conv_mode)
+    model_name = model_name_of(args.model_path)
     with AnswersFile(args.answers_file, run_settings(args), model_name, items) as answers:
         remaining = items[answers.kept :]
         if not remaining:
             return
-        answerer = open_answerer(args, conv_mode)
+        answerer = open_answerer(args, args.conv_mode)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
-            for batch, prompts, pixels in prepared_batches(
-                remaining, args.batch_size, answerer, args.image_folder
+            for asked, batch in prepared_batches(
+                remaining, args.batch_size, answerer.chat, args.image_folder
             ):
-                done = answerer.complete(prompts, pixels)
-                lines = [answer_line(*pair, model_name) for pair in zip(batch, done, strict=True)]
+                done = answerer.complete(batch)
                 if args.batch_size > 1 and args.verify_every:
-                    _ask_alone(answerer, batch, lines, args, answers.kept + progress.n - progress.initial)
-                answers.write(lines)
-                progress.update(len(batch))
+                    done = _verified(
+                        answerer, asked, done, args, answers.kept + progress.n - progress.initial
+                    )
+                answers.write([answer_line(*pair, model_name) for pair in zip(asked, done, strict=True)])
+                progress.update(len(asked))
 
 
-def _ask_alone(
-    answerer: Answerer,
-    batch: Sequence[Item],
-    lines: list[dict[str, Any]],
-    args: argparse.Namespace,
-    first: int,
-) -> None:
-    for number, (item, line) in enumerate(zip(batch, lines, strict=True), first):
-        if number % args.verify_every == 0:
+def _verified(
+    answerer: Answerer, asked: Sequence[Item], done: list[Answer], args: argparse.Namespace, first: int
+) -> list[Answer]:
+    """The answers, every ``verify_every``-th with what the same question asked alone is answered."""
+    checked = list(done)
+    for place, item in enumerate(asked):
+        report = done[place].report
+        if (first + place) % args.verify_every == 0 and report is not None:
             (alone,) = answerer.ask([prepare(item, args.image_folder)])
-            line["metadata"]["batch1_text"] = alone.text
+            checked[place] = replace(done[place], report=replace(report, batch1_text=alone.text))
+    return checked
 
 
 def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
         "text": answer.text,
         "answer_id": shortuuid.uuid(),
         "model_id": model_name,
-        "metadata": answer.metadata,
+        "metadata": answer.report.as_dict() if answer.report else {},
     }
 
 

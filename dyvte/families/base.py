@@ -1,30 +1,73 @@
-"""Where a model family keeps its decoder, and how one learns which tokens are visual: one adapter per family."""
+"""What a model family has to say about itself, and what the loop expects of its decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class DecoderConfig(Protocol):
+    """A decoder's config, of which costs and the loop read these fields."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    use_cache: bool
+    _attn_implementation: str | None
+    _attn_implementation_internal: str | None
+
+
+class Decoder(Protocol):
+    """A Llama-like decoder: its layers, called one by one, and what stands before and after them."""
+
+    config: Any  # a DecoderConfig; transformers types it more loosely
+    layers: Sequence[Any]  # each family's own layer class
+    norm: Callable[[Tensor], Tensor]
+    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
+    embed_tokens: nn.Module
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+        ...
+
+
+class VisionLanguageModel(Protocol):
+    """A model that answers questions about images, of whichever family."""
+
+    config: Any  # each family's own class
+    device: torch.device
+    dtype: torch.dtype
+    model: Any  # what holds tower, projector and decoder: families name them as they like
+
+    def get_input_embeddings(self) -> Any:
+        """The token embeddings."""
+        ...
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language head."""
+        ...
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What ``attach`` must know of a model family.
+    """What ``attach`` and the costs must know of a model family.
 
     Attributes:
-        decoder: model -> the Llama-like module with ``layers``, ``norm``, ``rotary_emb``, ``embed_tokens``.
-        vision: model -> (vision tower, projector), for cost accounting; None where absent.
-        visual_mask: (model, keyword arguments of the module below) -> (B, S) bool; None where the model itself
-            hands ``visual_mask`` to its decoder.
+        decoder: model -> its decoder.
+        vision: model -> (vision tower, projector), for costs; None where absent.
+        visual_mask: (model, keyword arguments of ``entry``) -> (B, S) bool, which tokens are visual; None where the
+            model itself hands ``visual_mask`` to its decoder.
         entry: model -> the module whose keyword arguments ``visual_mask`` reads; the model itself by default.
     """
 
-    # families name their parts as they like, hence Any
-    decoder: Callable[[Any], Any]
-    vision: Callable[[Any], tuple[Any, Any]]
-    visual_mask: Callable[[Any, dict], object] | None = None
+    decoder: Callable[[Any], Decoder]
+    vision: Callable[[Any], tuple[nn.Module | None, nn.Module | None]]
+    visual_mask: Callable[[Any, dict[str, Any]], Tensor] | None = None
     entry: Callable[[Any], nn.Module] = lambda model: model
 
 
@@ -40,33 +83,12 @@ def adapter_for(model: Any) -> Adapter:
     """The adapter of a model.
 
     Raises:
-        ValueError: when the family has none.
+        ValueError: the family has none.
     """
-    model_type = getattr(model.config, "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in _ADAPTERS:
         raise ValueError(
             f"no adapter for models of type {model_type!r} (known: {', '.join(sorted(_ADAPTERS))}); "
             "add one with dyvte.families.base.register_adapter"
         )
     return _ADAPTERS[model_type]
-
-
-def _placeholder_mask(model: Any, kwargs: dict):
-    """Visual tokens of transformers' LLaVA: the placeholder ids, or their embeddings where ids are not given."""
-    placeholder = model.config.image_token_id
-    if kwargs.get("input_ids") is not None:
-        return kwargs["input_ids"] == placeholder
-    embeds = kwargs["inputs_embeds"]
-    weight = model.get_input_embeddings().weight[placeholder].to(embeds)
-    return (embeds == weight).all(-1)
-
-
-register_adapter(
-    "llava",  # transformers' LlavaForConditionalGeneration
-    Adapter(
-        decoder=lambda model: model.model.language_model,
-        vision=lambda model: (model.model.vision_tower, model.model.multi_modal_projector),
-        visual_mask=_placeholder_mask,
-        entry=lambda model: model.model,
-    ),
-)

@@ -18,40 +18,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dyvte.decoding.attention_weights import causal_logits
-from dyvte.decoding.packed import TEXT, VISUAL, Layout
+from dyvte.decoding.attention.interface import AttentionInputs
+from dyvte.decoding.attention.logits import causal_logits
+from dyvte.decoding.packed import TEXT, VISUAL
 from dyvte.gates.states import ATTENTION_STATES, state_index
 
 
 @torch.no_grad()
-def attention_states(query: Tensor, key: Tensor, layout: Layout, length: int) -> dict[str, Tensor]:
-    """The three vectors of the segments that have states, each (n, length) in the queries' dtype.
+def attention_states(inputs: AttentionInputs, length: int) -> dict[str, Tensor]:
+    """The three vectors of the sequences that have states, each (n, length) in the queries' dtype.
 
     Args:
-        query: (1, heads, T, head_dim), key: (1, kv_heads, T, head_dim), after rotary embedding.
-        layout: the row's tokens.
+        inputs: what the layer's attention works on.
         length: what vectors are interpolated to.
     """
+    layout, dtype = inputs.layout, inputs.query.dtype
     rows: dict[str, list[Tensor]] = {name: [] for name in ATTENTION_STATES}
-    for segment in state_index(layout).segments:
-        start, stop = layout.starts[segment], layout.starts[segment] + layout.lengths[segment]
-        for name, vector in zip(ATTENTION_STATES, _vectors(query, key, layout, start, stop), strict=True):
+    for sequence in state_index(layout).sequences:
+        start, stop = layout.starts[sequence], layout.starts[sequence] + layout.lengths[sequence]
+        for name, vector in zip(ATTENTION_STATES, _vectors(inputs, start, stop), strict=True):
             stretched = torch.nn.functional.interpolate(vector[None, None], size=length, mode="linear")
-            rows[name].append(stretched[0, 0].to(query.dtype))
-    nothing = query.new_zeros(0, length)
+            rows[name].append(stretched[0, 0].to(dtype))
+    nothing = inputs.query.new_zeros(0, length)
     return {name: torch.stack(values) if values else nothing for name, values in rows.items()}
 
 
-def _vectors(query: Tensor, key: Tensor, layout: Layout, start: int, stop: int) -> tuple[Tensor, ...]:
-    """``image_self`` and ``cross`` (V,), ``text_self`` (T,) of one segment, float32."""
-    kinds = layout.kinds[start:stop]
+def _vectors(inputs: AttentionInputs, start: int, stop: int) -> tuple[Tensor, ...]:
+    """``image_self`` and ``cross`` (V,), ``text_self`` (T,) of one sequence, float32."""
+    kinds = inputs.layout.kinds[start:stop]
     images = np.flatnonzero(kinds == VISUAL)
     after = np.flatnonzero(kinds == TEXT)
-    visual, text = layout.to_device(images), layout.to_device(after[after > images[-1]])
+    visual, text = inputs.layout.to_device(images), inputs.layout.to_device(after[after > images[-1]])
 
     def received(queries: Tensor) -> Tensor:
-        """(t,) what every token of the segment gets from these, on average over them and the heads."""
-        return causal_logits(query, key, start + queries, start, stop).softmax(-1).mean((0, 1))
+        """(t,) what every token of the sequence gets from these, on average over them and the heads."""
+        return causal_logits(inputs, start + queries, start, stop).softmax(-1).mean((0, 1))
 
     from_text = received(text)
     return received(visual)[visual], from_text[visual], from_text[text]

@@ -15,8 +15,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.train.dataset import image_paths, read_records
+from dyvte.engine.instructions import image_paths, read_records
+from dyvte.engine.questions import IMAGE_TOKEN
 
 
 def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict | None, str]:
@@ -33,7 +33,7 @@ def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict |
         return None, "missing fields"
     if [turn.get("from") for turn in turns] != ["human", "gpt"]:
         return None, "does not begin with a question and an answer"
-    if turns[0]["value"].count(DEFAULT_IMAGE_TOKEN) != 1:
+    if turns[0]["value"].count(IMAGE_TOKEN) != 1:
         return None, "first question does not hold the image"
     if not turns[1]["value"].strip():
         return None, "empty answer"

@@ -3,7 +3,7 @@
 Text states are those of the prompt's text tokens that follow the last visual token; answer tokens never count.
 ``last_*`` is the last such token, ``mean_*`` the mean of the others (with one token: that token).
 
-Shapes: G segments, T tokens, D hidden size, K states.
+Shapes: G sequences, T tokens, D hidden size, K states.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def reads_attention(states: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class StateIndex:
-    """Where the states of a layout's segments are; made once per layout.
+    """Where the states of a layout's sequences are; made once per layout.
 
     Attributes:
-        segments: the segments that have states: visual tokens, and prompt text after them.
+        sequences: the sequences that have states: visual tokens, and prompt text after them.
         last: {"text", "visual"} -> (n,) index of the last token.
-        others: {"text", "visual"} -> ((m,) tokens that the means are over, (m,) the row of ``segments`` of each,
+        others: {"text", "visual"} -> ((m,) tokens that the means are over, (m,) the row of ``sequences`` of each,
             (n,) how many).
     """
 
-    segments: tuple[int, ...]
+    sequences: tuple[int, ...]
     last: dict[str, Tensor]
     others: dict[str, tuple[Tensor, Tensor, Tensor]]
     _means: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
@@ -90,11 +90,11 @@ def state_index(layout: Layout) -> StateIndex:
 
 
 def _make_index(layout: Layout) -> StateIndex:
-    kinds, owner, count = layout.kinds, layout.segments, len(layout.samples)
+    kinds, owner, count = layout.kinds, layout.owners, len(layout.samples)
     token = np.arange(len(owner))
 
     def last_of(member: NDArray) -> NDArray:
-        """(G,) index of each segment's last member, -1 where it has none."""
+        """(G,) index of each sequence's last member, -1 where it has none."""
         last = np.full(count, -1)
         last[owner[member]] = token[member]  # of several values the last one stays
         return last
@@ -105,19 +105,19 @@ def _make_index(layout: Layout) -> StateIndex:
     lasts = {"visual": last_visual, "text": last_of(members["text"])}
     own = np.array([origin is None for origin in layout.forked_at])
     has_states = (lasts["visual"] >= 0) & (lasts["text"] >= 0) & own
-    segments = np.flatnonzero(has_states)
+    sequences = np.flatnonzero(has_states)
     rank = np.cumsum(has_states) - 1
 
     others = {}
     for kind, member in members.items():
         total = np.bincount(owner[member], minlength=count)
-        # all but the last; a segment's only token stands for the mean
+        # all but the last; a sequence's only token stands for the mean
         in_mean = member & has_states[owner] & ((token != lasts[kind][owner]) | (total[owner] == 1))
-        parts = token[in_mean], rank[owner[in_mean]], np.maximum(total[segments] - 1, 1)
+        parts = token[in_mean], rank[owner[in_mean]], np.maximum(total[sequences] - 1, 1)
         others[kind] = tuple(map(layout.to_device, parts))
     return StateIndex(
-        segments=tuple(segments.tolist()),
-        last={kind: layout.to_device(last[segments]) for kind, last in lasts.items()},
+        sequences=tuple(sequences.tolist()),
+        last={kind: layout.to_device(last[sequences]) for kind, last in lasts.items()},
         others=others,
     )
 
@@ -125,7 +125,7 @@ def _make_index(layout: Layout) -> StateIndex:
 def gather_states(
     row: PackedRow, states: Sequence[str] = PAPER_STATES, attention: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """States of the segments that have them, (n, K * D), detached; which segments: ``state_index(...).segments``.
+    """States of the sequences that have them, (n, K * D), detached; which sequences: ``state_index(...).sequences``.
 
     Sums run in float32, the result has the row's dtype.
 

@@ -19,8 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import Layout, PackedRow, fork, pack
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
 from dyvte.gates.attention_states import attention_states
@@ -30,6 +32,23 @@ from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
 """Answer positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Prompts with their answers as embeddings: what :func:`supervise` takes.
+
+    Attributes:
+        inputs_embeds: (B, S, D).
+        labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
+        visual_mask: (B, S) bool, True on image tokens.
+        attention_mask: (B, S) bool, True on real tokens.
+    """
+
+    inputs_embeds: Tensor
+    labels: Tensor
+    visual_mask: Tensor
+    attention_mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Supervision:
     loss_without_exit: Tensor
 
 
-class _ForkForLabels:
+class _ForkForLabels(Policy):
     """Policy that, after each supervised layer, notes the states and forks the samples without their image."""
 
     def __init__(self, layers: Sequence[int], states: Sequence[str], hidden_size: int):
@@ -71,13 +90,16 @@ class _ForkForLabels:
         """The row with one more text-only copy of each sample."""
         if layer not in self.layers:
             return row
-        self.states.append(gather_states(row, self.names, trace.scratch.get("attention")))
+        self.states.append(gather_states(row, self.names, trace.scratch.pop("attention", None)))
         return fork(row, layer)
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """The supervised layers, where gates read attention."""
+        return layer in self.layers and reads_attention(self.names)
+
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Keep what the states need of the layer's attention."""
-        if layer in self.layers and reads_attention(self.names):
-            trace.scratch["attention"] = attention_states(query, key, layout, self.hidden_size)
+        trace.scratch["attention"] = attention_states(inputs, self.hidden_size)
 
 
 @torch.no_grad()
@@ -121,12 +143,12 @@ def supervise(
     targets = _next_labels(row, labels)
     index = state_index(row.layout)
     has_answer = answered.any(1).tolist()
-    position = [i for i, sample in enumerate(index.segments) if has_answer[sample]]
-    samples = tuple(index.segments[i] for i in position)
+    position = [i for i, sample in enumerate(index.sequences) if has_answer[sample]]
+    samples = tuple(index.sequences[i] for i in position)
 
     row = run_layers(decoder, row, policy=policy, trace=ExitTrace(num_layers, row.layout))
     losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
-    # segments: the samples' own first, then one block of copies per layer, each in the order of the samples
+    # sequences: the samples' own first, then one block of copies per layer, each in the order of the samples
     batch = len(labels)
     layout = row.layout
     copies = {(layout.forked_at[g], layout.samples[g]): g for g in range(batch, len(layout.lengths))}
@@ -162,7 +184,7 @@ def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
 
 
 def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per segment (G,).
+    """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per sequence (G,).
 
     Cross-entropies are taken in float64: a confident model's are so small that float32 rounds them to zero.
     """
@@ -175,14 +197,14 @@ def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, 
         choices.append(logits.argmax(-1))
         losses.append(nn.functional.cross_entropy(logits.double(), target[chunk], reduction="none"))
     groups = len(layout.lengths)
-    segment = layout.segment_ids[at]
+    sequence = layout.owner_ids[at]
     device = target.device
     counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(
-        0, segment, torch.ones_like(segment)
+        0, sequence, torch.ones_like(sequence)
     )
     total = torch.zeros(groups, dtype=torch.float64, device=device)
     if losses:
-        total.index_add_(0, segment, torch.cat(losses))
+        total.index_add_(0, sequence, torch.cat(losses))
     chosen = torch.cat(choices) if choices else at
     return total / counts, chosen, counts
 
@@ -191,10 +213,10 @@ def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> 
     """(L, n) share of answer positions at which a copy chooses the token that the sample itself chooses."""
     starts = counts.cumsum(0) - counts
     out = torch.zeros(copies.shape, dtype=torch.float64, device=choices.device)
-    for i, segment in enumerate(own.tolist()):
-        count = int(counts[segment])
+    for i, sequence in enumerate(own.tolist()):
+        count = int(counts[sequence])
         within = torch.arange(count, device=choices.device)
-        reference = choices[starts[segment] + within]
+        reference = choices[starts[sequence] + within]
         same = choices[starts[copies[:, i]][:, None] + within] == reference
         out[:, i] = same.double().mean(1)
     return out

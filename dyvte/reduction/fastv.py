@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, observe_attention
 
 
 @dataclass(frozen=True)
-class FastV:
+class FastV(Policy):
     """Layers 0..k-1 see all visual tokens, layers k.. the share ``1 - r`` of them.
 
     They are ranked by the attention that the last prompt token gives them in layer ``k - 1``, averaged over heads.
@@ -31,7 +31,6 @@ class FastV:
 
     k: int = 2
     r: float = 0.5
-    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("FastV's r", self.r)
@@ -41,15 +40,18 @@ class FastV:
         if not 1 <= self.k < num_layers:
             raise ValueError(f"FastV's k must be one of 1..{num_layers - 1}, got {self.k}")
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
-        """Note the last token's attention in layer ``k - 1``."""
-        if layer == self.k - 1 and self.r > 0:
-            trace.scratch[self] = observe_attention(layer, query, key, layout, trace)
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """Layer ``k - 1``."""
+        return layer == self.k - 1 and self.r > 0
+
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
+        """Note the last token's attention."""
+        trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Keep the best visual tokens of each sample after layer ``k - 1``."""
         if layer != self.k - 1 or self.r == 0:
             return row
         layout = row.layout
-        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in state_index(layout).segments}
+        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in state_index(layout).sequences}
         return keep_highest(row, trace.scratch.pop(self).on(layout), counts, layer, trace)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from dyvte.decoding.packed import PackedRow, merge_tokens
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 from dyvte.reduction.scores import visual_index
 
 
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(Policy):
     """Each block of ``s`` x ``s`` visual tokens of an image becomes their mean, before layer 0.
 
     The mean stands at the position of its block's first token (top left), so that order stays and positions have
@@ -33,14 +34,10 @@ class Pooling:
 
     s: int = 2
     grid: int | None = None
-    ignores_text = True
 
     def __post_init__(self) -> None:
         if self.s < 1 or (self.grid is not None and self.grid < 1):
             raise ValueError(f"Pooling's s and grid must be positive, got s={self.s}, grid={self.grid}")
-
-    def check(self, num_layers: int, hidden_size: int) -> None:
-        """Fits every decoder."""
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Pool the images of all samples."""
@@ -48,16 +45,12 @@ class Pooling:
             return row
         layout = row.layout
         into = torch.arange(len(layout.positions), device=layout.positions.device)
-        for segment in state_index(layout).segments:
-            visual = visual_index(layout, segment)
+        for sequence in state_index(layout).sequences:
+            visual = visual_index(layout, sequence)
             ends = (visual.diff() != 1).nonzero().flatten() + 1
             for image in visual.tensor_split(ends.cpu()):
                 into[image] = image[self._first_of_block(len(image)).to(image.device)]
         return merge_tokens(row, into, track_sizes=False)
-
-    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row, unchanged."""
-        return row
 
     def _first_of_block(self, tokens: int) -> torch.Tensor:
         """(tokens,) long: for each token of one or more grids, the first token of its block."""

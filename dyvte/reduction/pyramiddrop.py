@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, observe_attention
 
 
 @dataclass(frozen=True)
-class PyramidDrop:
+class PyramidDrop(Policy):
     """The layers in ``stages`` stages of equal depth; after stage s the share ``ratio ** s`` of the prompt's visual
     tokens stays. With 32 layers and the paper's settings: 288, 144 and 72 of 576 after layers 7, 15 and 23.
 
@@ -32,7 +32,6 @@ class PyramidDrop:
 
     stages: int = 4
     ratio: float = 0.5
-    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("PyramidDrop's ratio", self.ratio)
@@ -48,10 +47,14 @@ class PyramidDrop:
         """The last layer (zero-based) of each stage but the last."""
         return [num_layers * stage // self.stages - 1 for stage in range(1, self.stages)]
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """All layers, of which :meth:`observe` looks at the last ones of the stages."""
+        return self.ratio < 1 and any(layout.visual)
+
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Note the last token's attention at the end of a stage."""
-        if self.ratio < 1 and layer in self.layers(trace.num_layers):
-            trace.scratch[self] = observe_attention(layer, query, key, layout, trace)
+        if layer in self.layers(trace.num_layers):
+            trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Keep the best visual tokens of each sample at the end of a stage."""
@@ -60,7 +63,8 @@ class PyramidDrop:
             return row
         share = self.ratio ** (ends.index(layer) + 1)
         counts = {
-            segment: kept_count(trace.visual_tokens[layout.samples[segment]], share)
-            for segment in state_index(layout).segments
+            sequence: kept_count(trace.visual_tokens[layout.samples[sequence]], share)
+            for sequence in state_index(layout).sequences
         }
-        return keep_highest(row, trace.scratch.pop(self).on(layout), counts, layer, trace)
+        observed = trace.scratch.pop(self, None)  # nothing where no image is left
+        return row if observed is None else keep_highest(row, observed.on(layout), counts, layer, trace)

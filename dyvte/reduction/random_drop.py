@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual_index
 
 
 @dataclass(frozen=True)
-class RandomDrop:
+class RandomDrop(Policy):
     """Layers 0..k-1 see all visual tokens, layers k.. a random share ``1 - r`` of them.
 
     The draw depends on ``seed`` and on where the sample's image and last prompt token stand, so that it is the same
@@ -32,7 +33,6 @@ class RandomDrop:
     k: int = 0
     r: float = 0.5
     seed: int = 0
-    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("RandomDrop's r", self.r, below_one=self.k == 0)
@@ -55,12 +55,12 @@ class RandomDrop:
         if self.r == 0:
             return row
         scores = torch.zeros(len(layout.positions), device=row.hidden.device)
-        for segment, last in zip(index.segments, index.last["text"], strict=True):
-            visual = visual_index(layout, segment)
+        for sequence, last in zip(index.sequences, index.last["text"], strict=True):
+            visual = visual_index(layout, sequence)
             scores[visual] = self._draw(len(visual), layout.positions[torch.stack([visual[0], last])]).to(
                 scores
             )
-        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in index.segments}
+        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in index.sequences}
         return keep_highest(row, scores, counts, layer, trace)
 
     def _draw(self, count: int, place: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The samples that may lose visual tokens are those of :func:`dyvte.gates.states.state_index`: they have some, and
 prompt text after the last of them. A prompt that ends in an image keeps all of it.
 
-Shapes: T tokens of the row, G segments.
+Shapes: T tokens of the row, G sequences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dyvte.decoding.attention_weights import causal_logits
+from dyvte.decoding.attention.interface import AttentionInputs
+from dyvte.decoding.attention.logits import causal_logits
 from dyvte.decoding.packed import VISUAL, Layout, PackedRow, select_tokens
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
@@ -38,36 +39,35 @@ class Observed:
         return by_slot[layout.slots]
 
 
-def last_text_attention(query: Tensor, key: Tensor, layout: Layout) -> Iterator[tuple[int, slice, Tensor]]:
+def last_text_attention(inputs: AttentionInputs) -> Iterator[tuple[int, slice, Tensor]]:
     """Attention of each sample's last prompt token, computed for this one query only.
 
-    Args:
-        query: (1, heads, T, head_dim), key: (1, kv_heads, T, head_dim), both after rotary embedding. Scores are
-            scaled by the square root of ``head_dim``, as in Llama.
-
     Yields:
-        per segment that may lose visual tokens: the segment, the tokens up to its last prompt token, and the
+        per sequence that may lose visual tokens: the sequence, the tokens up to its last prompt token, and the
         weights over them, (heads, n) float32.
     """
+    layout = inputs.layout
     index = state_index(layout)
     last_text = index.last["text"]
-    for at, (segment, last) in enumerate(zip(index.segments, last_text.tolist(), strict=True)):
-        seen = slice(layout.starts[segment], last + 1)
-        logits = causal_logits(query, key, last_text[at : at + 1], seen.start, seen.stop)[:, 0]
-        if layout.sizes is not None:
-            logits = logits + layout.sizes[seen].log()
-        yield segment, seen, logits.softmax(-1)
+    for at, (sequence, last) in enumerate(zip(index.sequences, last_text.tolist(), strict=True)):
+        seen = slice(layout.starts[sequence], last + 1)
+        yield (
+            sequence,
+            seen,
+            causal_logits(inputs, last_text[at : at + 1], seen.start, seen.stop)[:, 0].softmax(-1),
+        )
 
 
-def observe_attention(layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> Observed:
+def observe_attention(layer: int, inputs: AttentionInputs, trace: ExitTrace) -> Observed:
     """Head-mean attention of the last prompt token to each token of its sample, zeros elsewhere, (T,) float32.
 
     Its FLOPs, ``2 * tokens * query width`` a sample, are noted in the trace.
     """
+    layout, query = inputs.layout, inputs.query
     values = torch.zeros(len(layout.positions), dtype=torch.float32, device=query.device)
-    for segment, seen, weights in last_text_attention(query, key, layout):
+    for sequence, seen, weights in last_text_attention(inputs):
         values[seen] = weights.mean(0)
-        trace.record_scores(layer, layout.samples[segment], 2 * weights.numel() * query.shape[3])
+        trace.record_scores(layer, layout.samples[sequence], 2 * weights.numel() * query.shape[3])
     return Observed(layout, values)
 
 
@@ -76,9 +76,9 @@ def kept_count(tokens: int, share: float) -> int:
     return max(int(tokens * share + 1e-6), 1) if share > 0 else 0
 
 
-def visual_index(layout: Layout, segment: int) -> Tensor:
-    """(n,) long, the visual tokens of a segment as indices into the row."""
-    return layout.to_device(np.flatnonzero((layout.kinds == VISUAL) & (layout.segments == segment)))
+def visual_index(layout: Layout, sequence: int) -> Tensor:
+    """(n,) long, the visual tokens of a sequence as indices into the row."""
+    return layout.to_device(np.flatnonzero((layout.kinds == VISUAL) & (layout.owners == sequence)))
 
 
 def keep_highest(
@@ -88,13 +88,13 @@ def keep_highest(
 
     Args:
         scores: (T,).
-        counts: how many visual tokens each segment keeps; all in segments that are not named.
+        counts: how many visual tokens each sequence keeps; all in sequences that are not named.
     """
     layout = row.layout
-    counts = {segment: count for segment, count in counts.items() if count < layout.visual[segment]}
+    counts = {sequence: count for sequence, count in counts.items() if count < layout.visual[sequence]}
     keep = torch.ones_like(layout.is_visual)
-    for segment, count in counts.items():
-        visual = visual_index(layout, segment)
+    for sequence, count in counts.items():
+        visual = visual_index(layout, sequence)
         keep[visual] = False
         keep[visual[scores[visual].argsort(descending=True, stable=True)[:count]]] = True
     return keep_tokens(row, keep, layer, trace) if counts else row

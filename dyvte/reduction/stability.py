@@ -3,14 +3,15 @@ the attention output of the last text token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.reduction.scores import Observed, check_share, keep_tokens, last_text_attention
 
@@ -20,18 +21,16 @@ class _Watch:
     """What one prefill knows so far.
 
     Attributes:
-        attention: of the layer at hand: segments, tokens seen, weights (heads, n).
         still: per sample whose image has been looked at, the layers in which no visual token mattered since.
         drop: (T,) bool, who leaves after the layer at hand; None when all stay.
     """
 
-    attention: Sequence[tuple[int, slice, Tensor]] = ()
     still: dict[int, int] = field(default_factory=dict)
     drop: Observed | None = None
 
 
 @dataclass(frozen=True)
-class StabilityExit:
+class StabilityExit(Policy):
     """Visual tokens that do not matter leave at the layer that looks at the image; the rest once looking has ended.
 
     In each layer a visual token's part in the attention output (heads concatenated, before the output projection) of
@@ -63,7 +62,6 @@ class StabilityExit:
     size: float = 0.2
     still: float = 0.999
     patience: int = 2
-    ignores_text = True
 
     def __post_init__(self) -> None:
         check_share("StabilityExit's jump", self.jump)
@@ -79,22 +77,19 @@ class StabilityExit:
         if not 0 <= self.start < num_layers:
             raise ValueError(f"StabilityExit's start must be one of 0..{num_layers - 1}, got {self.start}")
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
-        """Note the last token's attention weights."""
-        if layer >= self.start:
-            watch = trace.scratch.setdefault(self, _Watch())
-            watch.attention = list(last_text_attention(query, key, layout))
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """Layers from ``start`` on with visual tokens."""
+        return layer >= self.start and any(layout.visual)
 
-    def observe_values(self, layer: int, value: Tensor, layout: Layout, trace: ExitTrace) -> None:
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Decide which visual tokens leave after this layer."""
-        if layer < self.start:
-            return
-        watch: _Watch = trace.scratch[self]
+        layout = inputs.layout
+        watch: _Watch = trace.scratch.setdefault(self, _Watch())
         drop = torch.zeros_like(layout.is_visual)
-        for segment, seen, weights in watch.attention:
+        for sequence, seen, weights in last_text_attention(inputs):
             visual = layout.is_visual[seen]
-            parts, cosines = _parts(weights, value[0, :, seen], visual)
-            sample, width = layout.samples[segment], parts.shape[1]
+            parts, cosines = _parts(weights, inputs.value[0, :, seen], visual)
+            sample, width = layout.samples[sequence], parts.shape[1]
             trace.record_scores(layer, sample, 4 * width * (weights.shape[1] + len(parts)))
             drop[seen][visual] = self._leaving(watch, sample, parts, cosines)
         watch.drop = Observed(layout, drop) if drop.any() else None

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
+from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow, merge_tokens
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.states import state_index
 from dyvte.reduction.scores import Observed, visual_index
 
 
 @dataclass(frozen=True)
-class ToMe:
+class ToMe(Policy):
     """Bipartite soft matching of each sample's visual tokens after the layers ``first_layer`` .. ``last_layer``.
 
     The visual tokens, in order, alternate between two sets. Each token of the first set has its most similar partner
@@ -39,7 +40,6 @@ class ToMe:
     r: int = 16
     first_layer: int = 0
     last_layer: int | None = None
-    ignores_text = True
 
     def __post_init__(self) -> None:
         if self.r < 0:
@@ -58,25 +58,30 @@ class ToMe:
         last = trace.num_layers - 2 if self.last_layer is None else self.last_layer
         return self.r > 0 and self.first_layer <= layer <= last
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """Layers with visual tokens."""
+        return self.r > 0 and layer >= self.first_layer and any(layout.visual)
+
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Note the mean key of each token."""
         if self._merges(layer, trace):
-            trace.scratch[self] = Observed(layout, key[0].float().mean(0))
+            trace.scratch[self] = Observed(inputs.layout, inputs.key[0].float().mean(0))
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Merge ``r`` pairs of each sample."""
-        if not self._merges(layer, trace):
+        observed = trace.scratch.pop(self, None)
+        if observed is None:
             return row
         layout = row.layout
-        keys = normalize(trace.scratch.pop(self).on(layout), dim=-1)
+        keys = normalize(observed.on(layout), dim=-1)
         into = torch.arange(len(layout.positions), device=keys.device)
-        segments = [segment for segment in state_index(layout).segments if layout.visual[segment] > 1]
-        for segment in segments:
-            visual = visual_index(layout, segment)
+        sequences = [sequence for sequence in state_index(layout).sequences if layout.visual[sequence] > 1]
+        for sequence in sequences:
+            visual = visual_index(layout, sequence)
             first, second = visual[::2], visual[1::2]
             similarity, partner = (keys[first] @ keys[second].T).max(1)
             pairs = similarity.argsort(descending=True, stable=True)[: min(self.r, len(visual) // 2)]
             into[first[pairs]] = second[partner[pairs]]
             flops = 2 * len(first) * len(second) * keys.shape[1]
-            trace.record_scores(layer, layout.samples[segment], flops)
-        return merge_tokens(row, into, track_sizes=True) if segments else row
+            trace.record_scores(layer, layout.samples[sequence], flops)
+        return merge_tokens(row, into, track_sizes=True) if sequences else row

@@ -11,12 +11,12 @@ from torch.nn.functional import kl_div
 
 from dyvte.decoding.attach import Handle
 from dyvte.decoding.packed import PackedRow
-from dyvte.decoding.policy import FixedExit, NoExit
+from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.decoding.trace import ExitTrace
 
 
 @dataclass(frozen=True)
-class VTW:
+class VTW(Policy):
     """Layers 0..k-1 see the visual tokens, layers k.. do not: :class:`FixedExit` after layer ``k - 1``.
 
     Args:
@@ -25,7 +25,6 @@ class VTW:
     """
 
     k: int = 15
-    ignores_text = True
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when no layer would be left to gain from."""
@@ -50,19 +49,20 @@ def exit_divergences(handle: Handle, next_logits: Callable[[], Tensor], layers: 
         (L, n) float64: for the n samples that exit, the Kullback-Leibler divergence of the distribution with exit
         from the one without, as the paper's code takes it, ``sum p_exit * (log p_exit - log p_full)``.
     """
-    policy, held = handle.policy, len(handle.traces)
+    policy, rows = handle.policy, []
     try:
-        handle.policy = NoExit()
-        full = next_logits().double().log_softmax(-1)
-        rows = []
-        for k in layers:
-            handle.policy = VTW(k)
-            left = next_logits().double().log_softmax(-1)
-            exits = [layer is not None for layer in handle.traces[-1].exit_layers]
-            rows.append(kl_div(full, left, reduction="none", log_target=True).sum(-1)[torch.tensor(exits)])
+        with handle.collect() as traces:
+            handle.policy = NoExit()
+            full = next_logits().double().log_softmax(-1)
+            for k in layers:
+                handle.policy = VTW(k)
+                left = next_logits().double().log_softmax(-1)
+                exits = [layer is not None for layer in traces[-1].exit_layers]
+                rows.append(
+                    kl_div(full, left, reduction="none", log_target=True).sum(-1)[torch.tensor(exits)]
+                )
     finally:
         handle.policy = policy
-        del handle.traces[held:]
     return torch.stack(rows)
 
 

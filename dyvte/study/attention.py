@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from dyvte.decoding.policy import Policy
 from dyvte.engine.answer import Answerer
+from dyvte.engine.model import Batch
 from dyvte.engine.options import open_answerer
 from dyvte.engine.run import prepared_batches, run
-from dyvte.families.base import adapter_for
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
 from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
@@ -92,13 +92,12 @@ def over_samples(mean: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
 
 
 @torch.inference_mode()
-def prefill_statistics(answerer: Answerer, prompts: list[str], pixels) -> dict[str, NDArray]:
+def prefill_statistics(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
     """Run the prompts of a batch under the answerer's policy (an ``AttentionStats``) and return the rows to store."""
     assert answerer.handle is not None
-    ids, mask, inputs = answerer.encode(prompts, pixels)
-    answerer.handle.traces.clear()
-    answerer.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **inputs)
-    trace = answerer.handle.traces[0]
+    with answerer.handle.collect() as traces:
+        answerer.chat.prefill(batch)
+    trace = traces[0]
     statistics = statistics_of(trace)
     exits = [EXIT_NONE if layer is None else layer for layer in trace.exit_layers]
     return {
@@ -123,23 +122,17 @@ def measure(args: argparse.Namespace) -> AttentionStudy:
         if answerer.handle is None:
             raise ValueError("Attention statistics need a model with images.")
         policy = answerer.handle.policy
-        answerer.handle.policy = AttentionStats(policy, _scaling(answerer.model))
+        answerer.handle.policy = AttentionStats(policy)
         first = store.kept
         with tqdm(total=len(items), initial=first, desc=f"{args.name}: attention", unit="q") as progress:
-            batches = prepared_batches(items[first:], args.batch_size, answerer, image_folder)
-            for batch, prompts, pixels in batches:
-                rows = prefill_statistics(answerer, prompts, pixels)
-                names = [str(item.head["question_id"]) for item in batch]
+            batches = prepared_batches(items[first:], args.batch_size, answerer.chat, image_folder)
+            for asked, batch in batches:
+                rows = prefill_statistics(answerer, batch)
+                names = [str(item.head["question_id"]) for item in asked]
                 store.append({"question_id": np.array(names), **rows})
                 progress.update(len(batch))
         store.finish(_manifest(args, answerer, policy))
     return AttentionStudy.read(args.output)
-
-
-def _scaling(model) -> float | None:
-    """What the model scales its dot products with; None where its layers do not say."""
-    layers: Any = adapter_for(model).decoder(model).layers
-    return getattr(layers[0].self_attn, "scaling", None)
 
 
 def _manifest(args: argparse.Namespace, answerer: Answerer, policy: Policy) -> dict[str, Any]:

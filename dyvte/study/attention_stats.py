@@ -23,15 +23,16 @@ Shapes: S samples, M measures, K kinds, L layers, H heads, R queries, N keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dyvte.decoding.attention_weights import causal_logits
+from dyvte.decoding.attention.interface import AttentionInputs
+from dyvte.decoding.attention.logits import causal_logits
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.decoding.policy import Entrance, Observer, Policy, ValueObserver
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 
 KINDS = ("image_self", "cross", "text_self")
@@ -54,58 +55,61 @@ class HeadStatistics:
 
 
 @dataclass(frozen=True)
-class AttentionStats:
+class AttentionStats(Policy):
     """Runs ``policy``, and on the way measures the attention of every layer.
 
     Of one layer's weights, those of ``QUERIES_AT_ONCE`` queries of one sample are held at once.
 
     Args:
         policy: decides about the tokens: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
-        scaling: of the model's dot products; 1 / sqrt(head_dim) by default.
     """
 
     policy: Policy
-    scaling: float | None = None
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when the policy within does not fit."""
         self.policy.check(num_layers, hidden_size)
 
-    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """What the policy within decides."""
-        return self.policy.edit(layer, row, trace)
+    def place(self, devices: Sequence[torch.device]) -> None:
+        """Move the weights of the policy within."""
+        self.policy.place(devices)
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Note which text tokens follow the image, then what the policy within does before the first layer."""
         shape = (trace.num_samples, len(MEASURES), len(KINDS), trace.num_layers)
         statistics = HeadStatistics(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
         trace.scratch[_SCRATCH] = statistics, _slots_of_queries(row.layout)
-        return self.policy.enter(row, trace) if isinstance(self.policy, Entrance) else row
+        return self.policy.enter(row, trace)
 
-    def observe_values(self, layer: int, value: Tensor, layout: Layout, trace: ExitTrace) -> None:
-        """Let the policy within look, where it wants to."""
-        if isinstance(self.policy, ValueObserver):
-            self.policy.observe_values(layer, value, layout, trace)
+    def observes(self, layer: int, layout: Layout) -> bool:
+        """Every layer."""
+        return True
 
     @torch.no_grad()
-    def observe(self, layer: int, query: Tensor, key: Tensor, layout: Layout, trace: ExitTrace) -> None:
+    def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Measure the layer's attention; let the policy within look at it too, where it wants to."""
-        if isinstance(self.policy, Observer):
-            self.policy.observe(layer, query, key, layout, trace)
+        layout = inputs.layout
+        if self.policy.observes(layer, layout):
+            self.policy.observe(layer, inputs, trace)
         statistics, text_slots = trace.scratch[_SCRATCH]
         text_queries = torch.isin(layout.slots, text_slots)
-        for segment, (sample, origin) in enumerate(zip(layout.samples, layout.forked_at, strict=True)):
+        for sequence, (sample, origin) in enumerate(zip(layout.samples, layout.forked_at, strict=True)):
             if origin is not None:
                 continue
-            for kind, values in self._measure(query, key, layout, segment, text_queries):
+            for kind, values in self._measure(inputs, sequence, text_queries):
                 statistics.mean[sample, :, kind, layer] = values.mean(-1).cpu()
                 statistics.variance[sample, :, kind, layer] = values.var(-1, correction=0).cpu()
 
+    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
+        """What the policy within decides."""
+        return self.policy.edit(layer, row, trace)
+
     def _measure(
-        self, query: Tensor, key: Tensor, layout: Layout, segment: int, text_queries: Tensor
+        self, inputs: AttentionInputs, sequence: int, text_queries: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
-        """(index of the kind, (M, H) its measures) of each kind that one segment has."""
-        start, length = layout.starts[segment], layout.lengths[segment]
+        """(index of the kind, (M, H) its measures) of each kind that one sequence has."""
+        layout = inputs.layout
+        start, length = layout.starts[sequence], layout.lengths[sequence]
         at = slice(start, start + length)
         visual = layout.is_visual[at]
         images, text = (start + mask.nonzero().flatten() for mask in (visual, text_queries[at]))
@@ -115,7 +119,7 @@ class AttentionStats:
                 continue
             totals: dict[int, Tensor] = {}
             for some in queries.split(QUERIES_AT_ONCE):
-                logits = causal_logits(query, key, some, start, start + length, self.scaling, layout.sizes)
+                logits = causal_logits(inputs, some, start, start + length)
                 weights = logits.softmax(-1)
                 for kind, keys in kinds.items():
                     part = measures_of(logits, weights, keys).sum(-1)
@@ -158,5 +162,5 @@ def _slots_of_queries(layout: Layout) -> Tensor:
     token = torch.arange(len(layout.slots), device=layout.slots.device)
     where = torch.where(layout.is_visual, token, -1)
     last = torch.full((len(layout.lengths),), -1, device=token.device)
-    last = last.scatter_reduce(0, layout.segment_ids, where, "amax")[layout.segment_ids]
+    last = last.scatter_reduce(0, layout.owner_ids, where, "amax")[layout.owner_ids]
     return layout.slots[(last >= 0) & (token > last) & ~layout.is_answer]

@@ -42,25 +42,26 @@ def example_of(
     """Question, images and the answers under each of ``policies``, ready for JSON."""
     assert answerer.handle is not None
     question = prepare(item, image_folder)
-    prompt, pixels = answerer.prompt(question), answerer.pixels([question])
+    batch = answerer.batch([question])
     tokens, answers = {}, {name: [] for name in policies}
     for name, policy in policies.items():
         answerer.handle.policy = policy
-        tokens[name] = answerer.generate_ids(*answerer.encode([prompt], pixels)).shape[1]
+        tokens[name] = answerer.chat.generate(batch, answerer.generation).shape[1]
     for _ in range(rounds):
         for name, policy in policies.items():
             answerer.handle.policy = policy
-            answers[name] += answerer.complete([prompt], pixels)
+            answers[name] += answerer.complete(batch)
     result: dict[str, Any] = {}
     for name, given in answers.items():
-        seconds = statistics.median(answer.metadata["seconds"] for answer in given)
+        reports = [answer.report for answer in given if answer.report is not None]
+        seconds = statistics.median(report.seconds or 0.0 for report in reports)
         result[name] = {
             "text": given[0].text,
-            "exit_layer": given[0].metadata["exit_layer"],
+            "exit_layer": reports[0].exit_layer,
             "tokens": tokens[name],
             "seconds": seconds,
             "tokens_per_second": tokens[name] / seconds,
-            "tflops": given[0].metadata["tflops"],
+            "tflops": reports[0].tflops,
         }
     return {
         "question_id": item.head["question_id"],

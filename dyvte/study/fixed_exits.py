@@ -21,12 +21,12 @@ from dyvte.benchmarks import Benchmark, get_benchmark
 from dyvte.decoding.policy import FixedExit
 from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.model import model_name_of
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item
 from dyvte.engine.run import answer_line, prepared_batches, run
 from dyvte.report.record import make_record, write_scores
 from dyvte.study.samples import build_parser, read_items
-from llava.mm_utils import get_model_name_from_path
 
 
 def answer_at_layers(
@@ -42,12 +42,12 @@ def answer_at_layers(
         raise ValueError("A sweep over exit layers needs a model with images.")
     done = min(file.kept for file in files.values())
     with tqdm(total=(len(items) - done) * len(files), desc="fixed exits", unit="q") as progress:
-        for batch, prompts, pixels in prepared_batches(items[done:], batch_size, answerer, image_folder):
+        for asked, batch in prepared_batches(items[done:], batch_size, answerer.chat, image_folder):
             for layer, file in files.items():
                 if file.kept < done + len(batch):
                     answerer.handle.policy = FixedExit(layer)
-                    answers = answerer.complete(prompts, pixels)
-                    lines = [answer_line(*pair, model_name) for pair in zip(batch, answers, strict=True)]
+                    answers = answerer.complete(batch)
+                    lines = [answer_line(*pair, model_name) for pair in zip(asked, answers, strict=True)]
                     file.write(lines[max(0, file.kept - done) :])
                 progress.update(len(batch))
             done += len(batch)
@@ -57,7 +57,7 @@ def sweep(args: argparse.Namespace) -> None:
     """Answer at all layers, then score each."""
     benchmark = get_benchmark(args.name)
     items, image_folder = read_items(args)
-    model_name = get_model_name_from_path(args.model_path)
+    model_name = model_name_of(args.model_path)
     answerer = open_answerer(argparse.Namespace(**{**vars(args), "method": "none"}), args.conv_mode)
     layers = args.layers or range(answerer.model.config.num_hidden_layers)
     for layer in layers:

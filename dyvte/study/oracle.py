@@ -24,6 +24,7 @@ from tqdm import tqdm
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.answer import Answerer
 from dyvte.engine.calibrate import supervise_own_answers
+from dyvte.engine.model import Batch
 from dyvte.engine.options import open_answerer
 from dyvte.engine.run import prepared_batches, run
 from dyvte.study.samples import add_limit, build_parser, provenance, read_items, settings_digest
@@ -78,9 +79,9 @@ def oracle_exits(labels: NDArray) -> NDArray:
     return labels.shape[1] - from_here.sum(1)
 
 
-def label_batch(answerer: Answerer, prompts: list[str], pixels) -> dict[str, NDArray]:
+def label_batch(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
     """The rows of one batch to store."""
-    supervision, trace = supervise_own_answers(answerer, prompts, pixels)
+    supervision, trace = supervise_own_answers(answerer, batch)
     samples = list(supervision.samples)
     labels = np.zeros((trace.num_samples, trace.num_layers), dtype=bool)
     kept, has_exit = labels.copy(), np.zeros(trace.num_samples, dtype=bool)
@@ -106,10 +107,10 @@ def study(args: argparse.Namespace) -> OracleStudy:
         answerer.handle.policy = NoExit()
         first = store.kept
         with tqdm(total=len(items), initial=first, desc=f"{args.name}: oracle", unit="q") as progress:
-            batches = prepared_batches(items[first:], args.batch_size, answerer, image_folder)
-            for batch, prompts, pixels in batches:
-                names = [str(item.head["question_id"]) for item in batch]
-                store.append({"question_id": np.array(names), **label_batch(answerer, prompts, pixels)})
+            batches = prepared_batches(items[first:], args.batch_size, answerer.chat, image_folder)
+            for asked, batch in batches:
+                names = [str(item.head["question_id"]) for item in asked]
+                store.append({"question_id": np.array(names), **label_batch(answerer, batch)})
                 progress.update(len(batch))
         store.finish(
             {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,8 @@ def divergences_of(
     assert answerer.handle is not None
     parts = []
     with tqdm(total=len(items), desc="vtw search", unit="q") as progress:
-        for batch, prompts, pixels in prepared_batches(items, batch_size, answerer, image_folder):
-            ids, mask, inputs = answerer.encode(prompts, pixels)
-
-            def next_logits(ids=ids, mask=mask, inputs=inputs) -> Tensor:
-                output = answerer.model(
-                    input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **inputs
-                )
-                return output.logits[:, -1]
-
+        for _, batch in prepared_batches(items, batch_size, answerer.chat, image_folder):
+            next_logits = partial(answerer.chat.prefill, answerer.chat.place(batch))
             parts.append(exit_divergences(answerer.handle, next_logits, layers).cpu())
             progress.update(len(batch))
     found = torch.cat(parts, dim=1)

@@ -17,6 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dyvte import FixedExit, NoExit
+from dyvte.engine.answer import Answerer
+from dyvte.engine.images import load_image
+from dyvte.engine.model import Generation, ModelOptions
+from dyvte.engine.openers import open_model
+from dyvte.engine.questions import Question
+
 WITH_IMAGE, BLIND = "image", "blind"
 
 Rows = list[dict[str, Any]]
@@ -60,24 +67,17 @@ def evaluate(
         "blind",
         or an exit layer as text), what ``accuracy_by_kind`` gives.
     """
-    from dyvte import FixedExit, NoExit, attach
-    from dyvte.engine.answer import Answerer, Generation
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
-
     rows = sorted(read_rows(folder), key=lambda row: (len(row["text"]), row["question_id"]))
-    name = get_model_name_from_path(model_path)
-    tokenizer, model, processor, _ = load_pretrained_model(
-        model_path, None, name if "llava" in name.lower() else f"llava-{name}", device="cpu"
-    )
-    depth = model.config.num_hidden_layers
+    chat = open_model(ModelOptions(model_path, template=conv_mode, device="cpu"))
+    assert chat.handle is not None
+    depth = chat.decoder_config.num_hidden_layers
     ways = [WITH_IMAGE, BLIND, *(range(depth) if layers is None else layers)]
     accuracy = {}
-    with attach(model, NoExit()) as handle, tqdm(total=len(ways) * len(rows), unit="q") as bar:
-        answerer = Answerer(model, tokenizer, processor, conv_mode, handle, Generation(max_new_tokens=8))
+    answerer = Answerer(chat, Generation(max_new_tokens=8))
+    with chat.handle, tqdm(total=len(ways) * len(rows), unit="q") as bar:
         for way in ways:
             bar.set_description(f"exit {way}" if isinstance(way, int) else way)
-            handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
+            chat.handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
             answers = []
             for batch in _batches(rows, batch_size):
                 questions = _questions(batch, Path(folder) / "images", with_image=way != BLIND)
@@ -92,10 +92,7 @@ def _batches(rows: Rows, size: int) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def _questions(rows: Rows, images: Path, with_image: bool) -> list:
-    from dyvte.engine.answer import Question
-    from llava.mm_utils import load_image
-
+def _questions(rows: Rows, images: Path, with_image: bool) -> list[Question]:
     return [
         Question(row["text"], [load_image(row["image"], folder=images)] if with_image else ()) for row in rows
     ]

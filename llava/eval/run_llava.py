@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
-from dyvte.engine.answer import Answer, Question, describe_exit
+from dyvte.engine.answer import Answer, describe_exit
+from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.questions import Question
 from dyvte.engine.run import run
-from llava.mm_utils import get_model_name_from_path, load_image
+from llava.chat_model import infer_conv_mode
+from llava.mm_utils import get_model_name_from_path
 
 
 def image_parser(args) -> list[str]:
@@ -22,26 +23,6 @@ def load_images(image_files: list[str]) -> list:
     return [load_image(file) for file in image_files]
 
 
-def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
-    """The conversation template that a checkpoint's config names as ``conversation_template``, else the one that
-    LLaVA takes for a model of this name.
-    """
-    config = Path(model_path or "") / "config.json"
-    if model_path and config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
-        if named:
-            return named
-    name = model_name.lower()
-    modes = {
-        "llama-2": "llava_llama_2",
-        "mistral": "mistral_instruct",
-        "v1.6-34b": "chatml_direct",
-        "v1": "llava_v1",
-        "mpt": "mpt",
-    }
-    return next((mode for part, mode in modes.items() if part in name), "llava_v0")
-
-
 def eval_model(args) -> Answer:
     """Print the answer to ``args.query``, and what the exit did when one is on."""
     images = load_images(image_parser(args))
@@ -50,7 +31,7 @@ def eval_model(args) -> Answer:
     (answer,) = answerer.ask([Question(args.query, images)])
     print(answer.text)
     if answerer.exits:
-        print(describe_exit(answer))
+        print(describe_exit(answer.report))
     return answer
 
 

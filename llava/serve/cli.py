@@ -6,13 +6,14 @@ import argparse
 
 from transformers import TextStreamer
 
-from dyvte.engine.answer import Question
 from dyvte.engine.exit_view import show_exit
+from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.questions import Question
 from dyvte.engine.run import run
+from llava.chat_model import LlavaChatModel, infer_conv_mode
 from llava.conversation import conv_templates
-from llava.eval.run_llava import infer_conv_mode
-from llava.mm_utils import get_model_name_from_path, load_image
+from llava.mm_utils import get_model_name_from_path
 
 
 def main(args) -> None:
@@ -22,24 +23,26 @@ def main(args) -> None:
     if args.conv_mode and args.conv_mode != inferred:
         print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
     answerer = open_answerer(args, args.conv_mode or inferred)
-    conversation = conv_templates[answerer.conv_mode].copy()
-    pixels = answerer.pixels([Question("", [image])])
-    streamer = TextStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    chat = answerer.chat
+    assert isinstance(chat, LlavaChatModel)
+    conversation = conv_templates[chat.template].copy()
+    streamer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     asked_before = False
     while text := _read(f"{conversation.roles[0]}: "):
         if not asked_before:
-            text = answerer.user_turn(Question(text, [image]))
+            text = chat.user_turn(Question(text, [image]))
             asked_before = True
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
         prompt = conversation.get_prompt()
         print(f"{conversation.roles[1]}: ", end="", flush=True)
-        (answer,) = answerer.complete([prompt], pixels, streamer)
+        (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
         conversation.messages[-1][-1] = answer.text
-        if answerer.exits:
-            show_exit(answer)
+        if answerer.exits and answer.report is not None:
+            show_exit(answer.report)
         if args.debug:
-            print({"prompt": prompt, "outputs": answer.text, **answer.metadata})
+            measured = answer.report.as_dict() if answer.report else {}
+            print({"prompt": prompt, "outputs": answer.text, **measured})
     print("bye")
 
 

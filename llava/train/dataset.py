@@ -6,15 +6,15 @@ text only has no image. The whole file is checked once when it is read; images a
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dyvte.engine.images import load_image
+from dyvte.engine.instructions import image_paths, read_records
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -23,35 +23,11 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, conv_templates
-from llava.mm_utils import load_image, process_images
+from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
 from llava.train.targets import render, tokenize
 
 logger = logging.getLogger(__name__)
-
-
-def read_records(data_path: str | Path) -> list[dict]:
-    """Read an instruction file.
-
-    Raises:
-        FileNotFoundError: when it does not exist.
-        ValueError: when it is not a nonempty JSON list.
-    """
-    path = Path(data_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no instruction data at {path}: check --data_path")
-    records = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a nonempty JSON list of samples")
-    return records
-
-
-def image_paths(record: dict) -> list[str]:
-    """The images of a record, in order; none for a text-only one."""
-    image = record.get("image")
-    if not image:
-        return []
-    return [image] if isinstance(image, str) else list(image)
 
 
 def find_template(version: str) -> Conversation:

@@ -10,6 +10,7 @@ from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.attach import handle_of, is_attached
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import pack
+from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from tests.conftest import LAYERS, MIXED, PATCHES, Prompts
 
@@ -357,18 +358,22 @@ def test_what_cannot_be_done_is_said(hf_llava, llava, prompts):
 
 @torch.no_grad()
 def test_observer_sees_what_attention_works_on(hf_llava, prompts):
-    class Look(NoExit):
-        def observe(self, layer, query, key, layout, trace):
-            trace.scratch[layer] = (query, key, layout)
+    class Look(Policy):
+        def observes(self, layer, layout):
+            return layer != 2
+
+        def observe(self, layer, inputs, trace):
+            trace.scratch[layer] = inputs
 
     with attach(hf_llava, Look()) as handle:
         hf_llava(**prompts.hf("left"))
     scratch = handle.traces[-1].scratch
-    assert sorted(scratch) == list(range(LAYERS))
+    assert sorted(scratch) == [0, 1, 3]
     # the first token of a prompt stands at position 0, which rotary embedding leaves alone
     attention = hf_llava.model.language_model.layers[0].self_attn
     norm = hf_llava.model.language_model.layers[0].input_layernorm
-    _, key, layout = scratch[0]
+    key, layout = scratch[0].key, scratch[0].layout
+    assert scratch[0].scaling == attention.scaling
     first = layout.slots[torch.tensor(layout.starts)]
     embeds = hf_llava.get_input_embeddings()(prompts.hf("left")["input_ids"]).flatten(0, 1)[first]
     expected = attention.k_proj(norm(embeds)).unflatten(-1, (-1, attention.head_dim))

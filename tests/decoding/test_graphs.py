@@ -5,23 +5,26 @@ A CPU has no CUDA graphs; :mod:`tests.fixtures.tape` stands in for them.
 
 from __future__ import annotations
 
+import gc
+from weakref import WeakSet, ref
+
 import pytest
 import torch
 
 from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
-from dyvte.decoding import cache as cache_file
 from dyvte.decoding import graphs as graphs_file
+from dyvte.decoding.cache import buffer
 from dyvte.decoding.graphs import CudaGraphs, Graphs
 from dyvte.reduction import Combine, FastV, ToMe
 from dyvte.study.attention_stats import AttentionStats
-from tests.conftest import LAYERS, MIXED, Prompts
+from tests.conftest import LAYERS, MIXED, Prompts, tiny_hf_llava
 from tests.fixtures.tape import record
 
 
 @pytest.fixture
 def little_room(monkeypatch):
     """Rooms fill, and graphs end, after a few tokens."""
-    monkeypatch.setattr(cache_file, "GROWTH", 5)
+    monkeypatch.setattr(buffer, "GROWTH", 5)
 
 
 def generated(model, policy, prompts, graphs=None, **options):
@@ -71,8 +74,8 @@ def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, little_room, kv_
                 )  # the cache changes without the graphs' knowledge
                 token = torch.full((len(prompts), 1), 5 + step)
                 logits.append(hf_llava(input_ids=token, past_key_values=cache).logits)
-        segments = [layer.segment(s) for layer in cache.layers for s in range(len(prompts))]
-        runs.append((torch.cat(logits, 1), segments, cache.kv_lengths, cache.nbytes, cache.next_positions))
+        sequences = [layer.sequence(s) for layer in cache.layers for s in range(len(prompts))]
+        runs.append((torch.cat(logits, 1), sequences, cache.kv_lengths, cache.nbytes, cache.next_positions))
     assert graphs.replayed > graphs.recorded > 1
     (plain, held, *counts), (ours, held_by_ours, *counts_of_ours) = runs
     torch.testing.assert_close(ours, plain)
@@ -137,6 +140,57 @@ def test_long_rows_and_continued_caches_are_not_recorded(hf_llava, monkeypatch):
         assert graphs.replayed == 2 * LAYERS
 
 
+@torch.no_grad()
+def test_a_recorded_step_does_not_keep_a_dead_cache(hf_llava, little_room):
+    graphs, prompt = Graphs(record), Prompts(MIXED[0])
+    with attach(hf_llava, NoExit(), graphs):
+        cache = hf_llava(**prompt.hf(), use_cache=True).past_key_values
+        for _ in range(4):
+            hf_llava(input_ids=torch.tensor([[7]]), past_key_values=cache)
+        assert graphs.recorded == 1
+        held = ref(cache.layers[0].keys), ref(cache)
+        del cache
+        gc.collect()
+        assert [keeps() for keeps in held] == [None, None]
+
+
+@torch.no_grad()
+def test_buckets_share_one_pair_of_keys_and_values_and_keep_to_their_budget(hf_llava):
+    """Prompts of ever more tokens: the least recently used buckets are given up, and results stay right."""
+    one_bucket = Graphs(record)
+    with attach(hf_llava, NoExit(), one_bucket):
+        for _ in range(2):
+            hf_llava(**Prompts([list(range(3, 33))]).hf(), use_cache=True)
+    tokens, heads, width = 32, 2, 16
+    layer = 2 * tokens * heads * width * 4  # keys and values of one layer
+    states = tokens * (64 * 4 + 8 + 2 * width * 4)
+    assert one_bucket.nbytes == layer + states
+    graphs = Graphs(record, most_bytes=3 * one_bucket.nbytes)
+    for length in (30, 62, 94, 30, 62):
+        ids = torch.arange(3, 3 + length)[None]
+        plain = hf_llava(input_ids=ids).logits
+        with attach(hf_llava, NoExit(), graphs):
+            for _ in range(3):
+                torch.testing.assert_close(hf_llava(input_ids=ids, use_cache=True).logits, plain)
+                assert graphs.nbytes <= graphs.most_bytes
+    assert graphs.recorded > 3 * LAYERS  # some were recorded again
+    graphs.close()
+    assert graphs.nbytes == 0
+
+
+@torch.no_grad()
+def test_moved_weights_are_recorded_anew(prompts):
+    model, graphs, prompt = tiny_hf_llava(), Graphs(record), Prompts(MIXED[3])
+    with attach(model, NoExit(), graphs):
+        for _ in range(3):
+            model(**prompt.hf(), use_cache=True)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone() * 1.01
+        ours = [model(**prompt.hf(), use_cache=True).logits for _ in range(3)]
+    for logits in ours:
+        torch.testing.assert_close(logits, model(**prompt.hf()).logits)
+
+
 def test_nothing_is_recorded_while_gradients_are_asked_for(hf_llava):
     graphs = Graphs(record)
     with attach(hf_llava, NoExit(), graphs):
@@ -153,16 +207,17 @@ def test_decoders_that_cannot_be_recorded_are_refused(hf_llava, monkeypatch):
         attach(hf_llava, NoExit(), Graphs(record))
 
 
-def test_recording_on_cuda_begins_and_ends_on_a_stream_of_its_own(monkeypatch):
-    """Only the order of the calls: stubs stand for the device. Recording ends even where the work fails."""
-    calls = []
+@pytest.fixture
+def device(monkeypatch):
+    """Stands in for CUDA: notes the calls, and refuses a pool none of whose graphs is alive, as CUDA does."""
+    calls, pools = [], {}
 
-    class Stub:
+    class Stream:
         def __init__(self, name):
             self.name = name
 
-        def __getattr__(self, name):
-            return lambda *args, **kwargs: calls.append((self.name, name, *kwargs.values()))
+        def wait_stream(self, other):
+            calls.append((self.name, "waits for", other.name))
 
         def __enter__(self):
             calls.append((self.name, "enter"))
@@ -170,27 +225,68 @@ def test_recording_on_cuda_begins_and_ends_on_a_stream_of_its_own(monkeypatch):
         def __exit__(self, *exception):
             calls.append((self.name, "leave"))
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stub("side"))
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            alive = pools.setdefault(pool, WeakSet())
+            if pool in used and not alive:
+                raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+            used.add(pool)
+            alive.add(self)
+            self._pool = pool
+            calls.append(("begin", pool, capture_error_mode))
+
+        def capture_end(self):
+            calls.append(("end",))
+
+        def replay(self):
+            calls.append(("replay",))
+
+        def pool(self):
+            return self._pool
+
+    used = set()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream("side"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stub("current"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Stub("graph"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    on_cpu = {name: getattr(torch, name) for name in ("ones", "zeros")}
+    for name, make in on_cpu.items():
+        monkeypatch.setattr(torch, name, lambda *size, device, make=make, **options: make(*size, **options))
+    monkeypatch.setattr(torch, "mm", lambda *matrices: calls.append(("warm up",)))
+    return calls
+
+
+def test_recording_on_cuda_begins_and_ends_on_a_stream_of_its_own(device):
+    """Only the order of the calls. Libraries warm up before recording, which ends even where the work fails."""
     record = CudaGraphs()
-    record(lambda: calls.append(("work",)))()
-    assert calls == [
-        ("side", "wait_stream"),
+    record(lambda: None)
+    device.clear()
+    record(lambda: device.append(("work",)))()
+    assert [call for call in device if call != ("warm up",)] == [
+        ("side", "waits for", "current"),
         ("side", "enter"),
-        ("graph", "capture_begin", "pool", "thread_local"),
+        ("begin", "pool", "thread_local"),
         ("work",),
-        ("graph", "capture_end"),
+        ("end",),
         ("side", "leave"),
-        ("current", "wait_stream"),
-        ("graph", "replay"),
+        ("current", "waits for", "side"),
+        ("replay",),
     ]
-    calls.clear()
+    assert device.index(("warm up",)) < device.index(("begin", "pool", "thread_local"))
+    device.clear()
     with pytest.raises(ZeroDivisionError):
         record(lambda: 1 / 0)
-    assert calls[-2:] == [("graph", "capture_end"), ("side", "leave")]
+    assert device[-2:] == [("end",), ("side", "leave")]
+
+
+def test_a_pool_outlives_the_graphs_recorded_in_it(device):
+    """CUDA frees a pool with its last graph, and a later recording into it fails."""
+    record = CudaGraphs()
+    replay = record(lambda: None)
+    del replay
+    gc.collect()
+    record(lambda: None)()
 
 
 def test_the_tape_refuses_what_a_graph_cannot_hold():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dyvte import FixedExit, LearnedExit, NoExit, attach
-from dyvte.decoding import attention
-from dyvte.decoding import cache as cache_file
-from dyvte.decoding.cache import RaggedLayer
+from dyvte.decoding.attention import sdpa
+from dyvte.decoding.cache import buffer
+from dyvte.decoding.cache.groups import Groups
+from dyvte.decoding.cache.ragged import RaggedLayer
 from tests.conftest import LAYERS, MIXED, Prompts
 
 HEADS, WIDTH = 2, 4
@@ -17,7 +18,7 @@ HEADS, WIDTH = 2, 4
 @pytest.fixture
 def small_groups(monkeypatch):
     """Growth of one token, so that samples a few tokens apart stand in different groups, and rooms fill often."""
-    monkeypatch.setattr(cache_file, "GROWTH", 1)
+    monkeypatch.setattr(buffer, "GROWTH", 1)
 
 
 def tokens(count):
@@ -45,13 +46,14 @@ class PlainLayer:
 
     def check(self, layer):
         batches = layer.batches()
-        order = range(len(self.keys)) if layer.order is None else layer.order.tolist()
+        order = layer.groups().order
+        order = range(len(self.keys)) if order is None else order.tolist()
         rows = [row for keys, values, mask in batches for row in unmasked(keys, values, mask)]
         assert len(rows) == len(self.keys)
         for sample, (keys, values) in zip(order, rows, strict=True):
             assert torch.equal(keys, torch.cat(self.keys[sample], 1))
             assert torch.equal(values, torch.cat(self.values[sample], 1))
-            for ours, expected in zip(layer.segment(sample), (keys, values), strict=True):
+            for ours, expected in zip(layer.sequence(sample), (keys, values), strict=True):
                 assert torch.equal(ours, expected)
 
 
@@ -63,7 +65,7 @@ def unmasked(keys, values, mask):
 
 @pytest.mark.parametrize("growth", [1, 3, 64])
 def test_cache_holds_what_was_appended(monkeypatch, growth):
-    monkeypatch.setattr(cache_file, "GROWTH", growth)
+    monkeypatch.setattr(buffer, "GROWTH", growth)
     torch.manual_seed(0)
     lengths = [3, 30, 4, 29, 3, 90, 28, 5]
     layer, plain = RaggedLayer(), PlainLayer(len(lengths))
@@ -80,14 +82,14 @@ def test_cache_holds_what_was_appended(monkeypatch, growth):
         assert layer.lengths == [sum(part.shape[1] for part in parts) for parts in plain.keys]
         if step == 3:
             beams = [5, 0, 0, 2, 7, 5]
-            layer.select(beams)
+            layer.buffer.select(beams)
             plain.select(beams)
             plain.check(layer)
         if step == 6:
             add([2, 1, 4, 1, 3, 2])
             plain.check(layer)
         if step == 8:
-            layer.crop(-2)
+            layer.buffer.crop(2)
             plain.crop(2)
             plain.check(layer)
 
@@ -95,8 +97,7 @@ def test_cache_holds_what_was_appended(monkeypatch, growth):
 def test_steps_write_in_place_and_read_few_batches(monkeypatch):
     """32 samples after mixed exits: two batches, made once, whose storage stays the same over 40 steps."""
     made = []
-    make_groups = RaggedLayer._make_groups
-    monkeypatch.setattr(RaggedLayer, "_make_groups", lambda self: made.append(self) or make_groups(self))
+    monkeypatch.setattr(buffer, "Groups", lambda *args: made.append(args) or Groups(*args))
     layer, lengths = RaggedLayer(), [640 + i if i % 3 else 50 + i for i in range(32)]
     layer.append(*tokens(sum(lengths)), tuple(lengths))
     assert layer.allocated_nbytes == layer.nbytes  # nothing but the tokens after prefill
@@ -140,8 +141,8 @@ def test_generation_in_groups_equals_one_by_one(hf_llava, gates, small_groups, o
 @torch.no_grad()
 def test_a_step_makes_one_call_per_group(hf_llava, gates, monkeypatch):
     calls = []
-    plain = attention._sdpa
-    monkeypatch.setattr(attention, "_sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
+    plain = sdpa.sdpa
+    monkeypatch.setattr(sdpa, "sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
     prompts = Prompts(*MIXED * 4)
     with attach(hf_llava, LearnedExit(gates)):
         out = hf_llava(**prompts.hf(), use_cache=True)
@@ -155,8 +156,8 @@ def test_a_step_makes_one_call_per_group(hf_llava, gates, monkeypatch):
 def test_neighbours_of_equal_length_share_a_call(hf_llava, monkeypatch):
     """Prefill of prompts with 7, 7, 7 and 3 tokens: two calls a layer, and the logits of one by one."""
     calls = []
-    plain = attention._sdpa
-    monkeypatch.setattr(attention, "_sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
+    plain = sdpa.sdpa
+    monkeypatch.setattr(sdpa, "sdpa", lambda *args: calls.append(len(args[0])) or plain(*args))
     prompts = Prompts([list(range(1, 8))], [list(range(11, 18))], [list(range(21, 28))], [[1, 90, 91]])
     with attach(hf_llava, NoExit()):
         together = hf_llava(**prompts.hf()).logits[:, -1]
@@ -223,3 +224,30 @@ def test_what_is_read_on_the_host(hf_llava, gates, monkeypatch, side):
         for _ in range(3):
             decoder(inputs_embeds=embeds[:, :1], past_key_values=cache, use_cache=True)
         assert not reads
+
+
+@torch.no_grad()
+def test_crop_removes_from_all_layers_or_from_none(hf_llava):
+    """After an exit the upper layers hold fewer tokens than the lower ones."""
+    with attach(hf_llava, FixedExit(0)):
+        cache = hf_llava(**Prompts(MIXED[2]).hf(), use_cache=True).past_key_values
+    before = cache.kv_lengths
+    assert before == [[7], [3], [3], [3]]
+    with pytest.raises(ValueError, match="holds only 3 in some layer"):
+        cache.crop(-4)
+    assert cache.kv_lengths == before and cache.columns == 7
+    cache.crop(0)  # nothing, as in transformers
+    assert cache.kv_lengths == before
+    cache.crop(5)  # older versions of transformers name the columns to keep
+    assert cache.kv_lengths == [[5], [1], [1], [1]] and cache.columns == 5
+    assert cache.next_positions.tolist() == [5]
+
+
+@torch.no_grad()
+def test_beams_are_read_on_the_host_once(hf_llava, monkeypatch):
+    with attach(hf_llava, NoExit()):
+        cache = hf_llava(**Prompts(*MIXED).hf(), use_cache=True).past_key_values
+    reads, plain = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or plain(self))
+    cache.reorder_cache(torch.tensor([1, 1, 0]))
+    assert len(reads) == 1 and [len(lengths) for lengths in cache.kv_lengths] == [3] * LAYERS

@@ -68,19 +68,19 @@ def test_foreseen_exits_changes_and_costs_happen(checkpoint, sample, gates):
 
     def answers(policy):
         answerer.handle.policy = policy
-        batches = prepared_batches(items, COUNT, answerer, str(sample))
-        return [answer for _, prompts, pixels in batches for answer in answerer.complete(prompts, pixels)]
+        batches = prepared_batches(items, COUNT, answerer.chat, str(sample))
+        return [answer for _, batch in batches for answer in answerer.complete(batch)]
 
     plain = answers(NoExit())
     seen = set()
     for threshold in (0.0, 0.2, 0.5, 0.8, 0.99):
         exited = answers(LearnedExit(learned, threshold))
-        layers = [3 if a.metadata["exit_layer"] is None else a.metadata["exit_layer"] for a in exited]
+        layers = [3 if a.report.exit_layer is None else a.report.exit_layer for a in exited]
         assert outcomes.exits(threshold).tolist() == layers
         assert outcomes.changed(threshold) == sum(
             a.text != b.text for a, b in zip(plain, exited, strict=True)
         )
-        mean = sum(answer.metadata["tflops"] for answer in exited) / COUNT
+        mean = sum(answer.report.tflops for answer in exited) / COUNT
         assert outcomes.cost(threshold) == pytest.approx(mean)
         seen.add(outcomes.changed(threshold))
     assert len(seen) > 1, "exits that never change anything show nothing"
@@ -115,12 +115,12 @@ def test_milliseconds_by_exit_layer():
 def test_budget_in_milliseconds(checkpoint, sample, gates, tmp_path, monkeypatch):
     """The clock is made, what is measured with it is the model: exits after layer 0 halve a prefill."""
 
-    def measured(answerer, learned, prompts, pixels):
-        real = measure(answerer, learned, prompts, pixels, rounds=1)
+    def measured(chat, learned, batch):
+        real = measure(chat, learned, batch, rounds=1)
         assert (
             set(real) == {exit_times.NEVER, exit_times.AT_ONCE, exit_times.ASKED} and min(real.values()) > 0
         )
-        assert isinstance(answerer.handle.policy, NoExit)
+        assert isinstance(chat.handle.policy, NoExit)
         return {exit_times.NEVER: 0.4, exit_times.AT_ONCE: 0.2, exit_times.ASKED: 0.4}
 
     measure = exit_times.measure

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dyvte import ExitGates, LearnedExit, attach
+from dyvte.decoding.policy import Policy
 from dyvte.gates.states import ATTENTION_STATES, gather_states, state_index
 from dyvte.gates.supervision import supervise
 from tests.conftest import LAYERS, PATCHES
@@ -14,22 +15,22 @@ from tests.conftest import LAYERS, PATCHES
 HIDDEN = 64
 
 
-class Keeps:
+class Keeps(Policy):
     """A policy that keeps the attention states of every layer."""
 
     def __init__(self):
         self.learned = LearnedExit(ExitGates(LAYERS, HIDDEN, 4, ATTENTION_STATES), threshold=1.0)
-        self.states, self.segments = [], ()
+        self.states, self.sequences = [], ()
 
-    def check(self, num_layers, hidden_size):
-        pass
+    def observes(self, layer, layout):
+        return self.learned.observes(layer, layout)
 
-    def observe(self, layer, query, key, layout, trace):
-        self.learned.observe(layer, query, key, layout, trace)
+    def observe(self, layer, inputs, trace):
+        self.learned.observe(layer, inputs, trace)
 
     def edit(self, layer, row, trace):
-        self.states.append(gather_states(row, ATTENTION_STATES, trace.scratch["attention"]))
-        self.segments = state_index(row.layout).segments
+        self.states.append(gather_states(row, ATTENTION_STATES, trace.scratch.pop(self.learned)))
+        self.sequences = state_index(row.layout).sequences
         return row
 
 
@@ -56,7 +57,7 @@ def test_states_are_those_of_full_attention(hf_llava, prompts):
     chosen = hf_llava.config._attn_implementation
     hf_llava.set_attn_implementation("eager")
     try:
-        for row, sample in enumerate(keeps.segments):
+        for row, sample in enumerate(keeps.sequences):
             weights = hf_llava(**prompts[sample].hf(), output_attentions=True).attentions
             visual, text = columns(prompts.prompts[sample])
             for layer in range(LAYERS):
@@ -73,7 +74,7 @@ def test_states_are_those_of_full_attention(hf_llava, prompts):
                 )
     finally:
         hf_llava.set_attn_implementation(chosen)
-    assert len(keeps.segments) == 7
+    assert len(keeps.sequences) == 7
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def test_gates_that_read_attention_decide_by_it(hf_llava, prompts):
     with attach(hf_llava, keeps := Keeps()):
         hf_llava(**prompts.hf())
     probabilities = handle.traces[-1].exit_probabilities
-    first = probabilities[0, list(keeps.segments)]
+    first = probabilities[0, list(keeps.sequences)]
     assert not first.isnan().any()
     inputs = hf_llava.model.language_model.embed_tokens(torch.tensor([[1, 5, 6, 7, 8, 9]]))
     visual = torch.tensor([[False, True, True, False, False, False]])

@@ -32,7 +32,7 @@ def row_of(columns: list[str], hidden: int = 8, seed: int = 0) -> PackedRow:
 def test_states_by_hand():
     row = row_of(["ttvvttt", "tvtvvt", "vvvttaa", "ttt", "tvv"])
     index = state_index(row.layout)
-    assert index.segments == (0, 1, 2)  # text only, and an image at the very end, have none
+    assert index.sequences == (0, 1, 2)  # text only, and an image at the very end, have none
     states = gather_states(row, STATES).unflatten(1, (4, -1))
     h = row.hidden[0]
     starts = row.layout.starts
@@ -47,8 +47,8 @@ def test_states_by_hand():
 def test_states_are_those_of_samples_that_still_have_images():
     row = row_of(["tvvtt", "tvtt", "vvttt"])
     row = drop_visual(row, [False, True, False])
-    assert state_index(row.layout).segments == (0, 2)
-    assert state_index(fork(row, 0).layout).segments == (0, 2)
+    assert state_index(row.layout).sequences == (0, 2)
+    assert state_index(fork(row, 0).layout).sequences == (0, 2)
 
 
 @pytest.mark.parametrize("states", [c for n in range(1, 5) for c in itertools.combinations(STATES, n)])

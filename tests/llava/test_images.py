@@ -14,15 +14,15 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import llava.mm_utils as mm_utils
+from dyvte.engine import images
+from dyvte.engine.images import load_image, to_rgb
 from llava.mm_utils import (
     expand2square,
     get_anyres_image_grid_shape,
-    load_image,
     load_image_from_base64,
     process_images,
     resize_and_pad_image,
     select_best_resolution,
-    to_rgb,
 )
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -160,7 +160,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 def test_huge_files_are_refused(tmp_path, monkeypatch):
     noise(40, 40).save(tmp_path / "huge.png")
-    monkeypatch.setattr(mm_utils, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(ValueError, match="huge.png.*too large"):
         load_image("huge.png", tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from dyvte import ExitGates, LearnedExit
-from dyvte.engine.answer import Answerer, Generation, Question
 from dyvte.engine.answers_file import AnswersFile
+from dyvte.engine.model import Generation
 from dyvte.engine.options import open_answerer
-from dyvte.engine.questions import item_of, prepare
+from dyvte.engine.questions import Question, item_of, prepare
 from llava.eval import model_vqa, model_vqa_loader
 from llava.eval.model_vqa_loader import build_parser, eval_model, get_chunk, split_list
 
@@ -30,6 +30,10 @@ KEYS = {
     "seconds",
     "prompt_tokens",
     "visual_tokens",
+    "exit_probabilities",
+    "full_decoder_tflops",
+    "run",
+    "version",
 }
 COUNT = 7
 
@@ -333,12 +337,11 @@ def test_several_images_in_one_question(run_loader, checkpoint):
     answerer = open_answerer(args, "vicuna_v1")
     row = {"question_id": 1, "text": "Same?", "image": ["0.png", "1.png"]}
     question = prepare(item_of(row), run_loader.folder / "images")
-    assert answerer.user_turn(question) == "<image>\n<image>\nSame?"
+    assert answerer.chat.user_turn(question) == "<image>\n<image>\nSame?"
     placed = Question("first <image-placeholder>, then <image-placeholder>", question.images)
-    assert answerer.user_turn(placed) == "first <image>, then <image>"
+    assert answerer.chat.user_turn(placed) == "first <image>, then <image>"
     pair, alone = answerer.ask([question, Question("Hello")])
-    assert (pair.metadata["visual_tokens"], alone.metadata["visual_tokens"]) == (8, 0)
-    assert isinstance(answerer, Answerer)
+    assert (pair.report.visual_tokens, alone.report.visual_tokens) == (8, 0)
     with pytest.raises(ValueError, match="temperature"):
         Generation(temperature=-1)
 

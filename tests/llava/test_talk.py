@@ -34,9 +34,9 @@ def test_run_llava_prints_the_answer_and_the_exit(checkpoint, image_file, capsys
     answer = ask([*given, "--image-file", image_file, "--method", "fixed", "--exit-layer", 1])
     printed = capsys.readouterr().out
     assert printed.startswith(answer.text + "\nexit: after layer 1 of 0..2\n") and "TFLOPs" in printed
-    assert answer.decoder_flops_saved > 0
+    assert answer.report.saved_tflops > 0
     answer = ask([*given, "--image-file", f"{image_file}|{image_file}", "--sep", "|"])
-    assert answer.metadata["visual_tokens"] == 8
+    assert answer.report.visual_tokens == 8
 
 
 def test_run_llava_shows_gate_probabilities(checkpoint, image_file, tmp_path, capsys):

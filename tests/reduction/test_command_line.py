@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,22 +15,49 @@ import pytest
 from dyvte import FixedExit, LearnedExit
 from dyvte.decoding.attach import handle_of
 from dyvte.engine import options
-from dyvte.reduction import REDUCTIONS, VTW, Combine, FastV, Pooling, StabilityExit, ToMe
-from dyvte.reduction.config import make_reductions
+from dyvte.methods import METHODS, OWN_FLAGS, make_policy, title
+from dyvte.reduction import VTW, Combine, FastV, Pooling, StabilityExit, ToMe
 from dyvte.report import compare
+from llava import chat_model
 
 COMMON = Path(__file__).parents[2] / "scripts/v1_5/eval/common.sh"
 
 
 def test_settings_are_parsed_by_the_fields_types():
-    made = make_reductions(["fastv"], ["k=3", "r=0.25"])
-    assert made == {"fastv": FastV(k=3, r=0.25)}
-    assert make_reductions(["tome", "pooling"], ["last_layer=none", "tome.r=4", "grid=24"]) == {
-        "tome": ToMe(r=4),
-        "pooling": Pooling(grid=24),
-    }
-    assert make_reductions(["stability"], ["jump=0.9"]) == {"stability": StabilityExit(jump=0.9)}
-    assert make_reductions(list(REDUCTIONS), []) == {name: kind() for name, kind in REDUCTIONS.items()}
+    assert make_policy(["fastv"], ["k=3", "r=0.25"]) == FastV(k=3, r=0.25)
+    settings = ["last_layer=none", "tome.r=4", "grid=24"]
+    assert make_policy(["tome", "pooling"], settings) == Combine((ToMe(r=4), Pooling(grid=24)))
+    assert make_policy(["stability"], ["jump=0.9"]) == StabilityExit(jump=0.9)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN_FLAGS])
+def test_every_listed_method_has_defaults_and_says_its_paper(name):
+    method = METHODS[name]
+    assert make_policy([name]) == method.load()()
+    assert method.paper in (importlib.import_module(method.policy.split(":")[0]).__doc__ or "")
+    assert title(name, {"method_config": "k=3 r=0.5"}) == f"{method.title} (k=3, r=0.5)"
+
+
+def test_titles_tell_records_apart():
+    assert title("none", {}) == "Baseline" and title("dyvte", {"threshold": "0.5"}) == "DyVTE"
+    assert title("dyvte+fastv", {"threshold": "0.9"}) == "DyVTE, threshold 0.9 + FastV"
+    assert title("fixed", {"exit_layer": "7"}) == "Exit after layer 7"
+
+
+def test_what_a_method_needs_is_said():
+    with pytest.raises(ValueError, match="dyvte needs gates"):
+        make_policy(["dyvte"])
+    with pytest.raises(ValueError, match="method fixed[+]tome needs --exit-layer"):
+        make_policy(["fixed", "tome"])
+
+
+def test_names_are_checked_on_the_command_line():
+    python = [sys.executable, "-m", "dyvte.methods"]
+    listed = subprocess.run(python, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(METHODS)
+    assert subprocess.run([*python, "check", "dyvte+fastv"]).returncode == 0
+    bad = subprocess.run([*python, "check", "magic"], capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stderr.startswith("'magic' is not one of none, dyvte")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +78,7 @@ def test_settings_are_parsed_by_the_fields_types():
 )
 def test_bad_settings_are_said(names, settings, message):
     with pytest.raises(ValueError, match=message):
-        make_reductions(names, settings)
+        make_policy(names, settings)
 
 
 @pytest.mark.parametrize("name", ["magic", "fastv+magic", "fastv+fastv", "none+fastv", ""])
@@ -59,6 +88,12 @@ def test_bad_methods_are_said(name, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--method", name])
     assert "fastv" in capsys.readouterr().err
+
+
+def open_as(monkeypatch, llava):
+    """Make every checkpoint load as this model."""
+    loaded = SimpleNamespace(eos_token_id=2), llava, object(), 512
+    monkeypatch.setattr(chat_model, "load_pretrained_model", lambda *a, **k: loaded)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +108,7 @@ def test_bad_methods_are_said(name, capsys):
 def test_flags_make_the_policy(llava, monkeypatch, flags, expected):
     parser = argparse.ArgumentParser()
     options.add_method_arguments(parser)
-    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    open_as(monkeypatch, llava)
     args = parser.parse_args(flags.split(), argparse.Namespace(model_path="llava-x", model_base=None))
     handle = options.open_answerer(args, "v1").handle
     assert handle is not None
@@ -84,7 +119,7 @@ def test_flags_make_the_policy(llava, monkeypatch, flags, expected):
 def test_gates_and_a_method_act_together(llava, monkeypatch, gates):
     from dyvte import attach
 
-    monkeypatch.setattr(options, "load_pretrained_model", lambda *a, **k: (None, llava, object(), 512))
+    open_as(monkeypatch, llava)
     parser = argparse.ArgumentParser()
     options.add_method_arguments(parser)
     flags = ["--method", "dyvte+fastv", "--method-config", "k=1 r=0.25", "--threshold", "0.7"]
@@ -125,11 +160,10 @@ def test_shell_passes_method_and_settings_on():
     assert flags == ["--method", "none"] and not variant and not any("config" in entry for entry in kept)
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN_FLAGS])
 def test_every_method_has_its_place_in_shell_and_tables(name):
     done, (flags, _, variant) = shell(METHOD=name)
     assert done.returncode == 0 and flags == ["--method", name] and variant == [f"-{name}"]
-    assert compare.TITLES.keys() == REDUCTIONS.keys()
 
 
 def test_shell_refuses_unknown_methods():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dyvte import FixedExit, LearnedExit, NoExit, attach
-from dyvte.decoding.policy import Entrance, Observer, ValueObserver
+from dyvte.decoding.attention import sdpa
+from dyvte.decoding.policy import Policy
 from dyvte.reduction import (
     VTW,
     Combine,
@@ -190,7 +191,7 @@ def test_nothing_to_do_is_the_plain_model_bit_for_bit(hf_llava, batch, policy):
 
 
 @dataclass(eq=False)
-class Watched:
+class Watched(Policy):
     """A policy that forwards to another and checks each of its edits."""
 
     policy: object
@@ -201,16 +202,13 @@ class Watched:
         self.policy.check(num_layers, hidden_size)
 
     def enter(self, row, trace):
-        after = self.policy.enter(row, trace) if isinstance(self.policy, Entrance) else row
-        return self._compare(-1, row, after)
+        return self._compare(-1, row, self.policy.enter(row, trace))
 
-    def observe(self, layer, query, key, layout, trace):
-        if isinstance(self.policy, Observer):
-            self.policy.observe(layer, query, key, layout, trace)
+    def observes(self, layer, layout):
+        return self.policy.observes(layer, layout)
 
-    def observe_values(self, layer, value, layout, trace):
-        if isinstance(self.policy, ValueObserver):
-            self.policy.observe_values(layer, value, layout, trace)
+    def observe(self, layer, inputs, trace):
+        self.policy.observe(layer, inputs, trace)
 
     def edit(self, layer, row, trace):
         return self._compare(layer, row, self.policy.edit(layer, row, trace))
@@ -293,20 +291,36 @@ def test_scores_are_counted(hf_llava):
 
 
 @torch.no_grad()
-def test_flash_refuses_merged_tokens(batch, monkeypatch):
+def test_merged_tokens_fall_back_to_sdpa_under_flash(hf_llava, batch, monkeypatch):
+    """The kernel takes no bias for each key: only the first layer, before anything is merged, may use it."""
     import sys
     from types import SimpleNamespace
 
     from tests.conftest import tiny_hf_llava
 
-    def varlen(q, k, v, **settings):
-        return q
+    calls = []
 
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
+    def varlen(q, k, v, *, cu_seqlens_q, softmax_scale, **settings):
+        calls.append(len(q))
+        parts = []
+        for start, stop in cu_seqlens_q.unfold(0, 2, 1).tolist():
+            rows = (states[start:stop].transpose(0, 1)[None] for states in (q, k, v))
+            parts.append(sdpa.eager(*rows, None, softmax_scale)[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    def with_kvcache(q, k, v, *, cache_seqlens, softmax_scale):
+        mask = None if cache_seqlens is None else torch.arange(k.shape[1]) < cache_seqlens[:, None]
+        rows = (states.transpose(1, 2) for states in (q, k, v))
+        mask = None if mask is None else mask[:, None, None]
+        return sdpa.eager(*rows, mask, softmax_scale).transpose(1, 2)
+
+    package = SimpleNamespace(flash_attn_varlen_func=varlen, flash_attn_with_kvcache=with_kvcache)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
     model = tiny_hf_llava()
     model.model.language_model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
-        run(model, ToMe(r=2), batch)
+    for one, other in zip(run(model, ToMe(r=2), batch)[1], run(hf_llava, ToMe(r=2), batch)[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1  # prefill, layer 0
 
 
 @torch.no_grad()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dyvte import FixedExit, LearnedExit, NoExit, attach
-from dyvte.decoding.attention_weights import causal_logits
-from dyvte.decoding.policy import Observer
+from dyvte.decoding.attention.interface import AttentionInputs
+from dyvte.decoding.attention.logits import causal_logits
+from dyvte.decoding.packed import Layout
 from dyvte.study import attention_stats
 from dyvte.study.attention import over_samples
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, measures_of, statistics_of
@@ -143,26 +145,27 @@ def test_the_policy_within_still_observes(hf_llava, prompts):
     seen = []
 
     class Looks(NoExit):
-        def observe(self, layer, query, key, layout, trace):
-            seen.append((layer, query.shape[2]))
+        def observes(self, layer, layout):
+            return layer > 0
 
-    assert isinstance(Looks(), Observer)
+        def observe(self, layer, inputs, trace):
+            seen.append((layer, inputs.query.shape[2]))
+
     measured(hf_llava, prompts[0], "left", Looks())
-    assert seen == [(layer, 11) for layer in range(LAYERS)]
+    assert seen == [(layer, 11) for layer in range(1, LAYERS)]
 
 
-def test_a_model_of_another_scaling(hf_llava, prompts):
-    """The scaling that a model brings is used in place of the usual one."""
+def test_a_model_of_another_scaling(hf_llava, prompts, monkeypatch):
+    """The scaling of the model's layers is used, whatever it is."""
     usual, _ = measured(hf_llava, prompts[0], "left", NoExit())
-    scaling = hf_llava.model.language_model.layers[0].self_attn.scaling
-    with attach(hf_llava, AttentionStats(NoExit(), scaling)) as handle, torch.no_grad():
-        hf_llava(**prompts[0].hf(), use_cache=False)
-    torch.testing.assert_close(statistics_of(handle.traces[0]).mean, usual.mean)
-    with attach(hf_llava, AttentionStats(NoExit(), 0.0)) as handle, torch.no_grad():
+    for layer in hf_llava.model.language_model.layers:
+        monkeypatch.setattr(layer.self_attn, "scaling", 1e-9)
+    with attach(hf_llava, AttentionStats(NoExit())) as handle, torch.no_grad():
         hf_llava(**prompts[0].hf(), use_cache=False)
     # without any scores weights are even: 7 text tokens after 3 + 4 tokens see 8, 9, 10, 11 tokens, 4 of them visual
     even = statistics_of(handle.traces[0]).mean[0, 0, 1]
     assert even.tolist() == pytest.approx([sum(4 / n for n in (8, 9, 10, 11)) / 4] * LAYERS)
+    assert not torch.equal(even, usual.mean[0, 0, 1])
 
 
 def test_entropy_of_keys_whose_weights_round_to_zero():
@@ -193,7 +196,9 @@ def test_a_merged_token_counts_as_often_as_what_it_stands_for():
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, heads, 5, 8, generator=generator) for heads in (4, 2))
     sizes = torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0])
-    got = causal_logits(query, key, torch.tensor([3, 4]), 0, 5, sizes=sizes).softmax(-1)
+    layout = replace(Layout.of_text(torch.arange(5), 5), sizes=sizes)
+    inputs = AttentionInputs(query, key, key, layout, 8**-0.5)
+    got = causal_logits(inputs, torch.tensor([3, 4]), 0, 5).softmax(-1)
     counts = sizes.long()
     twice = key.repeat_interleave(counts, dim=2)  # each token as often as it counts
     token = torch.arange(5).repeat_interleave(counts)
@@ -220,7 +225,10 @@ def test_measuring_changes_no_reduction(hf_llava, prompts):
             seen.append("enter")
             return row
 
-        def observe_values(self, layer, value, layout, trace):
+        def observes(self, layer, layout):
+            return True
+
+        def observe(self, layer, inputs, trace):
             seen.append(("values", layer))
 
     measured(hf_llava, prompts[0], "left", Busy())

@@ -72,11 +72,11 @@ def test_attention_without_and_with_gates(studied, flags, monkeypatch, capsys):
 def test_an_interrupted_run_goes_on(studied, flags, tmp_path, monkeypatch):
     real, asked = attention.prefill_statistics, []
 
-    def interrupted(answerer, prompts, pixels):
+    def interrupted(answerer, batch):
         if asked:
             raise KeyboardInterrupt
-        asked.append(len(prompts))
-        return real(answerer, prompts, pixels)
+        asked.append(len(batch))
+        return real(answerer, batch)
 
     arguments = [*flags, "--output", str(tmp_path / "again"), "--method", "none"]
     monkeypatch.setattr(attention, "prefill_statistics", interrupted)
@@ -85,9 +85,9 @@ def test_an_interrupted_run_goes_on(studied, flags, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="when it ends"):
         AttentionStudy.read(tmp_path / "again")
 
-    def counted(answerer, prompts, pixels):
-        asked.append(len(prompts))
-        return real(answerer, prompts, pixels)
+    def counted(answerer, batch):
+        asked.append(len(batch))
+        return real(answerer, batch)
 
     monkeypatch.setattr(attention, "prefill_statistics", counted)
     attention.main(arguments)

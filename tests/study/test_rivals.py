@@ -181,12 +181,12 @@ def _plain_divergences(checkpoint, gqa) -> list[float]:
     rows = read_lines(str(gqa / "llava_gqa_testdev_balanced.jsonl"))[::2]
     for place, row in rows:
         question = prepare(item_of(row, place), str(gqa / "data/images"))
-        ids, mask, inputs = answerer.encode([answerer.prompt(question)], answerer.pixels([question]))
+        inputs = answerer.chat.place(answerer.batch([question])).inputs()
         logs = []
         for policy in (NoExit(), FixedExit(0), FixedExit(1)):
             answerer.handle.policy = policy
             with torch.no_grad():
-                output = answerer.model(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
+                output = answerer.model(**inputs, use_cache=False)
             logs.append(log_softmax(output.logits[0, -1].double(), -1))
         for index, early in enumerate(logs[1:]):
             means[index] += (early.exp() * (early - logs[0])).sum() / len(rows)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from dyvte.engine.images import load_image
+from dyvte.engine.instructions import read_records
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.mm_utils import load_image, process_images
+from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
-from llava.train.dataset import SupervisedCollator, SupervisedDataset, read_records
+from llava.train.dataset import SupervisedCollator, SupervisedDataset
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+"""Packed attention as one of transformers' attention functions.
+
+The model's own layers call it through ``ALL_ATTENTION_FUNCTIONS``, so they stay stock. It also fills the cache: a
+layer cannot know which token belongs to which sample.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from dyvte.decoding.attention.plan import KERNELS, AttentionPlan
+from dyvte.decoding.cache.ragged import RaggedCache
+from dyvte.decoding.packed import Layout
+from dyvte.families.base import DecoderConfig
+
+NAME = "dyvte_packed"
+# What stock layers pass on that changes nothing here: positions are in the rotary embedding already.
+_WITHOUT_EFFECT = frozenset(
+    {"position_ids", "use_cache", "cache_position", "past_key_values", "output_attentions"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """What one layer's attention works on.
+
+    Attributes:
+        query: (1, heads, T, head_dim), key: (1, kv_heads, T, head_dim), both after rotary embedding.
+        value: (1, kv_heads, T, head_dim).
+        layout: of the row's T tokens.
+        scaling: of the dot products.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: Layout
+    scaling: float
+
+
+@dataclass(frozen=True, eq=False)
+class PackedContext:
+    """What attention must know beyond queries, keys and values: passed through the layers as ``packed=``.
+
+    Attributes:
+        layout: of the row.
+        plan: how this layout is computed.
+        cache: filled on the way; None without.
+        observe: called before attention with what it works on.
+    """
+
+    layout: Layout
+    plan: AttentionPlan
+    cache: RaggedCache | None
+    observe: Callable[[AttentionInputs], None] | None = None
+
+
+def packed_attention(
+    module: Any,  # any family's attention module; of it only ``layer_idx`` is read
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    *,
+    packed: PackedContext,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each sequence over itself and what the cache holds of its sample.
+
+    Args:
+        query: (1, heads, T, head_dim) of the packed row.
+        key, value: (1, kv_heads, T, head_dim).
+        sliding_window: of the layer; served while no prompt is longer, so that every token sees all before it.
+        packed: layout, plan and cache.
+
+    Returns:
+        (1, T, heads, head_dim), and None for the weights, which are never made.
+
+    Raises:
+        ValueError: an argument would change the result in a way that is not computed here.
+    """
+    layout = packed.layout
+    _refuse(attention_mask=attention_mask, dropout=dropout or None, **kwargs)
+    if sliding_window is not None and layout.extent > sliding_window:
+        raise ValueError(
+            f"a prompt of up to {layout.extent} tokens is longer than the sliding window of {sliding_window} tokens "
+            "of this model's layers, which packed attention does not compute: shorten the prompt or detach the policy"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if packed.observe is not None:
+        packed.observe(AttentionInputs(query, key, value, layout, scaling))
+    held = None
+    if packed.cache is not None:
+        held = packed.cache.layers[module.layer_idx]
+        held.append(key, value, layout.lengths, layout.bias)
+    return packed.plan(query, key, value, held, scaling), None
+
+
+def _refuse(**arguments: Any) -> None:
+    """Raise ValueError for an argument of a stock layer that packed attention would have to drop."""
+    for name, value in arguments.items():
+        if value is not None and name not in _WITHOUT_EFFECT:
+            shown = value if isinstance(value, (int, float)) else "..."
+            raise ValueError(
+                f"this model's layers call attention with {name}={shown}, which packed attention does not compute: "
+                "exits are not available for it"
+            )
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+_lock = threading.Lock()
+_in_use: dict[int, tuple[int, str | None]] = {}
+"""id(config) -> how many forwards run on it now, and the attention implementation it had before them."""
+
+
+@contextmanager
+def packed_layers(config: DecoderConfig) -> Iterator[str]:
+    """Let the layers of ``config`` call packed attention for a while; yields the kernel they were set to.
+
+    Several threads may do so at once: the config goes back to its own implementation when the last one ends.
+
+    Raises:
+        ValueError: the model's attention implementation has no packed form.
+    """
+    with _lock:
+        users, own = _in_use.get(id(config), (0, config._attn_implementation_internal))
+        kernel = own or "sdpa"
+        if kernel not in KERNELS:
+            raise ValueError(
+                f"attention implementation {kernel!r} cannot run packed rows: load the model with "
+                f"attn_implementation set to one of {', '.join(KERNELS)}"
+            )
+        _in_use[id(config)] = users + 1, own
+        config._attn_implementation_internal = NAME
+    try:
+        yield kernel
+    finally:
+        with _lock:
+            users, own = _in_use[id(config)]
+            if users == 1:
+                del _in_use[id(config)]
+                config._attn_implementation_internal = own
+            else:
+                _in_use[id(config)] = users - 1, own
+
+
+def check_kernel(decoder: nn.Module) -> None:
+    """Raise ValueError when the decoder's attention implementation has no packed form."""
+    with packed_layers(decoder.config):  # type: ignore[arg-type]
+        pass

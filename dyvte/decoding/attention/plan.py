@@ -1,0 +1,65 @@
+"""Which kernel runs on what, decided once for all layers that see the same tokens.
+
+A plan is called by each layer with its queries, keys and values, after these were added to the cache. There are three
+situations, and each kernel has a plan for each of them:
+
+- *prefill*: sequences that attend to themselves;
+- *chunk*: sequences that continue what the cache holds of their samples;
+- *step*: one token per sample against what the cache holds.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from dyvte.decoding.attention import sdpa, varlen
+from dyvte.decoding.cache.ragged import RaggedLayer
+from dyvte.decoding.packed import Layout
+
+KERNELS = ("sdpa", "eager", "flash_attention_2", "torch_varlen")
+"""Attention implementations with a packed form: SDPA; plain matrix products, the slow reference; the variable-length
+kernels of the flash-attn package and of torch."""
+
+
+class AttentionPlan(Protocol):
+    """Attention of one layout."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+    ) -> Tensor:
+        """Causal attention within each sequence.
+
+        Args:
+            query: (1, heads, T, head_dim), key, value: (1, kv_heads, T, head_dim) of the packed row.
+            held: the layer's cache, which holds these keys and values already; None without a cache.
+            scaling: of the dot products.
+
+        Returns:
+            (1, T, heads, head_dim).
+        """
+        ...
+
+
+def make_plan(kernel: str, layout: Layout, continued: bool) -> AttentionPlan:
+    """The plan of a layout.
+
+    Args:
+        kernel: one of :data:`KERNELS`.
+        continued: whether the cache held tokens of the samples before.
+
+    Raises:
+        ImportError: the kernel's package is not installed.
+    """
+    step = continued and max(layout.lengths) == 1
+    if kernel in varlen.KERNELS and layout.sizes is None:
+        module = varlen.KERNELS[kernel]()
+        if step:
+            return varlen.Step(module)
+        return varlen.Chunk(module, layout) if continued else varlen.Prefill(module, layout)
+    # the variable-length kernels take no bias for each key, which merged tokens need
+    attend = sdpa.eager if kernel == "eager" else sdpa.sdpa
+    if step:
+        return sdpa.Step(attend)
+    return sdpa.Chunk(attend, layout) if continued else sdpa.Prefill(attend, layout)

@@ -1,0 +1,204 @@
+"""Plans for kernels that take sequences of any lengths in one call, by the offsets at which they begin.
+
+Two packages have one: ``flash-attn``, and torch itself (``torch.nn.attention.varlen``, from 2.10). Both need CUDA and
+half precision. Neither takes a bias for each key, so rows with merged tokens go to SDPA
+(:func:`~dyvte.decoding.attention.plan.make_plan`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyvte.decoding.attention import sdpa
+from dyvte.decoding.cache.ragged import RaggedLayer
+from dyvte.decoding.packed import Layout, to_device
+
+
+class VarlenKernel(Protocol):
+    """A variable-length kernel."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        offsets: tuple[Tensor, Tensor],
+        longest: tuple[int, int],
+        scaling: float,
+    ) -> Tensor:
+        """Causal attention, queries being the last tokens of their sequences.
+
+        Args:
+            query: (T, heads, d), key, value: (K, kv_heads, d), sequences one after another.
+            offsets: (G + 1,) int32, where queries and keys of each sequence begin and the last ones end.
+            longest: most queries and most keys of a sequence.
+
+        Returns:
+            (T, heads, d).
+        """
+        ...
+
+    def step(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
+    ) -> Tensor:
+        """One query per sample over a cache with unused capacity at its end.
+
+        Args:
+            query: (S, heads, 1, d), key, value: (S, kv_heads, K, d).
+            lengths: (S,) int32, keys of each sample; None where all K count.
+
+        Returns:
+            (S, heads, 1, d).
+        """
+        ...
+
+
+class FlashAttention:
+    """The flash-attn package."""
+
+    def __init__(self) -> None:
+        import flash_attn  # an extra
+
+        self._package = flash_attn
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        offsets: tuple[Tensor, Tensor],
+        longest: tuple[int, int],
+        scaling: float,
+    ) -> Tensor:
+        """See :class:`VarlenKernel`."""
+        return self._package.flash_attn_varlen_func(
+            query,
+            key,
+            value,
+            cu_seqlens_q=offsets[0],
+            cu_seqlens_k=offsets[1],
+            max_seqlen_q=longest[0],
+            max_seqlen_k=longest[1],
+            softmax_scale=scaling,
+            causal=True,
+        )
+
+    def step(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
+    ) -> Tensor:
+        """See :class:`VarlenKernel`."""
+        out = self._package.flash_attn_with_kvcache(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            cache_seqlens=lengths,
+            softmax_scale=scaling,
+        )
+        return out.transpose(1, 2)
+
+
+class TorchVarlen:
+    """torch's own kernel."""
+
+    def __init__(self) -> None:
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:
+            raise ImportError(
+                f"torch_varlen needs torch 2.10 or newer, this is {torch.__version__}: use sdpa"
+            ) from None
+        self._kernel = varlen_attn
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        offsets: tuple[Tensor, Tensor],
+        longest: tuple[int, int],
+        scaling: float,
+    ) -> Tensor:
+        """See :class:`VarlenKernel`."""
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:  # early versions take as many heads of keys as of queries
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        out = self._kernel(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            *offsets,
+            *longest,
+            scale=scaling,
+            window_size=(-1, 0),
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    def step(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
+    ) -> Tensor:
+        """SDPA: for single queries it takes the cache as it lies, through a mask."""
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(key.shape[2], device=key.device) < lengths[:, None])[:, None, None]
+        return sdpa.sdpa(query, key, value, mask, scaling)
+
+
+KERNELS = {"flash_attention_2": FlashAttention, "torch_varlen": TorchVarlen}
+"""By name of the attention implementation."""
+
+
+class Prefill:
+    """Sequences that attend to themselves, in one call whatever their lengths."""
+
+    def __init__(self, kernel: VarlenKernel, layout: Layout) -> None:
+        self._kernel, self._offsets, self._longest = kernel, layout.offsets, max(layout.lengths)
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+    ) -> Tensor:
+        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
+        rows = (states[0].transpose(0, 1) for states in (query, key, value))
+        offsets, longest = (self._offsets, self._offsets), (self._longest, self._longest)
+        return self._kernel.attend(*rows, offsets, longest, scaling)[None]
+
+
+class Chunk:
+    """Sequences that continue what the cache holds, whose keys and values are copied together."""
+
+    def __init__(self, kernel: VarlenKernel, layout: Layout) -> None:
+        self._kernel, self._offsets, self._longest = kernel, layout.offsets, max(layout.lengths)
+        self._fallback = sdpa.Chunk(sdpa.sdpa, layout)
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+    ) -> Tensor:
+        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
+        assert held is not None, "a chunk continues a cache"
+        if held.bias is not None:
+            return self._fallback(query, key, value, held, scaling)
+        keys, values = held.packed()
+        offsets = to_device(np.cumsum((0, *held.lengths), dtype=np.int32), query.device)
+        rows = (states.transpose(0, 1) for states in (query[0], keys, values))
+        longest = self._longest, max(held.lengths)
+        return self._kernel.attend(*rows, (self._offsets, offsets), longest, scaling)[None]
+
+
+class Step(sdpa.Step):
+    """One token per sample; groups of samples with unused capacity are read by their lengths instead of a mask."""
+
+    def __init__(self, kernel: VarlenKernel) -> None:
+        super().__init__(self._by_length)
+        self._kernel = kernel
+
+    def _by_length(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> Tensor:
+        if mask is not None and mask.dtype != torch.bool:  # a bias of merged tokens
+            return sdpa.sdpa(query, key, value, mask, scaling)
+        lengths = None if mask is None else mask.flatten(1).sum(1, dtype=torch.int32)
+        return self._kernel.step(query, key, value, lengths, scaling)

@@ -1,0 +1,225 @@
+"""LLaVA behind the engine's interface: conversation templates, tokenizer, image processor and splice."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.policy import NoExit
+from dyvte.engine.model import (
+    Batch,
+    ChatModel,
+    Collator,
+    Generation,
+    ModelOptions,
+    TrainingSet,
+    model_name_of,
+    moved,
+)
+from dyvte.engine.questions import Question
+from dyvte.gates.supervision import Embedded
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+)
+from llava.conversation import conv_templates
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.model.llava_arch import Spliced
+from llava.train.arguments import DataArguments
+from llava.train.dataset import make_supervised_data_module
+
+_MODES_BY_NAME = {
+    "llama-2": "llava_llama_2",
+    "mistral": "mistral_instruct",
+    "v1.6-34b": "chatml_direct",
+    "v1": "llava_v1",
+    "mpt": "mpt",
+}
+
+
+def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
+    """The conversation template that a checkpoint's config names as ``conversation_template``, else the one that
+    LLaVA takes for a model of this name.
+    """
+    config = Path(model_path or "") / "config.json"
+    if model_path and config.is_file():
+        named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
+        if named:
+            return named
+    name = model_name.lower()
+    return next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0")
+
+
+def open_chat_model(options: ModelOptions) -> LlavaChatModel:
+    """Load a LLaVA checkpoint, or a plain language model, which then takes no images.
+
+    Raises:
+        FileNotFoundError: a file of the checkpoint is missing.
+        ValueError: there is no such conversation template, or the checkpoint is of another family.
+    """
+    template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
+    check_conv_mode(template)
+    attention = options.attn_implementation
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        options.model_path,
+        options.model_base,
+        model_name_of(options.model_path),
+        load_8bit=options.load_8bit,
+        load_4bit=options.load_4bit,
+        device=options.device,
+        gates=options.gates,
+        dtype=options.dtype,
+        **({"attn_implementation": attention} if attention else {}),
+    )
+    handle = None
+    if image_processor is not None:
+        handle = getattr(model, "exit_handle", None) or attach(model, NoExit())
+    return LlavaChatModel(model, tokenizer, image_processor, template, handle)
+
+
+def check_conv_mode(name: str) -> None:
+    """Raise ValueError when there is no such conversation template."""
+    if name not in conv_templates:
+        raise ValueError(f"unknown conversation mode {name!r}: use one of {', '.join(conv_templates)}")
+
+
+class LlavaChatModel(ChatModel):
+    """LLaVA, or a plain language model with LLaVA's conversation templates.
+
+    Args:
+        model, tokenizer, image_processor: as ``load_pretrained_model`` gives them; no processor, no images.
+        template: name of a conversation template.
+        handle: the policy attached to ``model``.
+
+    Raises:
+        ValueError: there is no such template.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, template: str, handle: Handle | None
+    ) -> None:
+        check_conv_mode(template)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = template
+        self.handle = handle
+        self.end_token_id = tokenizer.eos_token_id
+        self._llava = model  # the same, for what only LLaVA's class has
+        self._tokenizing = threading.Lock()  # batches are made in another thread than answers are decoded
+
+    def user_turn(self, question: Question) -> str:
+        """The question with its image tokens: where it has placeholders for them, else in front."""
+        count = len(question.images)
+        token = DEFAULT_IMAGE_TOKEN
+        if getattr(self._llava.config, "mm_use_im_start_end", False):
+            token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+        text = re.sub(
+            f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(DEFAULT_IMAGE_TOKEN)}", token, question.text
+        )
+        placed = text.count(token)
+        if placed not in (0, count):
+            raise ValueError(f"the question has places for {placed} images, but comes with {count}: {text!r}")
+        return text if placed else (token + "\n") * count + text
+
+    def prompt(self, question: Question) -> str:
+        conversation = conv_templates[self.template].copy()
+        conversation.append_message(conversation.roles[0], self.user_turn(question))
+        conversation.append_message(conversation.roles[1], None)
+        return conversation.get_prompt()
+
+    def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
+        with self._tokenizing:
+            rows = [torch.tensor(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
+        ids = torch.full((len(rows), max(len(row) for row in rows)), self._pad_token_id)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, ids.shape[1] - len(row) :] = row
+            mask[index, ids.shape[1] - len(row) :] = 1
+        if not images:
+            return Batch(ids, mask)
+        if self.image_processor is None:
+            raise ValueError("this model takes no images: it has no vision tower")
+        pixels = process_images(list(images), self.image_processor, self._llava.config)
+        return Batch(ids, mask, {"images": pixels, "image_sizes": [image.size for image in images]})
+
+    def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
+        batch = self.place(batch)
+        output = self._llava.generate(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pad_token_id=self._pad_token_id,
+            streamer=streamer,
+            **batch.images,
+            **generation.arguments(),
+        )
+        # a plain language model repeats the prompt
+        return output[:, batch.input_ids.shape[1] :] if self.image_processor is None else output
+
+    def decode(self, ids: Tensor) -> list[str]:
+        with self._tokenizing:
+            return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def embed(self, batch: Batch, answers: Tensor, answer_mask: Tensor) -> Embedded:
+        batch = self.place(batch)
+        prompt = torch.full_like(batch.input_ids, IGNORE_INDEX)
+        return _embedded(
+            self._llava.splice_images(
+                torch.cat([batch.input_ids, answers], 1),
+                torch.cat([batch.attention_mask.bool(), answer_mask], 1),
+                torch.cat([prompt, answers.where(answer_mask, IGNORE_INDEX)], 1),
+                **batch.images,
+            )
+        )
+
+    def training_data(
+        self, data_path: str, image_folder: str, max_length: int = 2048
+    ) -> tuple[TrainingSet, Collator]:
+        config = self._llava.config
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = max_length
+        tokenizer.pad_token_id = self._pad_token_id
+        arguments = DataArguments(
+            data_path=data_path,
+            image_folder=image_folder,
+            is_multimodal=True,
+            image_aspect_ratio=getattr(config, "image_aspect_ratio", None) or "square",
+            image_grid_pinpoints=getattr(config, "image_grid_pinpoints", None),
+        )
+        module = make_supervised_data_module(
+            tokenizer,
+            arguments,
+            conv_templates[self.template],
+            self._llava.get_vision_tower(),
+            config,
+            blank_image=False,
+        )
+        return module["train_dataset"], module["data_collator"]
+
+    def embed_samples(self, batch: dict[str, Any]) -> Embedded:
+        names = ("input_ids", "attention_mask", "labels", "images", "image_sizes")
+        inputs = (moved(batch.get(name), self.device, self._llava.dtype) for name in names)
+        return _embedded(self._llava.splice_images(*inputs))
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.tokenizer.eos_token_id
+
+
+def _embedded(spliced: Spliced) -> Embedded:
+    return Embedded(spliced.inputs_embeds, spliced.labels, spliced.visual_mask, spliced.attention_mask)
