@@ -146,7 +146,8 @@ def test_without_extras_every_command_helps_or_names_its_extra(python, tmp_path)
     wrong = {
         name: end
         for name, end in ends.items()
-        if end[0] not in (0, "returned") and not (end[0] == "MissingExtra" and "pip install 'dyvte[" in end[1])
+        if end[0] not in (0, "returned")
+        and not (end[0] == "MissingExtra" and "pip install 'dyvte[" in end[1])
     }
     assert not wrong
     assert [name for name, end in ends.items() if end[0] == "MissingExtra"], "nothing was hidden"
