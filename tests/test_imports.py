@@ -44,3 +44,8 @@ def test_models_know_no_training(path):
 @pytest.mark.parametrize("path", files("dyvte/decoding"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_loop_knows_no_method(path):
     assert not [name for name in imported(path) if name.startswith(("dyvte.gates", "dyvte.reduction"))]
+
+
+@pytest.mark.parametrize("path", files("dyvte"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_knows_no_llava(path):
+    assert not [name for name in imported(path) if name.split(".")[0] == "llava"]

@@ -96,14 +96,35 @@ class Layout:
         """(G,) where each sequence begins in the row."""
         return tuple(np.searchsorted(self.owners, range(len(self.samples))).tolist())
 
+    def last_of(self, tokens: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(G,) index of each sequence's last token among the chosen ones (T,), -1 where it has none."""
+        last = np.full(len(self.samples), -1)
+        at = np.flatnonzero(tokens)
+        last[self.owners[at]] = at  # of several values the last one stays
+        return last
+
     @cached_property
-    def can_exit(self) -> tuple[bool, ...]:
-        """(G,) whether a sequence's visual tokens may leave: there are some, and the last token is not one.
+    def last_visual(self) -> NDArray[np.int64]:
+        """(G,) index of each sequence's last visual token, -1 where it has none."""
+        return self.last_of(self.kinds == VISUAL)
+
+    @cached_property
+    def text_after_image(self) -> NDArray[np.bool_]:
+        """(T,) prompt text that follows the last visual token of its sequence; all text where there is none."""
+        return (self.kinds == TEXT) & (np.arange(len(self.owners)) > self.last_visual[self.owners])
+
+    @cached_property
+    def last_text(self) -> NDArray[np.int64]:
+        """(G,) index of the last token of :attr:`text_after_image`, -1 where there is none."""
+        return self.last_of(self.text_after_image)
+
+    @cached_property
+    def may_exit(self) -> tuple[int, ...]:
+        """The sequences that may lose visual tokens: they have some, and prompt text after the last of them.
 
         A prompt that ends in an image predicts its answer from a visual token, which therefore has to stay.
         """
-        ends = (start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True))
-        return tuple(bool(n) and self.kinds[end] != VISUAL for n, end in zip(self.visual, ends, strict=True))
+        return tuple(np.flatnonzero((self.last_visual >= 0) & (self.last_text >= 0)).tolist())
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
@@ -272,10 +293,10 @@ def unpack(row: PackedRow, batch: int, columns: int) -> Tensor:
     return torch.cat([out[:, :-1], last_column[:, None]], dim=1)
 
 
-def drop_visual(row: PackedRow, sequences: Sequence[bool]) -> PackedRow:
-    """The row without the visual tokens of the chosen sequences (G flags)."""
+def drop_visual(row: PackedRow, sequences: Sequence[int]) -> PackedRow:
+    """The row without the visual tokens of the chosen sequences."""
     layout = row.layout
-    leaving = (layout.kinds == VISUAL) & np.array(sequences, bool)[layout.owners]
+    leaving = (layout.kinds == VISUAL) & np.isin(layout.owners, sequences)
     return row.select(np.flatnonzero(~leaving))
 
 

@@ -64,12 +64,12 @@ class FixedExit(Policy):
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Drop the visual tokens of every sample that may lose them, after the chosen layer."""
-        return row if layer != self.layer else exit_sequences(row, row.layout.can_exit, layer, trace)
+        return exit_sequences(row, row.layout.may_exit, layer, trace) if layer == self.layer else row
 
 
-def exit_sequences(row: PackedRow, leaving: Sequence[bool], layer: int, trace: ExitTrace) -> PackedRow:
+def exit_sequences(row: PackedRow, leaving: Sequence[int], layer: int, trace: ExitTrace) -> PackedRow:
     """Drop the visual tokens of the ``leaving`` sequences and note the exits."""
-    if not any(leaving):
+    if not leaving:
         return row
-    trace.record_exit(layer, [s for s, gone in zip(row.layout.samples, leaving, strict=True) if gone])
+    trace.record_exit(layer, [row.layout.samples[sequence] for sequence in leaving])
     return drop_visual(row, leaving)

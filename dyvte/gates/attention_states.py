@@ -21,7 +21,7 @@ from torch import Tensor
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.attention.logits import causal_logits
 from dyvte.decoding.packed import TEXT, VISUAL
-from dyvte.gates.states import ATTENTION_STATES, state_index
+from dyvte.gates.states import ATTENTION_STATES
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def attention_states(inputs: AttentionInputs, length: int) -> dict[str, Tensor]:
     """
     layout, dtype = inputs.layout, inputs.query.dtype
     rows: dict[str, list[Tensor]] = {name: [] for name in ATTENTION_STATES}
-    for sequence in state_index(layout).sequences:
+    for sequence in layout.may_exit:
         start, stop = layout.starts[sequence], layout.starts[sequence] + layout.lengths[sequence]
         for name, vector in zip(ATTENTION_STATES, _vectors(inputs, start, stop), strict=True):
             stretched = torch.nn.functional.interpolate(vector[None, None], size=length, mode="linear")

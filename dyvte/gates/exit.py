@@ -14,7 +14,7 @@ from dyvte.decoding.policy import Policy, exit_sequences
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import gather_states, reads_attention, state_index
+from dyvte.gates.states import gather_states, reads_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +69,18 @@ class LearnedExit(Policy):
         """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
         if not self._asks(layer, row.layout):
             return row
-        sequences = state_index(row.layout).sequences
+        sequences = row.layout.may_exit
         states = gather_states(row, self.gates.states, trace.scratch.pop(self, None))
         probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[sequence] for sequence in sequences]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
-        leaving = [False] * len(row.layout.lengths)
         # a NaN compares as False: it never exits. Reading the decisions makes the host wait for the device.
         decisions: list[bool] = (probabilities > cast(float, self.threshold)).tolist()
-        for sequence, decision in zip(sequences, decisions, strict=True):
-            leaving[sequence] = decision
+        leaving = [sequence for sequence, decision in zip(sequences, decisions, strict=True) if decision]
         return exit_sequences(row, leaving, layer, trace)
 
     def _asks(self, layer: int, layout: Layout) -> bool:
         """Whether the layer's gate takes part, and some sample has an image that may leave."""
         last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
         in_range = self.first_layer <= layer <= last and self.gates.has_gate(layer)
-        return in_range and any(layout.visual) and bool(state_index(layout).sequences)
+        return in_range and bool(layout.may_exit)

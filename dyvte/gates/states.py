@@ -14,10 +14,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dyvte.decoding.packed import TEXT, VISUAL, Layout, PackedRow
+from dyvte.decoding.packed import VISUAL, Layout, PackedRow
 
 STATES = ("mean_visual", "last_visual", "mean_text", "last_text")
 PAPER_STATES = ("mean_text", "last_text")
@@ -48,7 +47,7 @@ class StateIndex:
     """Where the states of a layout's sequences are; made once per layout.
 
     Attributes:
-        sequences: the sequences that have states: visual tokens, and prompt text after them.
+        sequences: the sequences that have states, ``layout.may_exit``.
         last: {"text", "visual"} -> (n,) index of the last token.
         others: {"text", "visual"} -> ((m,) tokens that the means are over, (m,) the row of ``sequences`` of each,
             (n,) how many).
@@ -90,34 +89,27 @@ def state_index(layout: Layout) -> StateIndex:
 
 
 def _make_index(layout: Layout) -> StateIndex:
-    kinds, owner, count = layout.kinds, layout.owners, len(layout.samples)
-    token = np.arange(len(owner))
-
-    def last_of(member: NDArray) -> NDArray:
-        """(G,) index of each sequence's last member, -1 where it has none."""
-        last = np.full(count, -1)
-        last[owner[member]] = token[member]  # of several values the last one stays
-        return last
-
-    members = {"visual": kinds == VISUAL}
-    last_visual = last_of(members["visual"])
-    members["text"] = (kinds == TEXT) & (token > last_visual[owner])
-    lasts = {"visual": last_visual, "text": last_of(members["text"])}
-    own = np.array([origin is None for origin in layout.forked_at])
-    has_states = (lasts["visual"] >= 0) & (lasts["text"] >= 0) & own
-    sequences = np.flatnonzero(has_states)
-    rank = np.cumsum(has_states) - 1
-
-    others = {}
-    for kind, member in members.items():
-        total = np.bincount(owner[member], minlength=count)
+    owner, sequences = layout.owners, np.array(layout.may_exit, dtype=np.int64)
+    rank = np.full(len(layout.samples), -1)
+    rank[sequences] = np.arange(len(sequences))
+    members = {
+        "visual": (layout.kinds == VISUAL, layout.last_visual),
+        "text": (layout.text_after_image, layout.last_text),
+    }
+    others: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for kind, (member, last) in members.items():
+        total = np.bincount(owner[member], minlength=len(rank))
+        token = np.arange(len(owner))
         # all but the last; a sequence's only token stands for the mean
-        in_mean = member & has_states[owner] & ((token != lasts[kind][owner]) | (total[owner] == 1))
-        parts = token[in_mean], rank[owner[in_mean]], np.maximum(total[sequences] - 1, 1)
-        others[kind] = tuple(map(layout.to_device, parts))
+        in_mean = member & (rank[owner] >= 0) & ((token != last[owner]) | (total[owner] == 1))
+        counts = np.maximum(total[sequences] - 1, 1)
+        tokens, ranks, many = (
+            layout.to_device(part) for part in (token[in_mean], rank[owner[in_mean]], counts)
+        )
+        others[kind] = tokens, ranks, many
     return StateIndex(
-        sequences=tuple(sequences.tolist()),
-        last={kind: layout.to_device(last[sequences]) for kind, last in lasts.items()},
+        sequences=layout.may_exit,
+        last={kind: layout.to_device(last[sequences]) for kind, (_, last) in members.items()},
         others=others,
     )
 

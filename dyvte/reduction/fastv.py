@@ -8,7 +8,6 @@ from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, observe_attention
 
 
@@ -53,5 +52,5 @@ class FastV(Policy):
         if layer != self.k - 1 or self.r == 0:
             return row
         layout = row.layout
-        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in state_index(layout).sequences}
+        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in layout.may_exit}
         return keep_highest(row, trace.scratch.pop(self).on(layout), counts, layer, trace)

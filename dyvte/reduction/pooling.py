@@ -10,7 +10,6 @@ import torch
 from dyvte.decoding.packed import PackedRow, merge_tokens
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 from dyvte.reduction.scores import visual_index
 
 
@@ -45,7 +44,7 @@ class Pooling(Policy):
             return row
         layout = row.layout
         into = torch.arange(len(layout.positions), device=layout.positions.device)
-        for sequence in state_index(layout).sequences:
+        for sequence in layout.may_exit:
             visual = visual_index(layout, sequence)
             ends = (visual.diff() != 1).nonzero().flatten() + 1
             for image in visual.tensor_split(ends.cpu()):

@@ -8,7 +8,6 @@ from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, observe_attention
 
 
@@ -64,7 +63,7 @@ class PyramidDrop(Policy):
         share = self.ratio ** (ends.index(layer) + 1)
         counts = {
             sequence: kept_count(trace.visual_tokens[layout.samples[sequence]], share)
-            for sequence in state_index(layout).sequences
+            for sequence in layout.may_exit
         }
         observed = trace.scratch.pop(self, None)  # nothing where no image is left
         return row if observed is None else keep_highest(row, observed.on(layout), counts, layer, trace)

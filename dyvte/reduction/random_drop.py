@@ -10,7 +10,6 @@ from torch import Tensor
 from dyvte.decoding.packed import PackedRow
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual_index
 
 
@@ -51,16 +50,15 @@ class RandomDrop(Policy):
         return self._drop(layer, row, trace) if layer == self.k - 1 else row
 
     def _drop(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        layout, index = row.layout, state_index(row.layout)
+        layout = row.layout
         if self.r == 0:
             return row
         scores = torch.zeros(len(layout.positions), device=row.hidden.device)
-        for sequence, last in zip(index.sequences, index.last["text"], strict=True):
+        for sequence in layout.may_exit:
             visual = visual_index(layout, sequence)
-            scores[visual] = self._draw(len(visual), layout.positions[torch.stack([visual[0], last])]).to(
-                scores
-            )
-        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in index.sequences}
+            ends = torch.stack([visual[0], visual.new_tensor(layout.last_text[sequence])])
+            scores[visual] = self._draw(len(visual), layout.positions[ends]).to(scores)
+        counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in layout.may_exit}
         return keep_highest(row, scores, counts, layer, trace)
 
     def _draw(self, count: int, place: Tensor) -> Tensor:

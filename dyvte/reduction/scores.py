@@ -1,7 +1,6 @@
 """What methods that choose visual tokens share: the last text token's attention, and keeping the best of a sample.
 
-The samples that may lose visual tokens are those of :func:`dyvte.gates.states.state_index`: they have some, and
-prompt text after the last of them. A prompt that ends in an image keeps all of it.
+The samples that may lose visual tokens are those of ``Layout.may_exit``.
 
 Shapes: T tokens of the row, G sequences.
 """
@@ -19,7 +18,6 @@ from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.attention.logits import causal_logits
 from dyvte.decoding.packed import VISUAL, Layout, PackedRow, select_tokens
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +45,10 @@ def last_text_attention(inputs: AttentionInputs) -> Iterator[tuple[int, slice, T
         weights over them, (heads, n) float32.
     """
     layout = inputs.layout
-    index = state_index(layout)
-    last_text = index.last["text"]
-    for at, (sequence, last) in enumerate(zip(index.sequences, last_text.tolist(), strict=True)):
-        seen = slice(layout.starts[sequence], last + 1)
-        yield (
-            sequence,
-            seen,
-            causal_logits(inputs, last_text[at : at + 1], seen.start, seen.stop)[:, 0].softmax(-1),
-        )
+    for sequence in layout.may_exit:
+        seen = slice(layout.starts[sequence], int(layout.last_text[sequence]) + 1)
+        query = layout.to_device(layout.last_text[sequence : sequence + 1])
+        yield sequence, seen, causal_logits(inputs, query, seen.start, seen.stop)[:, 0].softmax(-1)
 
 
 def observe_attention(layer: int, inputs: AttentionInputs, trace: ExitTrace) -> Observed:

@@ -11,7 +11,6 @@ from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow, merge_tokens
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.gates.states import state_index
 from dyvte.reduction.scores import Observed, visual_index
 
 
@@ -75,7 +74,7 @@ class ToMe(Policy):
         layout = row.layout
         keys = normalize(observed.on(layout), dim=-1)
         into = torch.arange(len(layout.positions), device=keys.device)
-        sequences = [sequence for sequence in state_index(layout).sequences if layout.visual[sequence] > 1]
+        sequences = [sequence for sequence in layout.may_exit if layout.visual[sequence] > 1]
         for sequence in sequences:
             visual = visual_index(layout, sequence)
             first, second = visual[::2], visual[1::2]

@@ -46,7 +46,7 @@ def test_states_by_hand():
 
 def test_states_are_those_of_samples_that_still_have_images():
     row = row_of(["tvvtt", "tvtt", "vvttt"])
-    row = drop_visual(row, [False, True, False])
+    row = drop_visual(row, [1])
     assert state_index(row.layout).sequences == (0, 2)
     assert state_index(fork(row, 0).layout).sequences == (0, 2)
 
