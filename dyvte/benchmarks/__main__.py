@@ -12,6 +12,7 @@ from pathlib import Path
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.benchmarks.benchmark import describe
 from dyvte.benchmarks.check import check, ready
+from dyvte.cli import one_line_errors
 
 DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
@@ -127,10 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = build_parser().parse_args(arguments[:end], argparse.Namespace(arguments=arguments[end + 1 :]))
-    try:
+    with one_line_errors("python -m dyvte.benchmarks"):
         options.action(options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from dyvte.benchmarks.mmvet_grades import (
     source_path,
     table,
 )
+from dyvte.engine.questions import OPEN_QUESTIONS
 
 SAMPLES = "mm-vet.json"
 SUBSET = "bard_set.json"
@@ -259,6 +260,6 @@ BENCHMARK = Benchmark(
     ground_truth=lambda data_dir: [data_dir / SAMPLES],
     score=score,
     variants=(ALL, BARD_SET),
-    runner="llava.eval.model_vqa",
+    questions=OPEN_QUESTIONS,
     check_questions=check_questions,
 )

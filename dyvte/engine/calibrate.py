@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dyvte.cli import run
 from dyvte.cost.flops import layer_flops, prefill_flops
 from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
@@ -31,7 +32,7 @@ from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.model import Batch
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items
-from dyvte.engine.run import prepared_batches, run
+from dyvte.engine.run import prepared_batches
 from dyvte.gates.calibration import (
     CONFIDENCE,
     Calibration,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answers_file import run_settings
 from dyvte.engine.questions import Item, check_items
+from dyvte.engine.run import question_parser
 from dyvte.gates.exit import LearnedExit
 from dyvte.provenance import git_state, hardware, sha256_of, versions
 
 
 def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.ArgumentParser:
-    """A parser with the benchmark's name, its folder, ``--output``, and the flags of the benchmark's runner.
+    """A parser with the benchmark's name, its folder, ``--output``, and the flags of its question format.
 
     Args:
         arguments: the command line, which names the benchmark; that of the process by default.
@@ -27,8 +27,7 @@ def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.
     names = argparse.ArgumentParser(add_help=False)
     names.add_argument("name", choices=sorted(BENCHMARKS))
     known, _ = names.parse_known_args(arguments)
-    parser = importlib.import_module(get_benchmark(known.name).runner).build_parser()
-    parser.description = description
+    parser = question_parser(get_benchmark(known.name).questions, description)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
@@ -54,7 +53,7 @@ def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
     """
     benchmark = get_benchmark(args.name)
     args.question_file = str(args.data_dir / benchmark.question_file)
-    items = importlib.import_module(benchmark.runner).read_items(args)
+    items = benchmark.questions.read(args)
     items = spread(items, getattr(args, "limit", None))
     folder = str(args.data_dir / benchmark.image_folder)
     check_items(items, folder)
