@@ -37,11 +37,7 @@ class LargestStates(Policy):
             return row
         norms = row.hidden[0].norm(dim=-1)
         layout = row.layout
-        counts = {
-            sample: kept_count(layout.visual[sample], self.keep)
-            for sample, can_exit in enumerate(layout.can_exit)
-            if can_exit
-        }
+        counts = {sample: kept_count(layout.visual[sample], self.keep) for sample in layout.may_exit}
         return keep_highest(row, norms, counts, layer, trace)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.commands import commands
+from tests.fixtures.index import write_index
 from tests.packaging.test_dependencies import PROJECT, declared
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +38,12 @@ with attach(model, FixedExit(1)) as handle:
 print(dyvte.__file__)
 """
 
-# Runs commands with --help in one process, packages of extras hidden or not, and writes how each ended.
+# Runs commands in one process, packages of extras hidden or not, and writes how each ended.
 HELP = """
 import contextlib, importlib.metadata, io, json, runpy, sys
 from importlib.machinery import PathFinder
 
-names, hidden = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
+lines, hidden = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
 
 class Finder(PathFinder):
     @classmethod
@@ -51,17 +52,17 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 ends = {}
-for name in names:
-    sys.argv = [name, "--help"]
+for line in lines:
+    sys.argv = line.split()
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
-        ends[name] = ["returned", said.getvalue()]
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        ends[line] = ["returned", said.getvalue()]
     except SystemExit as end:
-        ends[name] = [end.code, said.getvalue()]
+        ends[line] = [end.code, said.getvalue()]
     except BaseException as error:
-        ends[name] = [type(error).__name__, str(error)]
+        ends[line] = [type(error).__name__, str(error)]
 print(json.dumps(ends))
 """
 
@@ -98,10 +99,15 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     )
 
 
-def helped(python: Path, cwd: Path, hidden: list[str]) -> dict[str, list]:
-    done = run(python, "-c", HELP, json.dumps(list(commands())), json.dumps(hidden), cwd=cwd)
+def ends_of(python: Path, cwd: Path, lines: list[str], hidden: list[str]) -> dict[str, list]:
+    """How each command line ends: its exit code, or the name of its exception, and what it says."""
+    done = run(python, "-c", HELP, json.dumps(lines), json.dumps(hidden), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def helps() -> list[str]:
+    return [f"{name} --help" for name in write_index.commands()]
 
 
 def test_it_attaches(python, tmp_path):
@@ -123,13 +129,28 @@ def test_licence_version_and_data_are_in_it(python, tmp_path):
     assert done.stdout.split() == ["0.1.0", "True", "2", "['llava']"], done.stderr
 
 
-def test_every_command_helps(python, tmp_path):
-    wrong = {
-        name: end
-        for name, end in helped(python, tmp_path, []).items()
-        if end[0] not in (0, "returned") or not end[1]
-    }
+def documented() -> dict[str, set[str]]:
+    """Command line that shows the help -> flags that the pages show for it."""
+    found: dict[str, set[str]] = {}
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.search(r"python -m ((?:dyvte|llava)\S*)(.*)", line.partition("#")[0])
+                if command:
+                    words = re.sub(r"[\[\]|]", " ", command[2].partition("[--")[0]).split()
+                    first = words[0] if words and re.fullmatch(r"[a-z]\w*", words[0]) else ""
+                    flags = {word for word in words if word.startswith("--")}
+                    found.setdefault(" ".join([command[1], first, "--help"]), set()).update(flags)
+    return found
+
+
+def test_every_command_helps_and_knows_the_flags_in_the_pages(python, tmp_path):
+    shown = documented()
+    ends = ends_of(python, tmp_path, [*helps(), *shown], [])
+    wrong = {line: end for line, end in ends.items() if end[0] not in (0, "returned") or not end[1]}
     assert not wrong
+    unknown = {line: {flag for flag in flags if flag not in ends[line][1]} for line, flags in shown.items()}
+    assert not {line: flags for line, flags in unknown.items() if flags}
 
 
 def test_without_extras_every_command_helps_or_names_its_extra(python, tmp_path):
@@ -142,7 +163,7 @@ def test_without_extras_every_command_helps_or_names_its_extra(python, tmp_path)
     }
     hidden = sorted(module for module, names in normal.items() if extras.intersection(names))
     assert {"pandas", "matplotlib", "sklearn", "peft"} <= set(hidden)
-    ends = helped(python, tmp_path, hidden)
+    ends = ends_of(python, tmp_path, helps(), hidden)
     wrong = {
         name: end
         for name, end in ends.items()
@@ -151,8 +172,8 @@ def test_without_extras_every_command_helps_or_names_its_extra(python, tmp_path)
     }
     assert not wrong
     assert [name for name, end in ends.items() if end[0] == "MissingExtra"], "nothing was hidden"
-    core = {name for name in ends if name.startswith(("dyvte.gates", "dyvte.engine", "llava."))}
-    assert {name for name in core if ends[name][0] == "MissingExtra"} <= LLAVA_SCORERS
+    core = [line for line in ends if line.startswith(("dyvte.gates", "dyvte.engine", "llava."))]
+    assert {line.split()[0] for line in core if ends[line][0] == "MissingExtra"} <= LLAVA_SCORERS
 
 
 LLAVA_SCORERS = {
