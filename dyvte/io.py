@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Generator[Path, None, None]:
+def whole_file(path: str | Path) -> Generator[Path]:
     """A temporary path in the same folder, which replaces ``path`` when the block ends without an error.
 
     Readers, and a process killed at any moment, see the old file or the new one, never a part of it. Missing folders

@@ -9,7 +9,7 @@ the columns of the paper's tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -43,7 +43,7 @@ class FlopsReport:
         ]
 
 
-def layer_params(config) -> int:
+def layer_params(config: Any) -> int:
     """Weights in the matrix products of one decoder layer (attention with GQA, gated MLP)."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -52,14 +52,14 @@ def layer_params(config) -> int:
     return attention + 3 * config.hidden_size * config.intermediate_size
 
 
-def layer_flops(config, tokens: int) -> int:
+def layer_flops(config: Any, tokens: int) -> int:
     """FLOPs of one decoder layer over ``tokens`` tokens; attention counted in full, not halved for causality."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 2 * layer_params(config) * tokens + 4 * tokens**2 * heads * width
 
 
-def vision_flops(config) -> int:
+def vision_flops(config: Any) -> int:
     """FLOPs of a CLIP-like tower on one image: patch embedding and all layers over patches and class token."""
     patches = (config.image_size // config.patch_size) ** 2
     tokens, hidden = patches + 1, config.hidden_size
@@ -89,8 +89,8 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
     config = adapter.decoder(model).config
     per_image, patches = 0, 1
     if tower is not None and any(trace.visual_tokens):
-        per_image = vision_flops(tower.config)
-        patches = (tower.config.image_size // tower.config.patch_size) ** 2
+        vision: Any = tower.config
+        per_image, patches = vision_flops(vision), (vision.image_size // vision.patch_size) ** 2
     per_token = 2 * projector_params(projector)
     return FlopsReport(
         vision=[-(-tokens // patches) * per_image for tokens in trace.visual_tokens],

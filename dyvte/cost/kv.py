@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dyvte.decoding.trace import ExitTrace
 
 
-def kv_bytes(config, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
+def kv_bytes(config: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
     """Bytes per sample: keys and values of every token that every layer computed.
 
     Args:

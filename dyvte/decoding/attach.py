@@ -14,12 +14,13 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dyvte.decoding.attention.interface import check_kernel
@@ -68,7 +69,7 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
         raise ValueError(
             f"packed rows need full attention in every layer, this model has {sorted(layer_types)}"
         )
-    check_kernel(decoder)
+    check_kernel(decoder.config)
     if graphs is not None:
         graphs.check(decoder)
     return Handle(model, policy, graphs)
@@ -127,7 +128,7 @@ class Handle:
         self._policy = policy
 
     @contextmanager
-    def collect(self) -> Iterator[list[ExitTrace]]:
+    def collect(self) -> Generator[list[ExitTrace]]:
         """A list that takes the traces of this thread's prefills within the block, instead of :attr:`traces`."""
         outer, traces = getattr(self._collecting, "traces", None), []
         self._collecting.traces = traces
@@ -158,11 +159,11 @@ class Handle:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         visual_mask: Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Stands in for the decoder's forward: (B, S) ids or (B, S, D) embeddings -> states (B, S, D)."""
         for name in ("output_attentions", "output_hidden_states"):
@@ -239,7 +240,7 @@ def _columns(kwargs: dict[str, Any]) -> int:
     return (kwargs["inputs_embeds"] if given is None else given).shape[1]
 
 
-def _ragged(past_key_values, num_layers: int) -> RaggedCache:
+def _ragged(past_key_values: Cache | None, num_layers: int) -> RaggedCache:
     """The ragged cache to go on with; a fresh one for the empty cache that ``generate`` makes."""
     if isinstance(past_key_values, RaggedCache):
         return past_key_values

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -69,7 +69,7 @@ class CudaGraphs:
             )
         return self._capture(work, self._keeper.pool()).replay
 
-    def _capture(self, work: Callable[[], object], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         assert stream is not None
         stream.wait_stream(torch.cuda.current_stream())
@@ -153,12 +153,12 @@ class Graphs:
         if step.replay is None:
             if step.seen < STEPS_BEFORE:
                 return step.note(run(decoder, row, cache=cache), cache)
-            step.replay = self._recorded(step.prepare(decoder, row, cache, run), row.hidden)
+            step.replay = self.record(step.prepare(decoder, row, cache, run), row.hidden)
         else:
             step.hidden.copy_(row.hidden)
             step.positions.copy_(row.layout.positions)
             cache.count_step()  # recording has counted its own
-        self._play(step.replay)
+        self.play(step.replay)
         return PackedRow(step.out.clone(), row.layout)
 
     def layers(self, plain: Layers, first: int, row: PackedRow) -> RecordedLayers | None:
@@ -197,12 +197,14 @@ class Graphs:
             own = self._of[decoder] = _OfDecoder(address)
         return own
 
-    def _recorded(self, work: Callable[[], None], on: Tensor) -> Replay:
+    def record(self, work: Callable[[], None], on: Tensor) -> Replay:
+        """Record work on the device of a tensor."""
         self.recorded += 1
         with torch.cuda.device_of(on):
             return self._record(work)
 
-    def _play(self, replay: Replay) -> None:
+    def play(self, replay: Replay) -> None:
+        """Replay recorded work."""
         self.replayed += 1
         replay()
 
@@ -229,8 +231,8 @@ class RecordedLayers:
             bucket.hidden.zero_().index_copy_(1, self._places, hidden)
         if index not in bucket.replays:
             work = bucket.work(plain.decoder, index, plain.kernel)
-            bucket.replays[index] = self._graphs._recorded(work, bucket.hidden)
-        self._graphs._play(bucket.replays[index])
+            bucket.replays[index] = self._graphs.record(work, bucket.hidden)
+        self._graphs.play(bucket.replays[index])
         if cache is not None:
             keys, values = (part.index_select(2, self._places) for part in (bucket.keys, bucket.values))
             cache.layers[index].append(keys, values, self.layout.lengths)

@@ -17,7 +17,7 @@ from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import Decoder
 
 if TYPE_CHECKING:
-    from dyvte.decoding.graphs import Graphs
+    from dyvte.decoding.graphs import Graphs, RecordedLayers
 
 
 def run_layers(
@@ -50,12 +50,11 @@ def run_layers(
     with packed_layers(decoder.config) as kernel:
         if policy is not None and trace is not None:
             row = policy.enter(row, trace)
-        layers: Layers | None = None
+        layers: Layers | RecordedLayers | None = None
         for index in range(len(decoder.layers)):
             if layers is None or layers.layout is not row.layout:
-                layers = Layers(decoder, row, cache, kernel, first=index)
-                if graphs is not None:
-                    layers = graphs.layers(layers, index, row) or layers
+                plain = Layers(decoder, row, cache, kernel, first=index)
+                layers = (graphs and graphs.layers(plain, index, row)) or plain
             if policy is None or trace is None:
                 row = PackedRow(layers(index, row.hidden), row.layout)
                 continue

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 TEXT, VISUAL, ANSWER = range(3)
 
 
-def to_device(array: NDArray | Sequence[int], device: torch.device) -> Tensor:
+def to_device(array: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
     """The array on a device. The host does not wait for it: a copy from pinned memory is ordered on the device."""
     host = torch.from_numpy(np.ascontiguousarray(array))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
@@ -142,7 +143,7 @@ class Layout:
         """(T,) float32, what attention adds to each key's scores: a merged token counts once per token in it."""
         return None if self.sizes is None else self.sizes.log()
 
-    def to_device(self, array: NDArray) -> Tensor:
+    def to_device(self, array: NDArray[Any]) -> Tensor:
         """The array on the row's device."""
         return to_device(array, self.positions.device)
 
@@ -269,7 +270,9 @@ def pack(
     return PackedRow(hidden[None], layout)
 
 
-def _as_mask(mask, name: str, batch: int, columns: int, device, *, default: bool) -> Tensor:
+def _as_mask(
+    mask: Tensor | None, name: str, batch: int, columns: int, device: torch.device, *, default: bool
+) -> Tensor:
     if mask is None:
         return torch.full((batch, columns), default, device=device)
     if tuple(mask.shape) != (batch, columns):

@@ -39,7 +39,7 @@ class ExitTrace:
         self.exit_layers: list[int | None] = [None] * len(layout.lengths)
         self.prompt_tokens = list(layout.lengths)
         self.visual_tokens = list(layout.visual)
-        self.scratch: dict = {}
+        self.scratch: dict[object, Any] = {}
         self._tokens: list[tuple[int, ...]] = []
         self._probabilities: list[tuple[int, list[int], Tensor]] = []
         self._flops: list[tuple[int, list[int], int]] = []  # added up when someone asks

@@ -7,18 +7,17 @@ layer cannot know which token belongs to which sample.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 
 from dyvte.decoding.attention.plan import KERNELS, AttentionPlan
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.packed import Layout
-from dyvte.families.base import DecoderConfig
 
 NAME = "dyvte_packed"
 # What stock layers pass on that changes nothing here: positions are in the rotary embedding already.
@@ -96,14 +95,14 @@ def packed_attention(
             f"a prompt of up to {layout.extent} tokens is longer than the sliding window of {sliding_window} tokens "
             "of this model's layers, which packed attention does not compute: shorten the prompt or detach the policy"
         )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     if packed.observe is not None:
-        packed.observe(AttentionInputs(query, key, value, layout, scaling))
+        packed.observe(AttentionInputs(query, key, value, layout, scale))
     held = None
     if packed.cache is not None:
         held = packed.cache.layers[module.layer_idx]
         held.append(key, value, layout.lengths, layout.bias)
-    return packed.plan(query, key, value, held, scaling), None
+    return packed.plan(query, key, value, held, scale), None
 
 
 def _refuse(**arguments: Any) -> None:
@@ -125,7 +124,7 @@ _in_use: dict[int, tuple[int, str | None]] = {}
 
 
 @contextmanager
-def packed_layers(config: DecoderConfig) -> Iterator[str]:
+def packed_layers(config: Any) -> Generator[str]:
     """Let the layers of ``config`` call packed attention for a while; yields the kernel they were set to.
 
     Several threads may do so at once: the config goes back to its own implementation when the last one ends.
@@ -155,7 +154,7 @@ def packed_layers(config: DecoderConfig) -> Iterator[str]:
                 _in_use[id(config)] = users - 1, own
 
 
-def check_kernel(decoder: nn.Module) -> None:
-    """Raise ValueError when the decoder's attention implementation has no packed form."""
-    with packed_layers(decoder.config):  # type: ignore[arg-type]
+def check_kernel(config: Any) -> None:
+    """Raise ValueError when the attention implementation of ``config`` has no packed form."""
+    with packed_layers(config):
         pass

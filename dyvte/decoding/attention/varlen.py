@@ -162,9 +162,9 @@ class Prefill:
         self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
     ) -> Tensor:
         """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
-        rows = (states[0].transpose(0, 1) for states in (query, key, value))
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         offsets, longest = (self._offsets, self._offsets), (self._longest, self._longest)
-        return self._kernel.attend(*rows, offsets, longest, scaling)[None]
+        return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
 
 
 class Chunk:
@@ -181,11 +181,10 @@ class Chunk:
         assert held is not None, "a chunk continues a cache"
         if held.bias is not None:
             return self._fallback(query, key, value, held, scaling)
-        keys, values = held.packed()
-        offsets = to_device(np.cumsum((0, *held.lengths), dtype=np.int32), query.device)
-        rows = (states.transpose(0, 1) for states in (query[0], keys, values))
+        queries, keys, values = (states.transpose(0, 1) for states in (query[0], *held.packed()))
+        offsets = self._offsets, to_device(np.cumsum((0, *held.lengths), dtype=np.int32), query.device)
         longest = self._longest, max(held.lengths)
-        return self._kernel.attend(*rows, (self._offsets, offsets), longest, scaling)[None]
+        return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
 
 
 class Step(sdpa.Step):

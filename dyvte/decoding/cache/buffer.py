@@ -95,7 +95,7 @@ class KVBuffer:
             self._note(self.lengths)
         if self.bias is not None and bias is None:
             self.bias.index_fill_(1, index, 0.0)  # assigning would copy the zero from the host
-        elif self.bias is not None:
+        elif self.bias is not None and bias is not None:
             self.bias.index_copy_(1, index, bias[None, :, None])
         if self._groups is not None and self._groups.filled is not None:
             self._groups.filled.index_fill_(0, index, True)

@@ -121,5 +121,6 @@ class Groups:
 
 def slices(starts: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int64]:
     """Indices ``start .. start + length - 1`` of all slices, one after another."""
-    rows = np.cumsum(lengths) - lengths
-    return np.arange(sum(lengths)) + np.repeat(np.array(starts) - rows, lengths)
+    counts = np.array(lengths, dtype=np.int64)
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(np.array(starts, dtype=np.int64) - before, counts)

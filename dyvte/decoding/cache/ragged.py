@@ -49,7 +49,7 @@ class RaggedLayer(CacheLayerMixin):
     # transformers sets `keys` and `values` to None at the start, and moves them when a cache is offloaded
 
     @property
-    def keys(self) -> Any:
+    def keys(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(heads, C, head_dim), unused capacity included; None before anything was appended."""
         return None if self._buffer is None else self._buffer.keys
 
@@ -58,7 +58,7 @@ class RaggedLayer(CacheLayerMixin):
         self._replace("keys", keys)
 
     @property
-    def values(self) -> Any:
+    def values(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As :attr:`keys`."""
         return None if self._buffer is None else self._buffer.values
 
