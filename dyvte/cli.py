@@ -38,16 +38,12 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         pass
 
-<<<<<<< HEAD
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-=======
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
->>>>>>> main
         if isinstance(error, (ValueError, OSError, MissingExtra)):
             sys.exit(f"{self.prog}: {error}")
         if isinstance(error, KeyboardInterrupt):
