@@ -49,6 +49,8 @@ def third_party(path: Path) -> Iterator[tuple[str, str | None, int]]:
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue  # never imported
         elif isinstance(node, ast.With):
             for item in node.items:
                 if name := called(item.context_expr, "extra"):
