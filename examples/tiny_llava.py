@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -10,8 +12,8 @@ IMAGE_TOKEN = 199
 TOKENS_PER_IMAGE = 4
 
 
-def tiny_llava(seed: int = 0) -> LlavaForConditionalGeneration:
-    """The model, in evaluation mode."""
+def tiny_llava(seed: int = 0) -> Any:
+    """The model (``LlavaForConditionalGeneration``), in evaluation mode."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=32,
@@ -31,7 +33,7 @@ def tiny_llava(seed: int = 0) -> LlavaForConditionalGeneration:
         eos_token_id=2,
         pad_token_id=0,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)  # type: ignore[call-arg]
     model = LlavaForConditionalGeneration(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
