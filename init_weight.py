@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
-from transformers import set_seed
+from transformers import HfArgumentParser, set_seed
 
 from dyvte.gates.files import PAPER_PREFIX
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.options import add_gate_arguments, gate_options
+from dyvte.gates.options import GateOptions
 from dyvte.gates.states import PAPER_STATES
 
 GATE_SHARD = "visual_gates.safetensors"
@@ -29,21 +29,24 @@ INDEX = "model.safetensors.index.json"
 
 
 def main() -> None:
-    """Parse the command line and write the gates."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(
+        GateOptions,  # type: ignore[arg-type] - any dataclass
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--model-path", required=True, help="folder or hub name of the model the gates are for"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    add_gate_arguments(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", action="store_true", help="write a whole checkpoint with the paper's keys")
-    args = parser.parse_args()
+    try:
+        options, args = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    except ValueError as error:  # unknown flags
+        parser.error(str(error))
     if args.merge and (
-        list(args.states) != list(PAPER_STATES) or args.gate_kind != "full" or args.gated_layers
+        tuple(options.states) != PAPER_STATES or options.gate_kind != "full" or options.gated_layers
     ):
         parser.error(
             "--merge writes the paper's kind of gates: one full gate in every layer, which looks at mean_text "
@@ -60,7 +63,7 @@ def main() -> None:
     num_layers, hidden_size = decoder_size(source)
     set_seed(args.seed)
     try:
-        gates = ExitGates(num_layers, hidden_size, **gate_options(args)).to(getattr(torch, args.dtype))
+        gates = options.fresh_gates(num_layers, hidden_size).to(getattr(torch, args.dtype))
     except ValueError as error:
         parser.error(str(error))
     if args.merge:

@@ -11,7 +11,18 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from dyvte.io import read_json_object
+
 _MOST_DIGESTS = 20
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_GATES = "visual_gates"  # in the name of the shard that init_weight.py --merge adds to a checkpoint
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+_BESIDE_A_BASE = ("adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin")
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
 
 
@@ -63,6 +74,57 @@ def sha256_of(paths: Iterable[Path], root: Path) -> dict[str, str]:
         return digests
     together = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return {f"{len(digests)} files": hashlib.sha256(together.encode()).hexdigest()}
+
+
+def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
+    """``config.json`` and the files of a checkpoint that its weights are loaded from, those of merged gates left out.
+
+    Where there are several formats, transformers takes the first of safetensors and .bin, and shards by their index.
+
+    Args:
+        has_base: whether the folder holds what is added to another model: LoRA weights or a projector.
+    """
+    names = ["config.json"]
+    if has_base:
+        names += _BESIDE_A_BASE
+        names += [name for name in _ADAPTER if (folder / name).is_file()][:1]
+    else:
+        weights = [name for name in _WEIGHTS if (folder / name).is_file()][:1]
+        for name in weights:
+            indexed = name.endswith(".json")
+            shards = set(read_json_object(folder / name)["weight_map"].values()) if indexed else {name}
+            names += sorted(shard for shard in shards if _GATES not in shard)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def checkpoint_digest(model_path: str, tower: str | None = None, base: str | None = None) -> str:
+    """SHA-256 over the config and the weights that a model is loaded from; gates beside them do not count.
+
+    Args:
+        model_path: folder, or a Hub id that was downloaded.
+        tower: the vision tower of the config; one that is a folder, in the checkpoint or elsewhere, counts.
+        base: the model that LoRA weights or a projector in ``model_path`` are added to.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and nothing was downloaded under this name.
+    """
+    folder = _checkpoint_folder(model_path)
+    parts = sorted(sha256_of([file], folder).popitem() for file in checkpoint_files(folder, base is not None))
+    places = [Path(tower).expanduser(), folder / tower, Path(base or "") / tower] if tower else []
+    for place in [place for place in places if (place / "config.json").is_file()][:1]:
+        parts.append(("tower", checkpoint_digest(str(place))))
+    if base is not None:
+        parts.append(("base", checkpoint_digest(base)))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _checkpoint_folder(model_path: str) -> Path:
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download  # only here: commands that load no model do not wait for it
+
+    return Path(snapshot_download(model_path, local_files_only=True))
 
 
 def _cpu_model() -> str:

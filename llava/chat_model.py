@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ from dyvte.engine.model import (
     moved,
 )
 from dyvte.engine.questions import Question
+from dyvte.gates.exit import LearnedExit
+from dyvte.gates.files import gates_digest
+from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
+from dyvte.provenance import checkpoint_digest
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -69,11 +74,14 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: there is no such conversation template, or the checkpoint is of another family.
+        ValueError: there is no such conversation template, the checkpoint is of another family, or the gates are
+            known to be of another model.
     """
     template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
     check_conv_mode(template)
-    attention = options.attn_implementation
+    loading: dict[str, Any] = {"dtype": options.dtype}
+    if options.attn_implementation:
+        loading["attn_implementation"] = options.attn_implementation
     tokenizer, model, image_processor, _ = load_pretrained_model(
         options.model_path,
         options.model_base,
@@ -82,12 +90,17 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         load_4bit=options.load_4bit,
         device=options.device,
         gates=options.gates,
-        dtype=options.dtype,
-        **({"attn_implementation": attention} if attention else {}),
+        **loading,
     )
     handle = None
     if image_processor is not None:
         handle = getattr(model, "exit_handle", None) or attach(model, NoExit())
+        tower = getattr(model.config, "mm_vision_tower", None)
+        digest, of_gates = checkpoint_digest(options.model_path, tower, options.model_base), None
+        if isinstance(handle.policy, LearnedExit):
+            handle.policy.gates.check_base(digest, short_name(options.model_path))
+            of_gates = gates_digest(options.gates or options.model_path)
+        handle.run = replace(handle.run, model_sha256=digest, gates_sha256=of_gates)
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 

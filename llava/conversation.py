@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from llava.mm_utils import expand2square
+
 DISPLAY_SHORT_SIDE, DISPLAY_LONG_SIDE = 400, 800
 
 
@@ -151,8 +153,6 @@ _RENDERERS = {
 
 def _for_display(image, mode: str):
     """Pad or squeeze as ``mode`` says, then fit into 400 x 800 pixels, never enlarging."""
-    from llava.mm_utils import expand2square
-
     if mode == "Pad":
         image = expand2square(image, (122, 116, 104))
     elif mode == "Resize":

@@ -6,7 +6,7 @@
 #   MACHINE     its name there (cpu)
 #   DEVICE      cpu, or cuda; with cuda, all 32 layers and larger batches
 #   THREADS     CPU threads (all cores)
-#   ROUNDS      measurements of each contender (5)
+#   ROUNDS      measurements of each variant (5)
 #
 # What is measured already is kept: remove its JSON to measure it again. OUT/README.md shows all of it.
 set -euo pipefail
@@ -31,10 +31,10 @@ bench() { # bench NAME COMMAND FLAGS...
 
 if [ "$DEVICE" = cpu ]; then
     few="--layers 3" fewer="--layers 2" large="8" exits="0 1" # of 32: a layer takes as long in a deeper model
-    ahead="" graphs=""
+    graphs=""
 else
     few="" fewer="" large="8 32" exits="0 7 15 23"
-    ahead="ahead" graphs="graphs"
+    graphs="graphs"
 fi
 
 suite() { # suite MODEL SUFFIX FLAGS...
@@ -45,26 +45,26 @@ suite() { # suite MODEL SUFFIX FLAGS...
         bench "prefill-$suffix" prefill --model "$model" $few --batch 1 --exit-layers $exits "$@" \
             --plot "$OUT/prefill-$suffix.png"
         bench "prefill-$suffix-batch" prefill --model "$model" $fewer --batch $large --rounds 3 "$@" \
-            --exit-layers 1 mixed --contenders baseline packed never gates $ahead $graphs
+            --exit-layers 1 mixed --variants baseline packed never gates $graphs
         bench "gates-$suffix" prefill --model "$model" $fewer --batch 1 --rounds 9 "$@" \
-            --contenders baseline packed never $ahead
+            --variants baseline packed never
         bench "decode-$suffix" decode --model "$model" $fewer --batch 1 $large --exit-layers 0 mixed "$@" \
-            --contenders baseline packed gates $graphs
+            --variants baseline packed gates $graphs
         bench "generate-$suffix" generate --model "$model" $few --batch 1 --exit-layers 1 "$@" \
-            --contenders baseline packed never gates $graphs
+            --variants baseline packed never gates $graphs
         bench "memory-$suffix" memory --model "$model" $few --batch 1 --exit-layers 1 mixed "$@" \
-            --contenders baseline packed gates fixed
+            --variants baseline packed gates fixed
     }
 }
 
 suite 7b ""
 # shellcheck disable=SC2086
 bench paper-7b prefill --model 7b $few --batch 1 --exit-layers 1 --allow-unequal-kernels \
-    --contenders baseline gates paper
+    --variants baseline gates paper
 bench labels-7b labels --model 7b --batch 1 --rounds 1 # all 32 layers: 14 GB
 if [ "$DEVICE" = cpu ]; then
     # shellcheck disable=SC2086
-    bench prefill-13b prefill --model 13b $fewer --batch 1 --exit-layers 0 --contenders baseline packed never gates
+    bench prefill-13b prefill --model 13b $fewer --batch 1 --exit-layers 0 --variants baseline packed never gates
 else
     suite 13b ""
     if "$python" -c 'import flash_attn' 2>/dev/null; then

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dyvte.benchmarks.files import other_split, read_answers_and_remarks
 from dyvte.benchmarks.mme import RELEASE, read_ground_truth, replies_by_task, write_task_files
+from dyvte.cli import run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,24 +32,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if not options.experiment and not (options.answers_file and options.results_dir):
-        parser.error("give --experiment, or both --answers-file and --results_dir")
+def convert(options: argparse.Namespace) -> None:
+    """Write the task files; say which answers found no place.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or broken, or no answer belongs to MME.
+    """
     answers_file = options.answers_file or options.data_dir / f"answers/{options.experiment}.jsonl"
     results_dir = options.results_dir or options.data_dir / f"eval_tool/answers/{options.experiment}"
-    try:
-        truths = read_ground_truth(options.data_dir / RELEASE)
-        answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
-        replies, skipped = replies_by_task(answers, truths)
-        if not replies:
-            raise other_split(answers_file, options.data_dir / RELEASE)
-        write_task_files(replies, results_dir)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    truths = read_ground_truth(options.data_dir / RELEASE)
+    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
+    replies, skipped = replies_by_task(answers, truths)
+    if not replies:
+        raise other_split(answers_file, options.data_dir / RELEASE)
+    write_task_files(replies, results_dir)
     for remark in (*remarks, *skipped):
         print(f"{remark.question_id}: {remark.what}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser()
+
+    def action(options: argparse.Namespace) -> None:
+        if not options.experiment and not (options.answers_file and options.results_dir):
+            parser.error("give --experiment, or both --answers-file and --results_dir")
+        convert(options)
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

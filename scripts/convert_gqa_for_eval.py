@@ -11,23 +11,24 @@ from pathlib import Path
 
 from dyvte.benchmarks.files import read_answers
 from dyvte.benchmarks.gqa import prediction_of
+from dyvte.cli import run
+from dyvte.io import write_whole
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the predictions file."""
+    predictions = [
+        {"questionId": answer["question_id"], "prediction": prediction_of(answer["text"])}
+        for answer in read_answers(options.src)
+    ]
+    write_whole(options.dst, json.dumps(predictions))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert answers for GQA's official scorer.")
     parser.add_argument("--src", type=Path, required=True, help="answers in LLaVA's JSON lines")
     parser.add_argument("--dst", type=Path, required=True, help="predictions file to write")
-    options = parser.parse_args(arguments)
-
-    try:
-        answers = read_answers(options.src)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    predictions = [
-        {"questionId": answer["question_id"], "prediction": prediction_of(answer["text"])}
-        for answer in answers
-    ]
-    options.dst.write_text(json.dumps(predictions), encoding="utf-8")
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

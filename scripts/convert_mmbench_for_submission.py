@@ -19,6 +19,7 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from dyvte.benchmarks.files import read_json_lines
 from dyvte.benchmarks.mmbench import match_answers
 from dyvte.benchmarks.mmbench_table import read_table
+from dyvte.cli import run
 
 NOT_UPLOADED = ["hint", "category", "source", "image", "comment", "l2-category"]
 PREDICTION_COLUMN = 6
@@ -79,10 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--upload-dir", type=Path, required=True, help="folder of the sheet")
     parser.add_argument("--experiment", required=True, help="name of both files, without suffix")
-    try:
-        convert(parser.parse_args(arguments))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

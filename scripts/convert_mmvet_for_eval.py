@@ -10,20 +10,20 @@ import json
 from pathlib import Path
 
 from dyvte.benchmarks.mmvet import read_predictions
+from dyvte.cli import run
+from dyvte.io import write_whole
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the predictions file."""
+    write_whole(options.dst, json.dumps(read_predictions(options.src).texts, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert answers for MM-Vet's evaluator.")
     parser.add_argument("--src", type=Path, required=True, help="answers in LLaVA's JSON lines")
     parser.add_argument("--dst", type=Path, required=True, help="predictions file to write")
-    options = parser.parse_args(arguments)
-
-    try:
-        predictions = read_predictions(options.src)
-        options.dst.parent.mkdir(parents=True, exist_ok=True)
-        options.dst.write_text(json.dumps(predictions.texts, indent=2), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

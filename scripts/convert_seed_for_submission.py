@@ -12,6 +12,19 @@ from pathlib import Path
 
 from dyvte.benchmarks.benchmark import REMARKS_SHOWN
 from dyvte.benchmarks.seed import read_annotations, score_answers_file, write_upload
+from dyvte.cli import run
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the upload file, and print accuracies and remarks."""
+    annotations = read_annotations(options.annotation_file)
+    score, texts = score_answers_file(annotations, options.annotation_file, options.result_file)
+    write_upload(annotations, texts, options.result_upload_file)
+    for remark in score.remarks[:REMARKS_SHOWN]:
+        print(f"{remark.question_id}: {remark.what}", file=sys.stderr)
+    if len(score.remarks) > REMARKS_SHOWN:
+        print(f"... and {len(score.remarks) - REMARKS_SHOWN} more remarks", file=sys.stderr)
+    print(score.report)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,18 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
     parser.add_argument("--result-file", type=Path, required=True, help="answers in LLaVA's JSON lines")
     parser.add_argument("--result-upload-file", type=Path, required=True, help="file to write")
-    options = parser.parse_args(arguments)
-    try:
-        annotations = read_annotations(options.annotation_file)
-        score, texts = score_answers_file(annotations, options.annotation_file, options.result_file)
-        write_upload(annotations, texts, options.result_upload_file)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    for remark in score.remarks[:REMARKS_SHOWN]:
-        print(f"{remark.question_id}: {remark.what}", file=sys.stderr)
-    if len(score.remarks) > REMARKS_SHOWN:
-        print(f"... and {len(score.remarks) - REMARKS_SHOWN} more remarks", file=sys.stderr)
-    print(score.report)
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

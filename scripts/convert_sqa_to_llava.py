@@ -18,7 +18,8 @@ from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
-from dyvte.benchmarks.files import read_json
+from dyvte.cli import run
+from dyvte.io import read_json, write_whole
 
 TASKS = {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}
 """Tasks with their default formats."""
@@ -61,27 +62,28 @@ def instruction_of(sample: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "instruction": sample["question"], "output": sample["answer"]}
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write the split in the task's format."""
+    prompt_format = options.prompt_format or TASKS[options.task]
+    name = f"{options.split}_{prompt_format}"
+    samples = read_samples(options.base_dir, options.split, prompt_format)
+    if options.task == "convert_to_llava":
+        target = options.base_dir / f"llava_{name}.json"
+        content = json.dumps([conversation_of(sample) for sample in samples], indent=2)
+    else:
+        target = options.base_dir / f"scienceqa_{name}.jsonl"
+        content = "".join(json.dumps(instruction_of(sample)) + "\n" for sample in samples)
+    write_whole(target, content)
+    print(f"Number of samples: {len(samples)}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert ScienceQA to LLaVA's training format.")
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--base-dir", "--base_dir", type=Path, required=True)
     parser.add_argument("--split", required=True, help="a key of pid_splits.json")
     parser.add_argument("--prompt-format", "--prompt_format", help="default: QCM-LEA, for jsonl QCM-LEPA")
-    options = parser.parse_args(arguments)
-    prompt_format = options.prompt_format or TASKS[options.task]
-    name = f"{options.split}_{prompt_format}"
-    try:
-        samples = read_samples(options.base_dir, options.split, prompt_format)
-        if options.task == "convert_to_llava":
-            target = options.base_dir / f"llava_{name}.json"
-            content = json.dumps([conversation_of(sample) for sample in samples], indent=2)
-        else:
-            target = options.base_dir / f"scienceqa_{name}.jsonl"
-            content = "".join(json.dumps(instruction_of(sample)) + "\n" for sample in samples)
-        target.write_text(content, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"Number of samples: {len(samples)}")
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

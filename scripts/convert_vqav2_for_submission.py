@@ -17,6 +17,8 @@ from typing import Any
 from dyvte.benchmarks.files import other_split, read_json_lines
 from dyvte.benchmarks.vqa_text import normalise
 from dyvte.benchmarks.vqav2 import TEST_QUESTIONS
+from dyvte.cli import run
+from dyvte.io import write_whole
 
 
 def read_texts(path: Path) -> tuple[dict[Any, str], int]:
@@ -44,6 +46,20 @@ def read_texts(path: Path) -> tuple[dict[Any, str], int]:
     return texts, broken
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write the upload file, with an empty answer where there is none."""
+    source = options.src or options.dir / "answers" / options.split / options.ckpt / "merge.jsonl"
+    target = options.dst or options.dir / "answers_upload" / options.split / f"{options.ckpt}.json"
+    frame = options.dir / TEST_QUESTIONS
+    texts, broken = read_texts(source)
+    names = [row["question_id"] for row in read_json_lines(frame, ["question_id"])]
+    print(f"total results: {len(texts)}, total split: {len(names)}, error_line: {broken}")
+    if texts.keys().isdisjoint(names):
+        raise other_split(source, frame)
+    upload = [{"question_id": name, "answer": normalise(texts.get(name, ""))} for name in names]
+    write_whole(target, json.dumps(upload))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the upload file of VQAv2's test-dev.")
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"))
@@ -51,21 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="name of the question file, without its ending")
     parser.add_argument("--src", type=Path, help="answers that lie elsewhere")
     parser.add_argument("--dst", type=Path, help="where to write instead")
-    options = parser.parse_args(arguments)
-    source = options.src or options.dir / "answers" / options.split / options.ckpt / "merge.jsonl"
-    target = options.dst or options.dir / "answers_upload" / options.split / f"{options.ckpt}.json"
-    frame = options.dir / TEST_QUESTIONS
-    try:
-        texts, broken = read_texts(source)
-        names = [row["question_id"] for row in read_json_lines(frame, ["question_id"])]
-        print(f"total results: {len(texts)}, total split: {len(names)}, error_line: {broken}")
-        if texts.keys().isdisjoint(names):
-            raise other_split(source, frame)
-        upload = [{"question_id": name, "answer": normalise(texts.get(name, ""))} for name in names]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(upload), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.files import read_json
+from dyvte.cli import run
+from dyvte.io import read_json, write_whole
 
 PROMPT = "Answer the question using a single word or phrase."
 IMAGES_OF = {"test-dev2015": "test2015"}
@@ -44,18 +45,18 @@ def question_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write the question file."""
+    rows = question_rows(options.src)
+    write_whole(options.dst, "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{len(rows)} questions: {options.dst}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write VQAv2 questions as LLaVA asks them.")
     parser.add_argument("--src", type=Path, required=True, help="official questions (JSON)")
     parser.add_argument("--dst", type=Path, required=True, help="question file to write (JSON lines)")
-    options = parser.parse_args(arguments)
-    try:
-        rows = question_rows(options.src)
-        options.dst.parent.mkdir(parents=True, exist_ok=True)
-        options.dst.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"{len(rows)} questions: {options.dst}")
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

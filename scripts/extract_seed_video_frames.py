@@ -1,4 +1,4 @@
-"""Write the frame that stands for each video question of SEED-Bench, as LLaVA chose it (needs: pip install av):
+"""Write the frame that stands for each video question of SEED-Bench, as LLaVA chose it (needs the extra video):
 
 python scripts/extract_seed_video_frames.py --annotation-file SEED-Bench.json --video-root videos \\
     --output-dir SEED-Bench-video-image
@@ -10,14 +10,14 @@ are there already are kept.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dyvte.benchmarks.files import read_json
+from dyvte.cli import needs, run
+from dyvte.io import read_json
 
 ACTION_RECOGNITION, ACTION_PREDICTION, PROCEDURE_UNDERSTANDING = 10, 11, 12
 FOLDERS = {
@@ -63,14 +63,6 @@ def video_path(question: dict[str, Any], root: Path) -> Path:
     return root / FOLDERS[question_type] / name
 
 
-def load_av() -> Any:
-    """PyAV, which only this script needs."""
-    try:
-        return importlib.import_module("av")
-    except ImportError:
-        raise SystemExit("error: reading videos needs PyAV; pip install av") from None
-
-
 def count_frames(av: Any, path: Path, decode: bool) -> tuple[int, float]:
     """Number of frames and frames per second; counted by packets, or by decoding all."""
     with av.open(str(path)) as video:
@@ -102,20 +94,17 @@ def write_frame(av: Any, question: dict[str, Any], root: Path, target: Path) -> 
     raise ValueError(f"{path} ends before frame {wanted}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Extract the frames of SEED-Bench's video questions.")
-    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
-    parser.add_argument("--video-root", type=Path, required=True, help=f"holds {', '.join(FOLDERS.values())}")
-    parser.add_argument("--output-dir", type=Path, required=True, help="SEED-Bench-video-image")
-    options = parser.parse_args(arguments)
-    av = load_av()
-    try:
-        questions = [
-            one for one in read_json(options.annotation_file)["questions"] if one["data_type"] == "video"
-        ]
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+def extract(options: argparse.Namespace) -> None:
+    """Write the frames that are missing.
+
+    Raises:
+        ValueError: the annotations are broken, or a frame could not be written; each is named on stderr.
+    """
+    av = needs("av", "video")
+    questions = [
+        one for one in read_json(options.annotation_file)["questions"] if one["data_type"] == "video"
+    ]
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     failed = 0
     for question in tqdm(questions, disable=None):
         target = options.output_dir / f"{question['question_type_id']}_{question['question_id']}.png"
@@ -127,7 +116,15 @@ def main(arguments: list[str] | None = None) -> None:
             failed += 1
             print(f"{question['question_id']}: {error}", file=sys.stderr)
     if failed:
-        raise SystemExit(f"error: {failed} of {len(questions)} frames could not be written (see above)")
+        raise ValueError(f"{failed} of {len(questions)} frames could not be written (see above)")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Extract the frames of SEED-Bench's video questions.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
+    parser.add_argument("--video-root", type=Path, required=True, help=f"holds {', '.join(FOLDERS.values())}")
+    parser.add_argument("--output-dir", type=Path, required=True, help="SEED-Bench-video-image")
+    run(parser, extract, arguments)
 
 
 if __name__ == "__main__":

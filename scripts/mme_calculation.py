@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from dyvte.benchmarks.mme import report, score_task_files
+from dyvte.cli import run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,11 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--results_dir", "--results-dir", type=Path, required=True, help="folder of <task>.txt"
     )
-    options = parser.parse_args(arguments)
-    try:
-        print(report(score_task_files(options.results_dir)))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run(parser, lambda options: print(report(score_task_files(options.results_dir))), arguments)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Speed and memory, measured: contenders on real layer shapes, interleaved in one run. ``python -m dyvte.bench``."""
+"""Speed and memory, measured: variants on real layer shapes, interleaved in one run. ``python -m dyvte.bench``."""

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from dyvte import cli
 from dyvte.bench import decode, generate, labels, memory, prefill
-from dyvte.bench.contenders import MIXED, NAMES
-from dyvte.bench.report import plot, table, write_json
-from dyvte.bench.settings import DTYPES, Settings
+from dyvte.bench.report import as_json, plot, table
+from dyvte.bench.settings import DTYPES, Measurements, Settings
 from dyvte.bench.shapes import SHAPES, VISUAL_TOKENS
-from dyvte.report.figures import save
+from dyvte.bench.variants import MIXED, NAMES
+from dyvte.io import write_json
+from dyvte.report.plotting import save
 
 COMMANDS = {
     "prefill": prefill.run,
@@ -30,10 +32,9 @@ def exit_layer(text: str) -> int | str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.bench",
-        description="Speed and memory of exits on real layer shapes, contenders interleaved in one run.",
+        description="Speed and memory of exits on real layer shapes, variants interleaved in one run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -50,7 +51,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="zero-based layers, and 'mixed'; []: the middle",
     )
-    add("--contenders", nargs="+", choices=NAMES, help="None: all with the baseline's attention kernel")
+    add(
+        "--variants",
+        "--contenders",
+        nargs="+",
+        choices=NAMES,
+        help="None: all with the baseline's attention kernel",
+    )
     add("--prompt-tokens", type=int, default=60, help="text tokens of a prompt")
     add("--visual-tokens", type=int, default=VISUAL_TOKENS, help="visual tokens of a prompt")
     add(
@@ -62,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--attn", default="sdpa", choices=["sdpa", "eager", "flash_attention_2"], help="attention kernel")
     add("--gate-width", type=int, default=2048, help="hidden units of each gate")
     add("--threads", type=int, help="CPU threads; None: torch's choice")
-    add("--rounds", type=int, default=7, help="measurements of each contender")
+    add("--rounds", type=int, default=7, help="measurements of each variant")
     add("--warmup", type=int, default=1, help="rounds before them that do not count")
     add(
         "--allow-unequal-kernels",
@@ -74,22 +81,25 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, write."""
-    options = make_parser().parse_args(arguments)
+def measure(options: argparse.Namespace) -> None:
+    """Measure every batch size, print the table, and write JSON and plot where they are asked for."""
     names = {field.name for field in fields(Settings)} - {"progress"}
     settings = Settings(**{name: getattr(options, name) for name in names}, progress=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    try:
-        outcome = COMMANDS[settings.command](settings)
-        if options.json:
-            write_json(options.json, settings, outcome)
-        print(table(outcome))
-        if options.plot:
-            save(plot(settings, outcome), options.plot)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    model, measured = settings.make_model(), Measurements()
+    with torch.no_grad():
+        for batch in settings.batch:
+            COMMANDS[settings.command](settings, model, batch, measured)
+    if options.json:
+        write_json(options.json, as_json(settings, measured))
+    print(table(measured))
+    if options.plot:
+        save(plot(settings, measured), options.plot)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    cli.run(make_parser(), measure, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds of a decoding step after a prefill: all contenders hold their caches at once and take turns.
+"""Seconds of a decoding step after a prefill: all variants hold their caches at once and take turns.
 
 Each turn decodes ``--answer-tokens`` steps and forgets them again, outside the clock, so that every turn starts from
 the prompt. The probes behind the ideal decode from caches with and without the image's keys.
@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyvte.bench.contenders import Contender
 from dyvte.bench.ideal import Probe, ideal_seconds
 from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers, regime_line
 from dyvte.bench.rates import layer_load, rate_tasks, rates_of
-from dyvte.bench.settings import Outcome, Settings, of_batch
-from dyvte.bench.shapes import Prompts
+from dyvte.bench.settings import Measurements, Settings, result_of
+from dyvte.bench.shapes import MaskedLlama, Prompts
 from dyvte.bench.timing import LayerClock, interleaved, seconds_of
+from dyvte.bench.variants import Variant
 
 
 class Session:
     """A prefilled cache that decodes some steps at a time, always from the prompt on."""
 
-    def __init__(self, contender: Contender, model, prompts: Prompts):
-        self.contender, self.model = contender, model
-        with contender.ready(model) as handle:
-            out: Any = contender.prefill(model, prompts)
+    def __init__(self, variant: Variant, model, prompts: Prompts):
+        self.variant, self.model = variant, model
+        with variant.ready(model) as handle:
+            out: Any = variant.prefill(model, prompts)
         self.trace = None if handle is None else handle.traces[-1]
         self.cache: Any = out.past_key_values
         self.first: Tensor = out.logits[:, -1:].argmax(-1)
@@ -47,7 +47,7 @@ class Session:
 
     def seconds(self, count: int) -> float:
         """Seconds per step, over ``count`` steps that are forgotten again."""
-        with self.contender.ready(self.model):
+        with self.variant.ready(self.model):
             total = seconds_of(lambda: self.steps(count), self.model.device)
         self.forget(count)
         return total / count
@@ -55,26 +55,18 @@ class Session:
     def probe(self, count: int) -> Probe:
         """As :meth:`seconds`, with a clock at every layer."""
         clock = LayerClock(self.model.model, self.model.device)
-        with self.contender.ready(self.model), clock.running():
+        with self.variant.ready(self.model), clock.running():
             total = seconds_of(lambda: self.steps(count), self.model.device)
         self.forget(count)
         return Probe([seconds / count for seconds in clock.seconds()], total / count)
 
 
-def run(settings: Settings) -> Outcome:
-    """Measure all batch sizes."""
-    model, outcome = settings.make_model(), Outcome()
-    with torch.no_grad():
-        for batch in settings.batch:
-            _run_batch(settings, model, batch, outcome)
-    return outcome
-
-
-def _run_batch(settings: Settings, model, batch: int, outcome: Outcome) -> None:
+def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
+    """Measure one batch size."""
     prompts, count = settings.make_prompts(model, batch), settings.answer_tokens
-    contenders = settings.make_contenders(model, batch)
-    sessions = {contender.name: Session(contender, model, prompts) for contender in contenders}
-    baseline = Contender("probe", settings.attn, None, [None] * batch)
+    variants = settings.make_variants(model, batch)
+    sessions = {variant.name: Session(variant, model, prompts) for variant in variants}
+    baseline = Variant("probe", settings.attn, None, [None] * batch)
     probes = {
         WITH: Session(baseline, model, prompts),
         WITHOUT: Session(baseline, model, prompts.text_only()),
@@ -87,19 +79,19 @@ def _run_batch(settings: Settings, model, batch: int, outcome: Outcome) -> None:
     measured = interleaved(tasks, settings.rounds, settings.warmup, settings.progress)
 
     pairs = list(zip(measured[WITH], measured[WITHOUT], strict=True))
-    for contender in contenders:
-        ideal = contender.exits and [ideal_seconds(*pair, contender.exits) for pair in pairs]
-        result = of_batch(contender, batch, measured[contender.name], ideal=ideal or None)
-        result.numbers["kv_mib"] = cache_bytes(sessions[contender.name].cache) / 2**20
-        outcome.results.append(result)
+    for variant in variants:
+        ideal = variant.exits and [ideal_seconds(*pair, variant.exits) for pair in pairs]
+        result = result_of(variant, batch, measured[variant.name], ideal or None)
+        result.numbers["kv_mib"] = cache_bytes(sessions[variant.name].cache) / 2**20
+        out.results.append(result)
     for name in (WITH, WITHOUT):
-        outcome.layers[f"batch {batch}, {name}"] = median_layers(measured[name])
+        out.layers[f"batch {batch}, {name}"] = median_layers(measured[name])
     rates = rates_of(model.config, batch, measured)
     for name, those in ((WITH, prompts), (WITHOUT, prompts.text_only())):
         launches = launches_per_layer(model, lambda name=name: probes[name].steps(1), baseline)
         held = those.visual_mask.shape[1] + count // 2
         load = layer_load(model.config, model.dtype, 1, batch, held, launches)
-        outcome.regimes.append(regime_line(f"batch {batch}, {name}", load, rates))
+        out.regimes.append(regime_line(f"batch {batch}, {name}", load, rates))
 
 
 def cache_bytes(cache) -> int:

@@ -1,6 +1,6 @@
 """The best time that an exit could have, from the times of the layers themselves.
 
-Transformers' own forward runs the prompts with and without their images in the same rounds as the contenders, with a
+Transformers' own forward runs the prompts with and without their images in the same rounds as the variants, with a
 clock at every layer. An exit after layer l can at best take the layers 0..l of the first and the layers above l of
 the second. When samples of a batch exit at different layers, each layer counts by the share of samples that still
 have their image there: a straight line between the two measured times.

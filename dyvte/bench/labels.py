@@ -7,28 +7,22 @@ its middle layer stands for the mean, because a copy that starts at layer l cost
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dyvte.bench.settings import Outcome, Result, Settings
-from dyvte.bench.shapes import Prompts
-from dyvte.bench.timing import LayerClock, Spread, interleaved, seconds_of
+from dyvte.bench.settings import Measurements, Result, Settings
+from dyvte.bench.shapes import MaskedLlama, Prompts
+from dyvte.bench.timing import LayerClock, interleaved, seconds_of
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
 
 FROZEN, ALL, RANDOM = "frozen forward", "labels of all layers", "label of one random layer"
 
 
-def run(settings: Settings) -> Outcome:
-    """Measure all batch sizes."""
-    model, outcome = settings.make_model(), Outcome()
-    for batch in settings.batch:
-        _run_batch(settings, model, batch, outcome)
-    return outcome
-
-
-def _run_batch(settings: Settings, model, batch: int, outcome: Outcome) -> None:
+def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
+    """Measure one batch size."""
     prompts, labels = with_answers(settings, model, batch)
     layers = model.config.num_hidden_layers
     work = {
@@ -46,13 +40,13 @@ def _run_batch(settings: Settings, model, batch: int, outcome: Outcome) -> None:
     for name, made in ((FROZEN, 0), (ALL, layers), (RANDOM, 1)):
         seconds = [total for total, _ in measured[name]]
         result = Result(batch, name, settings.attn, None, seconds)
-        forwards = Spread.of([own / one for own, one in zip(seconds, base, strict=True)]).median
+        forwards = median([own / one for own, one in zip(seconds, base, strict=True)])
         result.numbers["forwards"] = forwards
         if made:
             result.numbers["forwards_per_label"] = forwards / made
-        outcome.results.append(result)
+        out.results.append(result)
         per_layer = zip(*(times for _, times in measured[name]), strict=True)
-        outcome.layers[f"batch {batch}, {name}"] = [Spread.of(times).median for times in per_layer]
+        out.layers[f"batch {batch}, {name}"] = [median(times) for times in per_layer]
 
 
 def _seconds(model, work: Callable[[], Any]) -> tuple[float, list[float]]:
@@ -76,7 +70,6 @@ def with_answers(settings: Settings, model, batch: int) -> tuple[Prompts, Tensor
     return Prompts(embeds, visual), labels
 
 
-@torch.no_grad()
 def frozen(model, prompts: Prompts, answer_tokens: int) -> Tensor:
     """Transformers' own forward, with logits where answers are predicted."""
     out = model(inputs_embeds=prompts.inputs_embeds, use_cache=False, logits_to_keep=answer_tokens + 1)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from dyvte.bench.contenders import Contender
 from dyvte.bench.decode import Session, cache_bytes
-from dyvte.bench.settings import Outcome, Result, Settings, of_batch
-from dyvte.bench.shapes import Prompts
+from dyvte.bench.settings import Measurements, Result, Settings, result_of
+from dyvte.bench.shapes import MaskedLlama, Prompts
 from dyvte.bench.timing import seconds_of
+from dyvte.bench.variants import Variant
 from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
@@ -24,28 +24,24 @@ MIB = 2**20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def run(settings: Settings) -> Outcome:
-    """Measure all batch sizes, each contender once: bytes do not vary."""
-    model, outcome = settings.make_model(), Outcome()
-    with torch.no_grad():
-        for batch in settings.batch:
-            prompts = settings.make_prompts(model, batch)
-            for contender in settings.make_contenders(model, batch):
-                outcome.results.append(_measure(contender, model, prompts, settings.answer_tokens))
-    return outcome
+def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
+    """Measure one batch size, each variant once: bytes do not vary."""
+    prompts = settings.make_prompts(model, batch)
+    for variant in settings.make_variants(model, batch):
+        out.results.append(_bytes_of(variant, model, prompts, settings.answer_tokens))
 
 
-def _measure(contender: Contender, model, prompts: Prompts, steps: int) -> Result:
+def _bytes_of(variant: Variant, model, prompts: Prompts, steps: int) -> Result:
     before = reset_peak(model.device)
     sessions: list[Session] = []
-    seconds = seconds_of(lambda: sessions.append(Session(contender, model, prompts)), model.device)
+    seconds = seconds_of(lambda: sessions.append(Session(variant, model, prompts)), model.device)
     session = sessions[0]
-    result = of_batch(contender, prompts.batch, [seconds])
+    result = result_of(variant, prompts.batch, [seconds])
     trace = session.trace or _without_exit(model, prompts)
     counted = sum(kv_bytes(model.config, trace, model.dtype))
     per_step = counted // int(trace.tokens_per_layer.sum()) * trace.num_layers * prompts.batch
     _note(result, "prefill", session.cache, counted)
-    with contender.ready(model):
+    with variant.ready(model):
         session.steps(steps)
     _note(result, "decode", session.cache, counted + steps * per_step)
     peak = peak_bytes(model.device)

@@ -1,4 +1,4 @@
-"""How the paper's code runs a prefill, as a contender: eager attention that keeps the weights of every layer.
+"""How the paper's code runs a prefill, as a variant: eager attention that keeps the weights of every layer.
 
 All samples exit after the same layer. The layers are transformers' own; a hook keeps the attention weights that they
 return, as a model called with ``output_attentions=True`` holds them until it is done.

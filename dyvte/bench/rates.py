@@ -15,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dyvte.bench.timing import Spread, seconds_of
+from dyvte.bench.timing import seconds_of
 from dyvte.cost.flops import layer_params
 
 COPY_BYTES = 256 * 2**20
+"""A choice: larger than the last-level caches of the machines measured, so that a copy reaches memory."""
 SMALL_OPERATIONS = 200
+"""A choice: enough that the two synchronizations around them do not count."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def rates_of(config, tokens: int, measured: dict[str, list[float]]) -> Rates:
     """Rates from what :func:`rate_tasks` measured."""
     flops = 2 * tokens * config.hidden_size * config.intermediate_size
     return Rates(
-        flops / Spread.of(measured["rate: matmul"]).median,
-        2 * COPY_BYTES / Spread.of(measured["rate: copy"]).median,
-        Spread.of(measured["rate: launch"]).median / SMALL_OPERATIONS,
+        flops / median(measured["rate: matmul"]),
+        2 * COPY_BYTES / median(measured["rate: copy"]),
+        median(measured["rate: launch"]) / SMALL_OPERATIONS,
     )

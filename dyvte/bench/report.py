@@ -1,17 +1,19 @@
-"""A command's outcome as a table, as JSON with its provenance, and as a plot of seconds against the exit layer."""
+"""Measurements as a table, as JSON with their provenance, and as a plot of seconds against the exit layer."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from dyvte.bench.settings import Outcome, Result, Settings
-from dyvte.bench.timing import Spread
+import torch
+
+from dyvte.bench.settings import Measurements, Result, Settings
+from dyvte.bench.timing import Quartiles
+from dyvte.cli import needs
 from dyvte.provenance import git_state, hardware, versions
-from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.tables import to_markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,34 +36,34 @@ FORMATS = {
 }
 
 
-def table(outcome: Outcome) -> str:
-    """Markdown: a row for each contender and batch size, then the regimes."""
-    names = [name for name in FORMATS if any(name in result.numbers for result in outcome.results)]
-    ideals = any(result.ideal for result in outcome.results)
-    head = ["Batch", "Contender", "Seconds", "Quartiles", "Against baseline"]
+def table(measured: Measurements) -> str:
+    """Markdown: a row for each variant and batch size, then the regimes."""
+    names = [name for name in FORMATS if any(name in result.numbers for result in measured.results)]
+    ideals = any(result.ideal for result in measured.results)
+    head = ["Batch", "Variant", "Seconds", "Quartiles", "Against baseline"]
     head += ["Ideal", "Efficiency"] if ideals else []
     rows = [head + [FORMATS[name][0] for name in names]]
-    for result in outcome.results:
-        spread = Spread.of(result.seconds)
-        row = [str(result.batch), result.contender, f"{spread.median:.4g}"]
-        row += [f"{spread.low:.4g} to {spread.high:.4g}", _against(result, outcome)]
+    for result in measured.results:
+        seconds = Quartiles.of(result.seconds)
+        row = [str(result.batch), result.variant, f"{seconds.median:.4g}"]
+        row += [f"{seconds.low:.4g} to {seconds.high:.4g}", _against(result, measured)]
         if ideals:
             row += [_median(result.ideal, "{:.4g}"), _median(result.efficiency, "{:.3f}")]
         rows.append(row + [_cell(result, name) for name in names])
-    return to_markdown(rows) + "".join(_regime_text(line) for line in outcome.regimes)
+    return to_markdown(rows) + "".join(_regime_text(line) for line in measured.regimes)
 
 
-def _against(result: Result, outcome: Outcome) -> str:
-    """Change in seconds from the first contender of the same batch size, round by round."""
-    base = next(other for other in outcome.results if other.batch == result.batch)
+def _against(result: Result, measured: Measurements) -> str:
+    """Change in seconds from the first variant of the same batch size, round by round."""
+    base = next(other for other in measured.results if other.batch == result.batch)
     if base is result:
         return ""
     ratios = [own / other for own, other in zip(result.seconds, base.seconds, strict=True)]
-    return f"{100 * (Spread.of(ratios).median - 1):+.1f}%"
+    return f"{100 * (median(ratios) - 1):+.1f}%"
 
 
 def _median(values: list[float] | None, form: str) -> str:
-    return "" if not values else form.format(Spread.of(values).median)
+    return "" if not values else form.format(median(values))
 
 
 def _cell(result: Result, name: str) -> str:
@@ -78,53 +80,47 @@ def _regime_text(line: dict[str, Any]) -> str:
     )
 
 
-def as_json(settings: Settings, outcome: Outcome) -> dict[str, Any]:
+def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
     """All measurements with what they were taken on."""
-    import torch
-
     commit, dirty = git_state()
     results = []
-    for result in outcome.results:
+    for result in measured.results:
         entry = asdict(result)
-        entry["summary"] = asdict(Spread.of(result.seconds))
+        entry["contender"] = entry.pop("variant")  # the files' word since their first version
+        entry["summary"] = asdict(Quartiles.of(result.seconds))
         if result.efficiency:
-            entry["efficiency"] = Spread.of(result.efficiency).median
+            entry["efficiency"] = median(result.efficiency)
         results.append(entry)
+    flags = asdict(settings)
+    flags["contenders"] = flags.pop("variants")
     return {
-        "settings": settings.as_dict(),
+        "settings": flags,
         "commit": commit,
         "modified": dirty,
         "versions": versions(),
         "hardware": {**hardware(), "threads": torch.get_num_threads()},
         "results": results,
-        "regimes": outcome.regimes,
-        "seconds_per_layer": outcome.layers,
+        "regimes": measured.regimes,
+        "seconds_per_layer": measured.layers,
     }
 
 
-def write_json(path: Path, settings: Settings, outcome: Outcome) -> None:
-    """Write :func:`as_json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_json(settings, outcome), indent=1) + "\n", encoding="utf-8")
-
-
-def plot(settings: Settings, outcome: Outcome) -> Figure:
+def plot(settings: Settings, measured: Measurements) -> Figure:
     """Seconds against the exit layer, a panel for each batch size: measured, beside both ideals.
 
     Raises:
-        ValueError: when no contender exits at a layer of its own.
+        ValueError: when no variant exits at a layer of its own.
     """
-    from matplotlib import pyplot
-
-    exits = [result for result in outcome.results if isinstance(result.exit_layer, int)]
+    pyplot = needs("matplotlib.pyplot", "study")
+    exits = [result for result in measured.results if isinstance(result.exit_layer, int)]
     if not exits:
-        raise ValueError("nothing to plot: no contender has an exit layer (see --exit-layers)")
+        raise ValueError("nothing to plot: no variant has an exit layer (see --exit-layers)")
     batches = sorted({result.batch for result in exits})
     with pyplot.rc_context(STYLE):
         size = (4.2 * len(batches) + 0.6, 3.4)
         figure, grid = pyplot.subplots(1, len(batches), figsize=size, squeeze=False, layout="constrained")
         for panel, batch in zip(grid[0], batches, strict=True):
-            _panel(panel, batch, [result for result in outcome.results if result.batch == batch])
+            _panel(panel, batch, [result for result in measured.results if result.batch == batch])
         grid[0][0].set_ylabel("seconds per step" if settings.command == "decode" else "seconds")
         grid[0][0].legend(frameon=False, fontsize=8)
     return figure
@@ -132,23 +128,20 @@ def plot(settings: Settings, outcome: Outcome) -> Figure:
 
 def _panel(panel: Axes, batch: int, results: list[Result]) -> None:
     for result in results:
-        if result.contender == "baseline":
-            panel.axhline(Spread.of(result.seconds).median, color="black", linewidth=1, label="baseline")
+        if result.variant == "baseline":
+            panel.axhline(median(result.seconds), color="black", linewidth=1, label="baseline")
     kinds = (("gates", ORANGE, "o"), ("fixed", BLUE, "s"), ("graphs", GREEN, "^"), ("eager", GREY, "x"))
-    for prefix, colour, marker in kinds:
-        found = [r for r in results if r.contender.startswith(prefix) and isinstance(r.exit_layer, int)]
+    for prefix, color, marker in kinds:
+        found = [r for r in results if r.variant.startswith(prefix) and isinstance(r.exit_layer, int)]
         found.sort(key=lambda result: result.exit_layer)  # type: ignore[arg-type, return-value]
         if not found:
             continue
         layers: list[Any] = [result.exit_layer for result in found]
-        spreads = [Spread.of(result.seconds) for result in found]
-        medians = [spread.median for spread in spreads]
-        bars = [
-            [spread.median - spread.low for spread in spreads],
-            [spread.high - spread.median for spread in spreads],
-        ]
-        panel.errorbar(layers, medians, bars, fmt=f"{marker}-", color=colour, label=f"{prefix}, measured")
-        if prefix == "fixed" or not any(r.contender.startswith("fixed") for r in results):
+        times = [Quartiles.of(result.seconds) for result in found]
+        medians = [time.median for time in times]
+        bars = [[time.median - time.low for time in times], [time.high - time.median for time in times]]
+        panel.errorbar(layers, medians, bars, fmt=f"{marker}-", color=color, label=f"{prefix}, measured")
+        if prefix == "fixed" or not any(r.variant.startswith("fixed") for r in results):
             _ideals(panel, layers, found)
     panel.set_title(f"batch {batch}", loc="left", fontsize=10)
     panel.set_xlabel("layer after which the visual tokens exit")
@@ -157,7 +150,7 @@ def _panel(panel: Axes, batch: int, results: list[Result]) -> None:
 
 def _ideals(panel: Axes, layers: list, found: list[Result]) -> None:
     if all(result.ideal for result in found):
-        best = [Spread.of(result.ideal or []).median for result in found]
+        best = [median(result.ideal or []) for result in found]
         panel.plot(layers, best, "--", color=BLUE, label="ideal, from layer times")
     if all(result.flops_ideal is not None for result in found):
         panel.plot(layers, [r.flops_ideal or 0.0 for r in found], ":", color=GREY, label="ideal, from FLOPs")

@@ -1,14 +1,15 @@
-"""What a run of the bench was asked for, shared by its commands."""
+"""Settings and results that the bench's commands share."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 
-from dyvte.bench.contenders import Contender, check_kernels, make_contenders
-from dyvte.bench.shapes import VISUAL_TOKENS, Prompts, random_model, random_prompts
+from dyvte.bench.shapes import VISUAL_TOKENS, MaskedLlama, Prompts, random_model, random_prompts
+from dyvte.bench.variants import Variant, check_kernels, make_variants
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -24,7 +25,7 @@ class Settings:
     device: str = "cpu"
     batch: list[int] = field(default_factory=lambda: [1])
     exit_layers: list[int | str] = field(default_factory=list)
-    contenders: list[str] | None = None
+    variants: list[str] | None = None
     prompt_tokens: int = 60
     visual_tokens: int = VISUAL_TOKENS
     answer_tokens: int = 16
@@ -36,49 +37,45 @@ class Settings:
     allow_unequal_kernels: bool = False
     progress: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    def make_model(self):
-        """The decoder to measure, with the baseline's attention kernel."""
+    def make_model(self) -> MaskedLlama:
+        """The model to measure, with the baseline's attention kernel."""
         model = random_model(self.model, self.layers, DTYPES[self.dtype], self.device)
         model.set_attn_implementation(self.attn)
         return model
 
     def make_prompts(self, model, batch: int) -> Prompts:
-        """Prompts of the asked length."""
+        """``batch`` prompts of the lengths that were asked for."""
         return random_prompts(model, batch, self.prompt_tokens, self.visual_tokens)
 
-    def make_contenders(self, model, batch: int) -> list[Contender]:
-        """The contenders, by default with one exit in the middle of the decoder, and mixed exits.
+    def make_variants(self, model, batch: int) -> list[Variant]:
+        """The variants, by default with one exit in the middle of the decoder, and mixed exits.
 
         Raises:
             ValueError: when they use different attention kernels and that was not allowed.
         """
-        if self.command != "prefill" and "paper" in (self.contenders or ()):
-            raise ValueError(f"the paper's way is a prefill: leave it out of --contenders of {self.command}")
+        if self.command != "prefill" and "paper" in (self.variants or ()):
+            raise ValueError(f"the paper's way is a prefill: leave it out of --variants of {self.command}")
         exits = self.exit_layers or [(model.config.num_hidden_layers - 1) // 2, "mixed"]
-        found = make_contenders(model, batch, exits, self.attn, self.contenders, self.gate_width)
+        found = make_variants(model, batch, exits, self.attn, self.variants, self.gate_width)
         check_kernels(found, self.allow_unequal_kernels)
         return found
 
 
 @dataclass
 class Result:
-    """One contender at one batch size.
+    """One variant at one batch size.
 
     Attributes:
         kernel: its attention kernel.
         exit_layer: the layer after which images left, "mixed", or None.
         seconds: of each round.
         ideal: the best such exits could take, of the same rounds; None where that is not defined.
-        flops_ideal: seconds of the baseline's median times this contender's share of its FLOPs.
+        flops_ideal: seconds of the baseline's median times this variant's share of its FLOPs.
         numbers: further figures by name.
     """
 
     batch: int
-    contender: str
+    variant: str
     kernel: str
     exit_layer: int | str | None
     seconds: list[float]
@@ -95,8 +92,8 @@ class Result:
 
 
 @dataclass
-class Outcome:
-    """All results of a command.
+class Measurements:
+    """What a command measured.
 
     Attributes:
         regimes: what limits a layer, a line for each batch size; see :mod:`dyvte.bench.rates`.
@@ -108,18 +105,15 @@ class Outcome:
     layers: dict[str, list[float]] = field(default_factory=dict)
 
 
-def of_batch(contender: Contender, batch: int, seconds: list[float], **more: Any) -> Result:
-    """A contender's result."""
-    return Result(batch, contender.name, contender.kernel, contender.exit_layer, seconds, **more)
+def result_of(variant: Variant, batch: int, seconds: list[float], ideal: list[float] | None = None) -> Result:
+    return Result(batch, variant.name, variant.kernel, variant.exit_layer, seconds, ideal)
 
 
 def fill_flops_ideal(results: list[Result], flops: dict[str, float]) -> None:
-    """Note FLOPs, by contender, and the seconds they would take at the baseline's FLOP/s."""
-    from dyvte.bench.timing import Spread
-
-    base = next((result for result in results if result.contender == "baseline"), None)
+    """Note FLOPs, by variant, and the seconds they would take at the baseline's FLOP/s."""
+    base = next((result for result in results if result.variant == "baseline"), None)
     for result in results:
-        result.numbers["tflops"] = flops[result.contender] / 1e12
+        result.numbers["tflops"] = flops[result.variant] / 1e12
         if base is not None:
-            share = flops[result.contender] / flops["baseline"]
-            result.flops_ideal = Spread.of(base.seconds).median * share
+            share = flops[result.variant] / flops["baseline"]
+            result.flops_ideal = median(base.seconds) * share

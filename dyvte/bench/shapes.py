@@ -1,4 +1,4 @@
-"""What is measured on: decoders of LLaVA's shapes with random weights, and prompts of random embeddings.
+"""The measured model: a Llama decoder of LLaVA's layer shapes with random weights, and prompts of random embeddings.
 
 Time does not depend on the values of weights, so no checkpoint is needed.
 """
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from dyvte.decoding.attach import is_attached
+from dyvte.families.base import Adapter, register_adapter
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
@@ -38,15 +40,38 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """LLaVA-1.5 7B and 13B, and the shipped Tiny-LLaVA."""
 VISUAL_TOKENS = (336 // 14) ** 2
-"""Visual tokens of an image in LLaVA-1.5: the patches of its tower. Only what is measured by default."""
+"""Visual tokens of an image in LLaVA-1.5: the patches of its tower. Only the default of ``--visual-tokens``."""
 SYSTEM_TOKENS = 35
 """Text tokens before the image in LLaVA-1.5's prompt."""
 
 
+class MaskedLlama(LlamaForCausalLM):
+    """transformers' Llama that takes ``visual_mask`` (B, S), which its decoder gets while a policy is attached."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int = 0,
+        visual_mask: Tensor | None = None,
+        **kwargs,
+    ):
+        # ``generate`` looks for these names in the signature
+        if visual_mask is not None and is_attached(self):
+            kwargs["visual_mask"] = visual_mask
+        return super().forward(
+            input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
+        )
+
+
+register_adapter("llama", Adapter(decoder=lambda model: model.model, vision=lambda model: (None, None)))
+
+
 def random_model(
     name: str, layers: int | None = None, dtype=torch.float32, device: str = "cpu", seed: int = 0
-) -> LlavaLlamaForCausalLM:
-    """A decoder with language head of a known shape, without vision tower, weights random.
+) -> MaskedLlama:
+    """A decoder with language head of a known shape and random weights.
 
     Args:
         name: one of :data:`SHAPES`.
@@ -62,7 +87,7 @@ def random_model(
         if layers < 1:
             raise ValueError(f"--layers must be at least 1, got {layers}")
         sizes["num_hidden_layers"] = layers
-    config = LlavaConfig(
+    config = LlamaConfig(
         **sizes, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
     torch.manual_seed(seed)
@@ -70,7 +95,7 @@ def random_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlavaLlamaForCausalLM(config)
+            model = MaskedLlama(config)
     finally:
         torch.set_default_dtype(previous)
     return model.eval().requires_grad_(False)
@@ -90,7 +115,7 @@ class Prompts:
 
     @property
     def batch(self) -> int:
-        """Prompts."""
+        """Number of prompts."""
         return len(self.inputs_embeds)
 
     def text_only(self) -> Prompts:

@@ -2,16 +2,18 @@
 
     python -m dyvte.bench.summary docs/benchmarks/cpu
 
-Writes ``README.md`` into the folder: for each ``NAME.json`` that ``python -m dyvte.bench`` wrote what was run and on
-what, the table in ``NAME.md``, and ``NAME.png`` where there is one.
+Writes ``README.md`` into the folder. For each ``NAME.json`` that ``python -m dyvte.bench`` wrote, the page has the
+settings and the machine, the table in ``NAME.md``, and ``NAME.png`` where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from dyvte.cli import run
+from dyvte.io import read_json_object, write_whole
 
 
 def page_of(folder: Path) -> str:
@@ -29,7 +31,7 @@ def page_of(folder: Path) -> str:
         table, plot = path.with_suffix(".md"), path.with_suffix(".png")
         if not table.is_file():
             raise FileNotFoundError(f"{table} is missing: remove {path.name} and run scripts/bench.sh again")
-        parts.append(f"## {path.stem}\n\n{_caption(json.loads(path.read_text()))}\n")
+        parts.append(f"## {path.stem}\n\n{_caption(read_json_object(path))}\n")
         parts.append(table.read_text(encoding="utf-8").strip() + "\n")
         if plot.is_file():
             parts.append(f"![{path.stem}]({plot.name})\n")
@@ -61,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m dyvte.bench.summary", description="All results of scripts/bench.sh on one page."
     )
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        text = page_of(folder)
-    except OSError as error:
-        raise SystemExit(f"error: {error}") from None
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    run(parser, lambda args: write_whole(args.folder / "README.md", page_of(args.folder)), argv)
 
 
 if __name__ == "__main__":

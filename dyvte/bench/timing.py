@@ -1,4 +1,4 @@
-"""Clocks: interleaved rounds, spreads, and times per layer."""
+"""Timing: interleaved rounds, medians with their interquartile range, and seconds of each layer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
+def synchronize(device: torch.device) -> None:
+    """Wait for the work that is queued on the device; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     """Wall seconds of one call, the device's work included."""
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def interleaved(
     tasks: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 1, progress: bool = False
 ) -> dict[str, list[T]]:
-    """Run all tasks once per round, each round in another order: what the machine does meanwhile hits all alike.
+    """Run all tasks once per round, in another order each time, so that background load affects all tasks equally.
 
     Args:
         tasks: name -> a call that returns its own measurement.
@@ -61,22 +61,21 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of some measurements."""
+class Quartiles:
+    """Median of some measurements, and their lower and upper quartile (the ends of the interquartile range)."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """From measurements, at least one."""
+    def of(cls, values: Sequence[float]) -> Quartiles:
         low, median, high = np.percentile(np.asarray(values, dtype=float), [25, 50, 75])
         return cls(float(median), float(low), float(high))
 
 
 class LayerClock:
-    """Seconds that each decoder layer takes within a forward, by marks where one layer begins and the next one does.
+    """Seconds of each decoder layer within a forward, from a mark at the start of each layer and of the final norm.
 
     On a GPU the marks are events in its stream, so that nothing waits.
     """
@@ -88,7 +87,7 @@ class LayerClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Note marks for the forwards within."""
+        """Take marks in the forwards of this block."""
         self._marks = []
         hooks = [module.register_forward_pre_hook(self._mark) for module in self._modules]
         try:
@@ -107,7 +106,7 @@ class LayerClock:
 
     def seconds(self) -> list[float]:
         """Seconds per layer, summed over the forwards that ran."""
-        synchronise(self._device)
+        synchronize(self._device)
         stride = len(self._modules)
         totals = [0.0] * (stride - 1)
         for start in range(0, len(self._marks), stride):

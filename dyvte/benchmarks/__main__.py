@@ -12,6 +12,7 @@ from pathlib import Path
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.benchmarks.benchmark import describe
 from dyvte.benchmarks.check import check, ready
+from dyvte.cli import one_line_errors
 
 DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
@@ -68,7 +69,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     script = SCRIPTS / f"{options.name}.sh"
     if not script.is_file():
         raise FileNotFoundError(
-            f"{script} does not exist: run from a checkout, installed with pip install -e."
+            "python -m dyvte.benchmarks run needs a checkout of the repository, installed with pip install -e: "
+            f"{script} does not exist"
         )
     settings = {name.upper(): getattr(options, name) for name in RUN_SETTINGS}
     settings |= {"MODEL": options.model_path, "DATA": options.data_dir, "PYTHON": sys.executable}
@@ -127,10 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = build_parser().parse_args(arguments[:end], argparse.Namespace(arguments=arguments[end + 1 :]))
-    try:
+    with one_line_errors("python -m dyvte.benchmarks"):
         options.action(options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

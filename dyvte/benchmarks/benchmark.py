@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dyvte.engine.questions import JSON_LINES, QuestionFormat
+
 
 @dataclass(frozen=True)
 class File:
@@ -119,7 +121,8 @@ class Benchmark:
         ground_truth: the files that scoring reads, given the benchmark's folder.
         score: see ``Scorer``.
         variants: names of the official variants that ``score`` knows; the first is the default.
-        runner: the command line that answers the questions.
+        questions: how the question file is read, and the flags of the command line that asks it.
+        percent: whether scores are in percent; scores in other units have no part in averages.
         check_questions: given the benchmark's folder, raises ValueError or FileNotFoundError for what would only
             come to light after inference: a question without annotation, a broken annotation file, a wrong split.
     """
@@ -134,7 +137,8 @@ class Benchmark:
     ground_truth: Callable[[Path], list[Path]]
     score: Scorer
     variants: tuple[str, ...] = ()
-    runner: str = "llava.eval.model_vqa_loader"
+    questions: QuestionFormat = JSON_LINES
+    percent: bool = True
     check_questions: Callable[[Path], None] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Reading what benchmarks are made of: JSON, and LLaVA's JSON lines of questions and answers."""
+"""LLaVA's JSON lines of questions and answers; ``dyvte.io`` reads JSON."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Remark
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON.
-    """
-    path = _existing(path)
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download or write it again.") from None
+from dyvte.io import read_text
 
 
 def numbered_lines(path: str | Path, required: Iterable[str] = ()) -> list[tuple[int, dict[str, Any]]]:
@@ -31,10 +18,11 @@ def numbered_lines(path: str | Path, required: Iterable[str] = ()) -> list[tuple
         FileNotFoundError: there is no such file.
         ValueError: a line is not a JSON object or lacks a key; the message names file and line.
     """
-    path = _existing(path)
-    required = tuple(required)
+    path, required = Path(path), tuple(required)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; docs/evaluation.md says where each file comes from.")
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -92,17 +80,3 @@ def other_split(answers_file: str | Path, annotations: str | Path) -> ValueError
     return ValueError(
         f"No answer in {answers_file} belongs to a question of {annotations}; is it of another split or benchmark?"
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); download or write it again.") from None
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; docs/evaluation.md says where each file comes from.")
-    return path

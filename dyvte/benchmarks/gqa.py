@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
+from dyvte.io import read_json
 
 QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
 QUESTIONS = "data/testdev_balanced_questions.json"

@@ -36,6 +36,7 @@ from dyvte.benchmarks.mmvet_grades import (
     write_whole,
 )
 from dyvte.benchmarks.reply_store import ReplyStore, asking
+from dyvte.cli import run
 
 DEFAULT_MODEL = "gpt-4-0613"
 DEFAULT_ROUNDS = 5
@@ -218,10 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        judge(build_parser().parse_args(arguments))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    run(build_parser(), judge, arguments)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, mean
 from dyvte.benchmarks.files import read_json_lines
+from dyvte.benchmarks.mmbench_questions import TABLE
 from dyvte.benchmarks.mmbench_table import (
     EMPTY_CELLS,
     LETTERS,
@@ -206,6 +207,6 @@ BENCHMARK = Benchmark(
     ground_truth=lambda data_dir: [table_file(data_dir)],
     score=score,
     variants=tuple(VARIANTS),
-    runner="llava.eval.model_vqa_mmbench",
+    questions=TABLE,
     check_questions=_check_questions,
 )

@@ -231,6 +231,7 @@ BENCHMARK = Benchmark(
     name="mme",
     title="MME",
     metric="perception, sum of ten tasks' points",
+    percent=False,
     folder="MME",
     question_file=QUESTIONS,
     image_folder=RELEASE,

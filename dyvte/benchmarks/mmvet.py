@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json, read_json_lines
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
 from dyvte.benchmarks.mmvet_grades import (
     Grades,
     Totals,
@@ -28,6 +28,8 @@ from dyvte.benchmarks.mmvet_grades import (
     source_path,
     table,
 )
+from dyvte.engine.questions import OPEN_QUESTIONS
+from dyvte.io import read_json
 
 SAMPLES = "mm-vet.json"
 SUBSET = "bard_set.json"
@@ -259,6 +261,6 @@ BENCHMARK = Benchmark(
     ground_truth=lambda data_dir: [data_dir / SAMPLES],
     score=score,
     variants=(ALL, BARD_SET),
-    runner="llava.eval.model_vqa",
+    questions=OPEN_QUESTIONS,
     check_questions=check_questions,
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dyvte.benchmarks.files import read_json
+from dyvte.io import read_json
 
 DECIMALS = 1
 TOTAL = "total"

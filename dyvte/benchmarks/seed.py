@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
+from dyvte.io import read_json
 
 ANNOTATIONS = "SEED-Bench.json"
 QUESTIONS = "llava-seed-bench.jsonl"

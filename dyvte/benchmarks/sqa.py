@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks
+from dyvte.benchmarks.sqa_questions import CONVERSATIONS
+from dyvte.io import read_json
 
 PROBLEMS = "problems.json"
 SPLITS = "pid_splits.json"
@@ -240,6 +242,6 @@ BENCHMARK = Benchmark(
     ),
     ground_truth=lambda data_dir: [data_dir / PROBLEMS, data_dir / SPLITS],
     score=score,
-    runner="llava.eval.model_vqa_science",
+    questions=CONVERSATIONS,
     check_questions=check_questions,
 )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json
+from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
 from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise
+from dyvte.io import read_json
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 QUESTION_FILE = "llava_textvqa_val_v051_ocr.jsonl"

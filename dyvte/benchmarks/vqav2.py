@@ -21,7 +21,7 @@ from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
 from dyvte.benchmarks.check import EVAL_ZIP
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json, read_json_lines
+from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
 from dyvte.benchmarks.vqa_text import (
     DIGITS_WITH_COMMAS,
     HUMANS_FOR_FULL_CREDIT,
@@ -29,6 +29,7 @@ from dyvte.benchmarks.vqa_text import (
     normalise_words,
     strip_punctuation,
 )
+from dyvte.io import read_json
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 VAL_QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"

@@ -13,16 +13,22 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dyvte.engine.model import resolved_dtype
 from dyvte.engine.questions import Item
+from dyvte.io import write_whole
 
 logger = logging.getLogger(__name__)
 
-_NOT_SETTINGS = ("answers_file", "device")
+_NOT_SETTINGS = ("answers_file", "device", "dtype")
 
 
 def run_settings(args: argparse.Namespace) -> str:
-    """A digest of all that answers depend on: the flags, and the files (by size and time) they point at."""
+    """A digest of all that answers depend on: the flags, the precision that they mean on this machine, and the files
+    (by size and time) they point at.
+    """
     described: list[Any] = sorted((k, str(v)) for k, v in vars(args).items() if k not in _NOT_SETTINGS)
+    device, dtype = getattr(args, "device", None) or "cuda", getattr(args, "dtype", None) or "auto"
+    described.append(("dtype", resolved_dtype(device, dtype)))
     for name in (args.model_path, args.model_base, args.question_file, args.gates):
         place = Path(name).expanduser() if name else None
         if place is None or not place.exists():
@@ -64,7 +70,7 @@ class AnswersFile:
             if self.path.stat().st_size > keep_bytes:
                 self._file.truncate(keep_bytes)
             self._file.seek(keep_bytes)
-            marker.write_text(settings + "\n")
+            write_whole(marker, settings + "\n")
         except BaseException:
             self._lock.release()
             raise

@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
-from dyvte.cost.flops import layer_flops, prefill_flops
+from dyvte.cli import run
+from dyvte.cost.exits import decoder_flops_by_exit
+from dyvte.cost.flops import prefill_flops
 from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
 from dyvte.engine import exit_times
@@ -31,7 +34,8 @@ from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.model import Batch
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items
-from dyvte.engine.run import prepared_batches, run
+from dyvte.engine.run import prepared_batches
+from dyvte.families.base import adapter_for
 from dyvte.gates.calibration import (
     CONFIDENCE,
     Calibration,
@@ -129,21 +133,18 @@ def supervise_own_answers(
     return supervision, traces[0]
 
 
-def exit_costs(model, trace: ExitTrace, gates: ExitGates) -> NDArray:
+def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
     """(L + 1, B) TFLOPs of a prefill with exit after each layer, gates included; the last row is without exit.
 
     Args:
         trace: of the same prompts without exit.
     """
-    layers = trace.num_layers
-    rows = []
-    for total, tokens, visual in zip(
-        prefill_flops(model, trace).total, trace.prompt_tokens, trace.visual_tokens, strict=True
-    ):
-        saved = layer_flops(model.config, tokens) - layer_flops(model.config, tokens - visual)
-        exits = [total - (layers - 1 - layer) * saved + gates.flops_to(layer) for layer in range(layers)]
-        rows.append([*exits, total + gates.flops_to(layers - 1)])
-    return np.array(rows).T / TERA
+    flops = prefill_flops(model, trace)
+    config = adapter_for(model).decoder(model).config
+    decoder = decoder_flops_by_exit(config, trace.prompt_tokens, trace.visual_tokens)
+    ran = [gates.flops_to(min(layer, trace.num_layers - 1)) for layer in range(trace.num_layers + 1)]
+    vision = np.array(flops.vision) + np.array(flops.projector)
+    return (decoder + np.array(ran)[:, None] + vision) / TERA
 
 
 def _until_end(answers: torch.Tensor, end: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyvte.bench.timing import Spread, interleaved, seconds_of
+from dyvte.bench.timing import interleaved, seconds_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.model import Batch, ChatModel
 from dyvte.gates.exit import LearnedExit
@@ -35,7 +37,7 @@ def measure(chat: ChatModel, gates: ExitGates, batch: Batch, rounds: int = 7) ->
         times = interleaved(tasks, rounds)
     finally:
         handle.policy = before
-    return {name: Spread.of(values).median for name, values in times.items()}
+    return {name: median(values) for name, values in times.items()}
 
 
 def by_exit_layer(seconds: dict[str, float], num_layers: int, batch: int) -> NDArray:

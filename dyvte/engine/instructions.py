@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dyvte.io import read_json
+from dyvte.provenance import sha256_of
 
 
 def read_records(data_path: str | Path) -> list[dict[str, Any]]:
@@ -33,3 +36,14 @@ def image_paths(record: dict[str, Any]) -> list[str]:
     if not image:
         return []
     return [image] if isinstance(image, str) else list(image)
+
+
+def data_digest(data_path: str | Path, records: Sequence[dict[str, Any]], image_folder: str | Path) -> str:
+    """SHA-256 over an instruction file, and the names and sizes of the images in its records."""
+    path = Path(data_path)
+    digest = hashlib.sha256(sha256_of([path], path.parent)[path.name].encode())
+    for record in records:
+        for image in image_paths(record):
+            file = Path(image_folder) / image
+            digest.update(f"{image} {file.stat().st_size if file.is_file() else 'missing'}\n".encode())
+    return digest.hexdigest()

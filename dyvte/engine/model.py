@@ -243,6 +243,13 @@ class ChatModel(abc.ABC):
         return self.model(**inputs, use_cache=use_cache, logits_to_keep=1).logits[:, -1]
 
 
+def resolved_dtype(device: str, dtype: str) -> str:
+    """The precision that a model gets: "auto" is float16 on a GPU, and float32 on a CPU or where there is no GPU."""
+    kind = torch.device(device).type
+    on_cpu = kind == "cpu" or (kind == "cuda" and not torch.cuda.is_available())
+    return dtype if dtype != "auto" else "float32" if on_cpu else "float16"
+
+
 def model_name_of(model_path: str) -> str:
     """The folder's name; of a Trainer checkpoint, the parent's name comes first."""
     parts = model_path.strip("/").split("/")

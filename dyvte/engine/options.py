@@ -6,18 +6,14 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from dyvte.decoding.attach import Handle
 from dyvte.decoding.graphs import Graphs
-from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import ChatModel, Generation, ModelOptions
 from dyvte.engine.openers import open_model
 from dyvte.families.base import adapter_for
 from dyvte.gates.exit import LearnedExit
-from dyvte.reduction import REDUCTIONS, Combine
-from dyvte.reduction.config import make_reductions
+from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
-METHODS = ("none", "dyvte", "fixed", *REDUCTIONS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -28,7 +24,8 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         type=method_name,
         metavar="METHOD",
         help="none: visual tokens stay; dyvte: gates decide; fixed: exit at --exit-layer; "
-        f"{', '.join(REDUCTIONS)}: see docs/method.md; several joined by + act in this order (dyvte+fastv). "
+        f"{', '.join(name for name in METHODS if name not in OWN_FLAGS)}: see docs/method.md; several joined by + "
+        "act in this order (dyvte+fastv). "
         "Default: dyvte where --gates or the checkpoint brings gates, else none",
     )
     parser.add_argument(
@@ -61,19 +58,19 @@ def method_name(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: there is no such method, or they do not go together.
     """
-    names = text.split("+")
-    for name in names:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is not one of {', '.join(METHODS)}, or several of them joined by +"
-            )
-    if len(set(names)) < len(names) or (len(names) > 1 and "none" in names):
-        raise argparse.ArgumentTypeError(f"{text!r} joins a method with itself or with none")
+    try:
+        parse_method(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
-def open_answerer(args, template: str | None) -> Answerer:
-    """The model that command-line arguments ask for, with its policy; what they lack takes its default.
+def open_answerer(args: Any, template: str | None) -> Answerer:
+    """The model that command-line arguments ask for, with its policy, and how it is to answer.
+
+    Args:
+        args: parsed flags, or any object with some of them; a flag that it lacks takes its default.
+        template: name of the prompt template; by default the one that the checkpoint asks for.
 
     Raises:
         ValueError: when the method's arguments do not fit together or do not fit the model, or there is no
@@ -89,15 +86,15 @@ def open_answerer(args, template: str | None) -> Answerer:
     return Answerer(open_chat_model(args, template), generation)
 
 
-def open_chat_model(args, template: str | None) -> ChatModel:
-    """As :func:`open_answerer`, for those who do not ask questions."""
+def open_chat_model(args: Any, template: str | None) -> ChatModel:
+    """As :func:`open_answerer`, without a way to answer."""
     method, gates = _option(args, "method"), _option(args, "gates")
-    names = method.split("+") if method else []
-    if "fixed" in names and _option(args, "exit_layer") is None:
-        raise ValueError(f"--method {method} needs --exit-layer")
-    if gates and method and "dyvte" not in names:
+    names = parse_method(method) if method else ()
+    settings, exit_layer = _settings(args), _option(args, "exit_layer")
+    if gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
-    reductions = make_reductions([name for name in names if name in REDUCTIONS], _settings(args))
+    # what does not fit together is refused before a model is loaded
+    make_policy([name for name in names if name != "dyvte"] or ["none"], settings, exit_layer=exit_layer)
     chat = open_model(
         ModelOptions(
             args.model_path,
@@ -118,38 +115,29 @@ def open_chat_model(args, template: str | None) -> ChatModel:
                 f"--method {method} needs a model with images: {args.model_path} is a language model"
             )
         return chat
-    config = chat.decoder_config
+    learned = handle.policy.gates if isinstance(handle.policy, LearnedExit) else None
+    threshold = _option(args, "threshold")
     try:
-        parts = [reductions[name] if name in reductions else _policy(args, name, handle) for name in names]
-        policy = Combine(tuple(parts)) if len(parts) > 1 else (parts or [_policy(args, None, handle)])[0]
-        policy.check(config.num_hidden_layers, config.hidden_size)
+        names = names or (("dyvte",) if learned is not None else ("none",))
+        handle.policy = make_policy(
+            names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
+        )
         graphs = Graphs() if _option(args, "cuda_graphs", False) else None
         if graphs is not None:
             graphs.check(adapter_for(chat.model).decoder(chat.model))
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise
-    handle.policy, handle.graphs = policy, graphs
+    handle.graphs = graphs
     handle.run = replace(handle.run, graphs=graphs is not None)
     return chat
 
 
-def _settings(args) -> list[str]:
+def _settings(args: Any) -> list[str]:
     """The method's settings, one ``key=value`` each; a shell may give several as one argument."""
     return [setting for given in _option(args, "method_config", []) for setting in given.split()]
 
 
-def _policy(args, method: str | None, handle: Handle) -> Policy:
-    if method == "fixed":
-        return FixedExit(_option(args, "exit_layer"))
-    learned = handle.policy
-    if method == "none" or (method is None and not isinstance(learned, LearnedExit)):
-        return NoExit()
-    if not isinstance(learned, LearnedExit):
-        raise ValueError(f"--method dyvte needs gates: {args.model_path} has none, pass --gates FOLDER")
-    return LearnedExit(learned.gates, threshold=_option(args, "threshold"))
-
-
-def _option(args, name: str, default: Any = None) -> Any:
+def _option(args: Any, name: str, default: Any = None) -> Any:
     value = getattr(args, name, None)
     return default if value is None else value

@@ -4,9 +4,10 @@ before a model is loaded.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,34 @@ def item_of(row: dict[str, Any], place: str = "") -> Item:
     images = (images,) if isinstance(images, str) else tuple(images)
     text = row.get("text")
     return Item({"question_id": row["question_id"], "prompt": text}, text or "", images, place)
+
+
+@dataclass(frozen=True)
+class QuestionFormat:
+    """A format of question files: how it is read, and the flags of the command line that asks it.
+
+    Attributes:
+        read: the questions of ``args.question_file``, as the flags of ``add_flags`` ask for them; a flag that
+            ``args`` lacks takes its default. Raises FileNotFoundError or ValueError, naming file and entry.
+        add_flags: adds the flags that only this format has.
+        question_file, conv_mode, max_new_tokens: defaults of the flags that all formats have, as in LLaVA.
+        description: of the command line.
+    """
+
+    read: Callable[[argparse.Namespace], list[Item]]
+    description: str
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    question_file: str = "tables/question.jsonl"
+    conv_mode: str = "llava_v1"
+    max_new_tokens: int = 128
+
+
+JSON_LINES = QuestionFormat(
+    read=lambda args: [item_of(row, place) for place, row in read_lines(args.question_file)],
+    description="Answer a JSON-lines file of questions about images.",
+)
+OPEN_QUESTIONS = replace(JSON_LINES, max_new_tokens=1024)
+"""JSON lines that ask for long answers (MM-Vet, LLaVA-Bench)."""
 
 
 def check_items(items: Sequence[Item], folder: str | Path) -> None:

@@ -6,10 +6,8 @@ A run that was interrupted goes on where it stopped when it is started again wit
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,13 +15,12 @@ from typing import Any
 import shortuuid
 from tqdm import tqdm
 
+from dyvte.cli import run  # noqa: F401
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_method_arguments, open_answerer
-from dyvte.engine.questions import Item, check_items, prepare
-
-logger = logging.getLogger(__name__)
+from dyvte.engine.questions import Item, QuestionFormat, check_items, prepare
 
 
 def split_list(lst: Sequence, n: int) -> list:
@@ -70,8 +67,11 @@ def prepared_batches(
             yield ready
 
 
-def answer_items(args: argparse.Namespace, items: Sequence[Item]) -> None:
+def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str | None = None) -> None:
     """Answer the questions of this chunk that the answers file does not hold yet.
+
+    Args:
+        template: instead of ``args.conv_mode``.
 
     With ``--verify-every N`` and batches, every N-th question is asked a second time, alone; its metadata then holds
     that answer as ``batch1_text``.
@@ -88,7 +88,7 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item]) -> None:
         remaining = items[answers.kept :]
         if not remaining:
             return
-        answerer = open_answerer(args, args.conv_mode)
+        answerer = open_answerer(args, template or args.conv_mode)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
             for asked, batch in prepared_batches(
                 remaining, args.batch_size, answerer.chat, args.image_folder
@@ -126,22 +126,21 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
     }
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, question_file: str, conv_mode: str, max_new_tokens: int
-) -> None:
-    """LLaVA's flags, and those of the exit method."""
+def question_parser(questions: QuestionFormat, description: str = "") -> argparse.ArgumentParser:
+    """LLaVA's flags, those of the question format, and those of the exit method."""
+    parser = argparse.ArgumentParser(description=description or questions.description)
     parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
     parser.add_argument("--model-base", type=str, default=None)
     parser.add_argument("--image-folder", type=str, default="")
-    parser.add_argument("--question-file", type=str, default=question_file)
+    parser.add_argument("--question-file", type=str, default=questions.question_file)
     parser.add_argument("--answers-file", type=str, default="answer.jsonl")
-    parser.add_argument("--conv-mode", type=str, default=conv_mode)
+    parser.add_argument("--conv-mode", type=str, default=questions.conv_mode)
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--top_p", type=float, default=None)
     parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--max_new_tokens", type=int, default=questions.max_new_tokens)
     parser.add_argument("--batch-size", type=int, default=1, help="questions answered together")
     parser.add_argument(
         "--verify-every",
@@ -151,19 +150,5 @@ def add_arguments(
         help="with batches, ask every N-th question alone as well; results say how many answers differ",
     )
     add_method_arguments(parser)
-
-
-def run(
-    parser: argparse.ArgumentParser,
-    action: Callable[[argparse.Namespace], Any],
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Run a command line; what a person can put right is told in one line, without a traceback."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    args = parser.parse_args(argv)
-    try:
-        action(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    questions.add_flags(parser)
+    return parser

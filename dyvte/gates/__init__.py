@@ -1,1 +1,1 @@
-"""Gates: the states they look at, the gates, their files, their labels, and the policy that obeys them."""
+"""Exit gates: input states, files, labels, stores, training and calibration, and the policy that applies them."""

@@ -1,15 +1,15 @@
-"""Choose the exit threshold in units that people think in: how many answers may change, or what a prefill may cost.
+"""Choose the exit threshold for a share of answers that may change, or for a cost of the prefill.
 
-A calibration set is answered once without exit; one supervised pass over these answers then tells, for each sample
-and layer, what the gate says there and whether an exit there would have kept the answer. Every threshold can be
-judged from that without running the model again.
+The model answers a calibration set once without exit. One supervised pass over these answers then gives, for each
+sample and layer, the gate's exit probability and whether an exit there keeps the answer. From that, any threshold can
+be evaluated without running the model again.
 
 - *At most x of the answers may change, with confidence c*: thresholds are tested from 1 (never exit, nothing
   changes) downwards, each by an exact binomial test, and the last one before the first failure is taken. Testing in
-  a fixed order keeps the chance of a wrong promise below 1 - c whatever the number of thresholds (Learn then Test,
-  Angelopoulos et al., arXiv:2110.01052, Section 4; it needs no monotone loss, which plain conformal risk control,
-  arXiv:2208.02814, does). The promise is for samples drawn like the calibration set.
-- *A mean cost of at most c*: the highest threshold that keeps to it on the calibration set.
+  a fixed order bounds the probability of a wrong guarantee by 1 - c for any number of thresholds (Learn then Test,
+  Angelopoulos et al., arXiv:2110.01052, Section 4; unlike plain conformal risk control, arXiv:2208.02814, it needs no
+  monotone loss). The guarantee holds for samples drawn like the calibration set.
+- *A mean cost of at most c*: the highest threshold whose mean cost on the calibration set is within c.
 
 Shapes: L layers, n samples, T thresholds.
 """
@@ -24,7 +24,7 @@ from scipy.stats import binom
 
 CONFIDENCE = 0.95
 GRID = 1000
-"""Thresholds that are judged: this many equal steps between 0 and 1."""
+"""Number of equal steps between 0 and 1 at which thresholds are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,11 @@ class Outcomes:
         return np.where(fires.any(0), fires.argmax(0), len(fires))
 
     def changed(self, threshold: float) -> int:
-        """How many answers change."""
+        """Number of answers that an exit by this threshold changes."""
         never = np.ones((1, self.kept.shape[1]), dtype=bool)
         return int((~self._at(np.concatenate([self.kept, never]), threshold)).sum())
 
     def cost(self, threshold: float) -> float:
-        """Mean cost."""
         return float(self._at(self.costs, threshold).mean())
 
     def _at(self, values: NDArray, threshold: float) -> NDArray:
@@ -86,7 +85,6 @@ class Calibration:
     target: str
 
     def as_dict(self) -> dict:
-        """For JSON."""
         return asdict(self)
 
 
@@ -112,15 +110,20 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
     return chosen
 
 
+def highest_within(outcomes: Outcomes, budget: float) -> float | None:
+    """The highest threshold whose mean cost is within the budget; None where no threshold's is."""
+    return next((threshold for threshold in _descending() if outcomes.cost(threshold) <= budget), None)
+
+
 def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
-    """The highest threshold whose mean cost is within the budget.
+    """As :func:`highest_within`.
 
     Raises:
-        ValueError: no threshold is; the message names the lowest cost there is.
+        ValueError: no threshold's mean cost is within the budget; the message names the lowest cost.
     """
-    for threshold in _descending():
-        if outcomes.cost(threshold) <= budget:
-            return threshold
+    threshold = highest_within(outcomes, budget)
+    if threshold is not None:
+        return threshold
     raise ValueError(
         f"a mean cost of {budget:g} cannot be reached; exits at once cost {outcomes.cost(0.0):g}"
     )

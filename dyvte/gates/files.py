@@ -1,8 +1,8 @@
-"""Gates on disk: our own small folder, and the paper's keys inside a whole checkpoint."""
+"""Gates on disk: a small folder of their own, or the paper's keys inside a whole checkpoint."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,21 +13,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.origin import Origin
+from dyvte.io import read_json, read_json_object, whole_file, write_json
+from dyvte.provenance import sha256_of
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
+FORMAT, VERSIONS = "dyvte-gates", (1, 2)
+"""Version 2 adds where gates come from (:class:`dyvte.gates.origin.Origin`)."""
 PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d+)\.(w[12])\.weight$")
 PAPER_PREFIX = "model.visual_gates_router"
 
 
 def save_gates(gates: ExitGates, folder: str | Path) -> None:
-    """Write the gates to ``folder``: weights as safetensors, and what they are as JSON."""
+    """Write the gates to ``folder``: weights as safetensors, then what they are as JSON."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in gates.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with whole_file(folder / WEIGHTS) as unfinished:
+        save_file(weights, unfinished, metadata={"format": "pt"})
     description = {
-        "format": "dyvte-gates",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSIONS[-1],
         "num_layers": gates.num_layers,
         "hidden_size": gates.hidden_size,
         "width": gates.width,
@@ -35,15 +40,29 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
         **({} if gates.kind == "full" else {"kind": gates.kind}),
         **({} if gates.rank is None else {"rank": gates.rank}),
         **({} if len(gates.gated_layers) == gates.num_layers else {"gated_layers": list(gates.gated_layers)}),
+        **gates.origin.as_dict(),
         **({"calibration": gates.calibration} if gates.calibration else {}),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / DESCRIPTION, description, indent=2)
 
 
 def has_gates(folder: str | Path) -> bool:
     """Whether a local folder holds gates of either kind; reads names only."""
     folder = Path(folder)
     return (folder / WEIGHTS).is_file() or any(PAPER_KEY.search(key) for key, _ in _checkpoint_keys(folder))
+
+
+def gates_digest(folder: str | Path) -> str:
+    """SHA-256 of the file that a folder's gates are loaded from; where a checkpoint holds them, of their tensors."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
+    parts = {
+        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy()).hexdigest()
+        for key, read in _checkpoint_keys(folder)
+        if PAPER_KEY.search(key)
+    }
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:
@@ -62,10 +81,11 @@ def _load_own(folder: Path) -> ExitGates:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it describes the gates in {WEIGHTS}")
-    described = json.loads(path.read_text())
-    if described.get("format") != "dyvte-gates" or described.get("version") != 1:
+    described = read_json_object(path)
+    if described.get("format") != FORMAT or described.get("version") not in VERSIONS:
+        readable = " or ".join(map(str, VERSIONS))
         raise ValueError(
-            f"{path} is not a description of gates that this version reads (format dyvte-gates, 1)"
+            f"{path} is not a description of gates that this version reads (format {FORMAT}, version {readable})"
         )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -73,6 +93,7 @@ def _load_own(folder: Path) -> ExitGates:
     options = {name: described[name] for name in ("kind", "rank", "gated_layers") if name in described}
     gates = _assemble(weights, folder, **sizes, **options)
     gates.calibration = described.get("calibration", {})
+    gates.origin = Origin.from_dict(described)
     return gates
 
 
@@ -90,7 +111,7 @@ def _load_paper(folder: Path) -> ExitGates:
     if first is None:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
-    # the paper's gates look at two text states
+    # the paper's gates read two text states
     return _assemble(
         weights, folder, num_layers=num_layers, hidden_size=first.shape[1] // 2, width=first.shape[0]
     )
@@ -120,7 +141,7 @@ def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]
                 yield key, lambda key=key, file=file: file.get_tensor(key)
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         paths = {folder / shard for key, shard in weight_map.items() if PAPER_KEY.search(key)}
     else:
         paths = set(folder.glob("pytorch_model*.bin"))

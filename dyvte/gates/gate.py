@@ -1,4 +1,4 @@
-"""The gates: one small MLP per decoder layer that says whether the image may leave (paper, Eq. 2)."""
+"""The gates: one small MLP per decoder layer that predicts whether the model still needs the image (paper, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyvte.gates.origin import Origin
 from dyvte.gates.small import LayerEmbedding, LowRankGate, SharedGate
 from dyvte.gates.states import PAPER_STATES, check_states
 
@@ -32,7 +33,7 @@ class ExitGate(nn.Module):
 
 
 class ExitGates(nn.Module):
-    """One gate per decoder layer, with the choice of states they look at.
+    """One gate per decoder layer, and the names of the states that they read.
 
     Args:
         num_layers: decoder layers.
@@ -42,14 +43,15 @@ class ExitGates(nn.Module):
         kind: one of :data:`KINDS`: ``full`` is the paper's, ``low_rank`` and ``shared`` are smaller
             (:mod:`dyvte.gates.small`).
         rank: of the first matrix of ``low_rank`` gates.
-        gated_layers: the layers that have a gate; all by default, as in the paper. At the others nothing exits.
-        gain: of the fresh weights. Where states are large, gates with the paper's gain of 1 start out saturated and
+        gated_layers: the layers that have a gate; all by default, as in the paper. No sample exits at other layers.
+        gain: scale of fresh weights. Where states are large, gates with the paper's gain of 1 start saturated and
             stay overconfident unless they train for long.
 
     Attributes:
         layers: one module per decoder layer; those without a gate have no weights.
         calibration: how a threshold was chosen for these gates (see :mod:`dyvte.gates.calibration`); empty when
             none was. Saved with the gates.
+        origin: the model they belong to and the data they were trained on, where known. Saved with the gates.
 
     Raises:
         ValueError: when a size is not positive, the states or the kind are not known ones, ``rank`` does not fit the
@@ -84,6 +86,7 @@ class ExitGates(nn.Module):
         if not self.gated_layers or not set(self.gated_layers) <= set(range(num_layers)):
             raise ValueError(f"gated layers must be some of 0..{num_layers - 1}, got {self.gated_layers}")
         self.calibration: dict[str, Any] = {}
+        self.origin = Origin()
         size = len(self.states) * hidden_size
         self.shared = SharedGate(size, width, hidden_size) if kind == "shared" else None
         self.layers = nn.ModuleList(
@@ -93,7 +96,7 @@ class ExitGates(nn.Module):
         self.reset_parameters(gain)
 
     def _own_part(self, input_size: int) -> nn.Module:
-        """What one layer has of its own."""
+        """The module of one layer: its gate, or its part of a shared one."""
         if self.kind == "shared":
             return LayerEmbedding(self.width)
         if self.rank is not None:
@@ -165,6 +168,20 @@ class ExitGates(nn.Module):
         if self.hidden_size != hidden_size:
             raise ValueError(
                 f"these gates are for a model of hidden size {self.hidden_size}, this one has {hidden_size}"
+            )
+
+    def check_base(self, sha256: str | None, name: str | None) -> None:
+        """Raise ValueError, naming both models, when the gates are known to belong to another model.
+
+        Args:
+            sha256: digest of the model's weights; None skips the check.
+            name: of the model, for the message.
+        """
+        own = self.origin.base_sha256
+        if sha256 is not None and own is not None and sha256 != own:
+            raise ValueError(
+                f"these gates were trained for {self.origin.base_model or 'another model'} (weights {own[:12]}), not "
+                f"for {name or 'this model'} (weights {sha256[:12]}): train gates for it"
             )
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -2,9 +2,9 @@
 
     python -m dyvte.gates.sample --data-path llava_v1_5_mix665k.json --output gates.json --fraction 0.01
 
-Drawn are samples with one image, cut to their first question and answer, because later turns often lean on
-earlier ones. The fraction is of the whole file (the paper: 1% of LLaVA-1.5's 665k). A report of what was left
-out, and why, is printed and written beside the output.
+It draws samples with one image and cuts them to their first question and answer, because later turns often refer to
+earlier ones. The fraction counts against the whole file (the paper draws 1% of LLaVA-1.5's 665k). A report of the
+samples left out, and why, is printed and written beside the output.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from dyvte.cli import run
 from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.questions import IMAGE_TOKEN
+from dyvte.io import write_json, write_whole
 
 
 def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict | None, str]:
@@ -80,9 +83,24 @@ def draw(
     return [usable[index] for index in chosen], report
 
 
-def main(argv: list[str] | None = None) -> None:
+def sample(args: argparse.Namespace) -> None:
+    """Draw, write the samples and the report, and print the report."""
+    folder = None if args.image_folder is None else Path(args.image_folder)
+    samples, report = draw(read_records(args.data_path), args.fraction, args.seed, folder)
+    report = {"data_path": args.data_path, **report}
+    output = Path(args.output)
+    write_whole(output, json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
+    report_path = output.with_suffix(".report.json")
+    write_json(report_path, report, indent=2)
+    print(json.dumps(report, indent=2))
+    print(f"wrote {output} and {report_path}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m dyvte.gates.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data-path", required=True, help="instruction data: a JSON list in LLaVA's format")
     parser.add_argument("--output", required=True, help="JSON file to write")
@@ -90,20 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         "--fraction", type=float, default=0.01, help="share of the file to draw (default 0.01)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--image-folder", help="when given, samples whose image file is not there are left out"
-    )
-    args = parser.parse_args(argv)
-    folder = None if args.image_folder is None else Path(args.image_folder)
-    samples, report = draw(read_records(args.data_path), args.fraction, args.seed, folder)
-    report = {"data_path": args.data_path, **report}
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report_path = output.with_suffix(".report.json")
-    report_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
-    print(f"wrote {output} and {report_path}")
+    parser.add_argument("--image-folder", help="leave out samples whose image file is not in this folder")
+    run(parser, sample, argv)
 
 
 if __name__ == "__main__":

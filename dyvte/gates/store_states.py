@@ -1,119 +1,71 @@
-"""Store the states that gates look at, and what exits would do, in one pass of the frozen model.
+"""Store the states that gates read, and the effect of every exit, in one pass of the frozen model.
 
     python -m dyvte.gates.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
 
-Gates are then fitted with ``dyvte.gates.fit`` without the model. An interrupted pass goes on with the shards
-that are missing; a store of another model, other data or other settings is refused. ``--attention`` also stores
-attention statistics (Table 6 of the paper). Records are read whole, so give it what ``dyvte.gates.sample`` draws.
+``dyvte.gates.fit`` then fits gates without the model. An interrupted pass resumes with the missing shards; a store of
+another model, other data or other settings is refused. ``--attention`` also stores attention statistics (Table 6 of
+the paper). Each record is read with all its turns, so use what ``dyvte.gates.sample`` draws.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from dyvte.engine.run import run
-from dyvte.gates.files import WEIGHTS as GATES_FILE
+from dyvte.cli import run
+from dyvte.engine.instructions import data_digest
+from dyvte.engine.model import ChatModel, Collator, ModelOptions, TrainingSet
+from dyvte.engine.openers import open_model
+from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
-from dyvte.gates.store import StoreWriter
-from dyvte.gates.supervision import supervise
-from dyvte.gates.training import usable_samples
-from dyvte.provenance import sha256_of
-from llava.constants import IGNORE_INDEX
-from llava.train import prepare
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.dataset import SupervisedDataset, find_template, image_paths, make_supervised_data_module
-
-WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
+from dyvte.gates.store import Manifest, StoreWriter
+from dyvte.gates.supervision import IGNORE_INDEX, supervise
 
 
-def checkpoint_digest(model_path: str, tower: str | None = None) -> str:
-    """SHA-256 over a checkpoint's config and weights, and over those of a vision tower that is a folder elsewhere.
-
-    Gates beside the weights do not count: they change no state.
-    """
-    folder = Path(model_path)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(model_path, allow_patterns=list(WEIGHT_FILES)))
-    files = {path for pattern in WEIGHT_FILES for path in folder.rglob(pattern) if path.name != GATES_FILE}
-    digests = sorted(sha256_of([path], folder).popitem() for path in files)
-    elsewhere = Path(tower) if tower and not (folder / tower).is_dir() else None
-    if elsewhere is not None and elsewhere.is_dir():
-        digests.append(("tower", checkpoint_digest(str(elsewhere))))
-    return hashlib.sha256(repr(digests).encode()).hexdigest()
-
-
-def data_digest(data_path: str | Path, records: list[dict], image_folder: str) -> str:
-    """SHA-256 over an instruction file and the sizes of the images that it names."""
-    path = Path(data_path)
-    digest = hashlib.sha256(sha256_of([path], path.parent)[path.name].encode())
-    for record in records:
-        for image in image_paths(record):
-            file = Path(image_folder) / image
-            digest.update(f"{image} {file.stat().st_size if file.is_file() else 'missing'}\n".encode())
-    return digest.hexdigest()
-
-
-def identity_of(
-    args: argparse.Namespace, base, dataset: SupervisedDataset, image_folder: str
-) -> dict[str, Any]:
-    """What the store's content depends on."""
-    config = base.config
-    return {
-        "model": checkpoint_digest(args.model_path, getattr(config, "mm_vision_tower", None)),
-        "data": data_digest(args.data_path, dataset.records, image_folder),
-        "settings": {
+def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet) -> Manifest:
+    """What the content of the store depends on."""
+    config: Any = chat.model.config
+    assert chat.handle is not None and chat.handle.run.model_sha256 is not None, "open_model gives both"
+    return Manifest(
+        model=chat.handle.run.model_sha256,
+        data=data_digest(args.data_path, dataset.records, args.image_folder),
+        settings={
             "version": args.version,
-            "image_aspect_ratio": dataset.data_args.image_aspect_ratio,
+            "image_aspect_ratio": getattr(config, "image_aspect_ratio", None) or "square",
             "model_max_length": args.model_max_length,
         },
-        "states": [*STATES, *(ATTENTION_STATES if args.attention else ())],
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "samples": len(dataset),
-    }
+        states=[*STATES, *(ATTENTION_STATES if args.attention else ())],
+        dtype=str(chat.model.dtype).removeprefix("torch."),
+        num_layers=chat.decoder_config.num_hidden_layers,
+        hidden_size=chat.decoder_config.hidden_size,
+        samples=len(dataset),
+        shard_size=args.shard_size,
+        base_model=short_name(args.model_path),
+        model_family=config.model_type,
+    )
 
 
 @torch.no_grad()
-def measure(base, batch: dict, samples: Sequence[int], states: Sequence[str]) -> dict[str, Tensor]:
+def measure(chat: ChatModel, batch: dict, samples: Sequence[int], states: Sequence[str]) -> dict[str, Tensor]:
     """A batch's part of a shard, on the CPU.
 
     Args:
-        base: the frozen model.
         batch: what the collator made of the samples with these numbers.
         states: which states to store.
     """
-    device, dtype = base.device, base.dtype
-    inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    images = inputs.get("images")
-    if images is not None:
-        images = (
-            images.to(dtype) if torch.is_tensor(images) else [image.to(device, dtype) for image in images]
-        )
-    spliced = base.splice_images(
-        inputs["input_ids"], inputs["attention_mask"], inputs["labels"], images, inputs.get("image_sizes")
-    )
-    found = supervise(
-        base,
-        spliced.inputs_embeds,
-        spliced.labels,
-        spliced.visual_mask,
-        spliced.attention_mask,
-        states=states,
-    )
+    embedded = chat.embed_samples(batch)
+    found = supervise(chat.model, **vars(embedded), states=states)
     rows = list(found.samples)
-    before_answer = ((spliced.labels != IGNORE_INDEX).cumsum(1) == 0) & spliced.attention_mask
+    real = embedded.attention_mask.bool()
+    before_answer = ((embedded.labels != IGNORE_INDEX).cumsum(1) == 0) & real
     # (L, n, K * D) -> K times (n, L, D)
     parts = found.states.unflatten(-1, (len(states), -1)).transpose(0, 1).unbind(2)
     tensors = {
@@ -123,78 +75,71 @@ def measure(base, batch: dict, samples: Sequence[int], states: Sequence[str]) ->
         "loss_with_exit": found.loss_with_exit.T,
         "loss_without_exit": found.loss_without_exit,
         "prompt_tokens": before_answer.sum(1)[rows],
-        "visual_tokens": spliced.visual_mask.sum(1)[rows],
+        "visual_tokens": embedded.visual_mask.sum(1)[rows],
     }
     return {name: value.cpu() for name, value in tensors.items()}
 
 
-def write_shard(
-    writer: StoreWriter,
-    number: int,
+def shard_of(
     part: range,
-    base,
-    dataset: SupervisedDataset,
-    collator,
+    chat: ChatModel,
+    dataset: TrainingSet,
+    collator: Collator,
     args: argparse.Namespace,
+    states: Sequence[str],
     progress: tqdm,
-) -> None:
-    """Run the model over a shard's samples and write the shard."""
-    loader = DataLoader(Subset(dataset, part), args.batch_size, collate_fn=collator, num_workers=args.workers)
-    counted, pieces, start = [], [], part.start
+) -> dict[str, Tensor]:
+    """Run the model over a shard's samples."""
+    subset: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
+    loader = DataLoader(subset, args.batch_size, collate_fn=collator, num_workers=args.workers)
+    pieces, start = [], part.start
     for batch in loader:
         size = len(batch["input_ids"])
-        one = [{name: batch[name][row : row + 1] for name in ("input_ids", "labels")} for row in range(size)]
-        counted += [bool(usable_samples(row)) for row in one]
-        pieces.append(measure(base, batch, range(start, start + size), writer.manifest["states"]))
+        pieces.append(measure(chat, batch, range(start, start + size), states))
         start += size
         progress.update(size)
-    lengths = [dataset.modality_lengths[sample] for sample in part]
-    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    ranged = {"modality_lengths": torch.tensor(lengths), "counted": torch.tensor(counted)}
-    writer.write(number, {**joined, **ranged})
+    lengths = dataset.modality_lengths
+    return {
+        **{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]},
+        "modality_lengths": torch.tensor([lengths[sample] for sample in part]),
+    }
 
 
 def store(args: argparse.Namespace) -> None:
     """Write what the store lacks."""
-    training = TrainingArguments(
-        output_dir=str(args.output),
-        bf16=args.dtype == "bfloat16",
-        fp16=False,
-        use_cpu=args.device == "cpu",
-        model_max_length=args.model_max_length,
-        report_to="none",
+    chat = open_model(
+        ModelOptions(
+            args.model_path,
+            template=args.version,
+            device=args.device,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+        )
     )
-    model_args = ModelArguments(model_name_or_path=args.model_path, version=args.version)
-    data_args = DataArguments(data_path=args.data_path, image_folder=args.image_folder)
-    base, tower = prepare.load_frozen_llava(model_args, data_args, training, args.attn_implementation)
-    tokenizer = prepare.load_tokenizer(base, model_args, training)
-    data = make_supervised_data_module(
-        tokenizer, data_args, find_template(args.version), tower, base.config, blank_image=False
-    )
-    dataset = data["train_dataset"]
+    if chat.handle is None:
+        raise ValueError(f"{args.model_path} takes no images: gates need a model with a vision tower")
+    dataset, collator = chat.training_data(args.data_path, args.image_folder, args.model_max_length)
+    manifest = manifest_of(args, chat, dataset)
     args.output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(args.output / ".lock", timeout=0):
-            writer = StoreWriter(
-                args.output, identity_of(args, base, dataset, args.image_folder), args.shard_size
-            )
+            writer = StoreWriter(args.output, manifest)
             missing = writer.missing()
-            todo = sum(len(part) for _, part in missing)
-            with tqdm(
-                total=len(dataset), initial=len(dataset) - todo, desc="states", unit="sample"
-            ) as progress:
+            done = len(dataset) - sum(len(part) for _, part in missing)
+            with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
                 for number, part in missing:
-                    write_shard(writer, number, part, base, dataset, data["data_collator"], args, progress)
+                    writer.write(
+                        number, shard_of(part, chat, dataset, collator, args, manifest.states, progress)
+                    )
     except Timeout:
         raise ValueError(f"another run is writing {args.output}; wait for it, or stop it") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m dyvte.gates.store_states", description="Store states and what exits would do."
+        prog="python -m dyvte.gates.store_states", description="Store states and the effect of every exit."
     )
-    parser.add_argument("--model-path", required=True, help="folder or hub name of a finished LLaVA model")
+    parser.add_argument("--model-path", required=True, help="folder or hub name of a finished model")
     parser.add_argument("--data-path", required=True, help="what dyvte.gates.sample draws")
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")

@@ -1,11 +1,12 @@
-"""Labels for the gates: would the model answer the same without the image from here on?
+"""Labels for the gates: does the model give the same answer when it loses the image after a layer?
 
 The label of layer ``l`` for a sample with a teacher-forced answer is 1 when, at every answer position, the argmax
-with exit at ``l`` equals the argmax without exit, and the mean answer cross-entropy with exit is below ``alpha``
-times the one without (paper, Section 3.3).
+with exit at ``l`` equals the argmax without exit, and the mean answer cross-entropy with exit is at most ``alpha``
+times the one without (paper, Eq. 6 and Section 3.3). The paper says *below*; with equality, an exit that changes no
+logit keeps its label of 1 where both cross-entropies are zero.
 
 One forward pass gives the labels of all layers: after each layer the text tokens of every sample are forked into a
-copy that goes on without the image. The paper's way, one layer per pass, is the same with one fork.
+copy that continues without the image. Random-layer supervision, as in the paper, forks after one layer.
 
 Shapes: B samples, S columns, n samples with states, L supervised layers, K states, D hidden size.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +32,18 @@ from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_
 
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
-"""Answer positions whose logits are held at once."""
+"""Answer positions per chunk of logits; bounds memory at ``LOGIT_ROWS`` x vocabulary."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Prompts with their answers as embeddings: what :func:`supervise` takes.
+    """A batch of prompts with their teacher-forced answers, as a decoder takes it.
 
     Attributes:
-        inputs_embeds: (B, S, D).
+        inputs_embeds: (B, S, D) embeddings, visual tokens in their places.
         labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
-        visual_mask: (B, S) bool, True on image tokens.
-        attention_mask: (B, S) bool, True on real tokens.
+        visual_mask: (B, S) bool, true on visual tokens.
+        attention_mask: (B, S), nonzero on real tokens.
     """
 
     inputs_embeds: Tensor
@@ -51,15 +52,25 @@ class Embedded:
     attention_mask: Tensor
 
 
+class FrozenModel(Protocol):
+    """What labels need of a model; every ``dyvte.engine.model.ChatModel`` is one."""
+
+    model: nn.Module
+
+    def embed_samples(self, batch: dict[str, Any]) -> Embedded:
+        """What the model's own collator made -> what :func:`supervise` takes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Supervision:
-    """What gates are trained on.
+    """States and labels of a batch.
 
     Attributes:
         layers: the supervised layers.
-        samples: the samples of the batch that have states and an answer; the others say nothing.
+        samples: the samples of the batch that have states and an answer; gates learn nothing from the others.
         states: (L, n, K * D), in the model's dtype.
-        labels: (L, n) long, 1 where the image may leave.
+        labels: (L, n) long, 1 where an exit keeps the answer.
         agreement: (L, n) float, share of answer positions with the same argmax.
         loss_with_exit: (L, n) float64, mean answer cross-entropy with exit.
         loss_without_exit: (n,) float64, the same without exit.
@@ -75,7 +86,7 @@ class Supervision:
 
 
 class _ForkForLabels(Policy):
-    """Policy that, after each supervised layer, notes the states and forks the samples without their image."""
+    """Policy that keeps the states after each supervised layer and forks the samples without their image."""
 
     def __init__(self, layers: Sequence[int], states: Sequence[str], hidden_size: int):
         self.layers, self.names, self.hidden_size = set(layers), states, hidden_size
@@ -118,12 +129,9 @@ def supervise(
 
     Args:
         model: a model that has an adapter, in evaluation mode.
-        inputs_embeds: (B, S, D) spliced prompts with their answers.
-        labels: (B, S), the token ids at answer positions and -100 elsewhere.
-        visual_mask: (B, S) bool.
-        attention_mask: (B, S), nonzero on real tokens.
-        layers: the layers to label; all by default, one for the paper's random-layer way.
-        states: what the gates look at.
+        inputs_embeds, labels, visual_mask, attention_mask: see :class:`Embedded`.
+        layers: the layers to label, in any order; all by default, one for random-layer supervision.
+        states: which states to return.
         alpha: allowed ratio of the cross-entropies.
 
     Raises:
@@ -133,7 +141,7 @@ def supervise(
         raise ValueError(f"alpha must be positive, got {alpha}")
     decoder: Any = adapter_for(model).decoder(model)
     num_layers = len(decoder.layers)
-    layers = tuple(range(num_layers)) if layers is None else tuple(sorted(layers))
+    layers = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
     policy = _ForkForLabels(layers, check_states(states), decoder.config.hidden_size)
     policy.check(num_layers, decoder.config.hidden_size)
 
@@ -171,7 +179,7 @@ def supervise(
 
 def labels_of(agreement: Tensor, with_exit: Tensor, without: Tensor, alpha: float) -> Tensor:
     """Labels (n, L) long, from agreement (n, L) and mean cross-entropies with (n, L) and without exit (n,)."""
-    return ((agreement == 1) & (with_exit < alpha * without[:, None])).long()
+    return ((agreement == 1) & (with_exit <= alpha * without[:, None])).long()
 
 
 def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
@@ -186,7 +194,7 @@ def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
 def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per sequence (G,).
 
-    Cross-entropies are taken in float64: a confident model's are so small that float32 rounds them to zero.
+    Cross-entropies are computed in float64, because float32 rounds those of a confident model to zero.
     """
     layout = row.layout
     target = targets[layout.slots]
@@ -224,10 +232,10 @@ def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> 
 
 @dataclass(frozen=True)
 class GateStats:
-    """Counts behind one loss, per layer of the model; sum them over steps and processes.
+    """Counts of one loss, per layer of the model; they add up over steps and processes.
 
     Attributes:
-        seen, positive, correct: (num_layers,) long: labels seen, labels that say exit, decisions equal to labels.
+        seen, positive, correct: (num_layers,) long: labels, labels that are 1, decisions equal to their labels.
     """
 
     seen: Tensor
@@ -238,13 +246,13 @@ class GateStats:
 def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateStats]:
     """Cross-entropy of the gates, summed over the supervised layers and averaged over samples.
 
-    The sum gives each gate the gradient that it gets when its layer alone is drawn. Without any sample the loss is
-    0, still connected to the gates.
+    The sum over layers gives each gate the gradient that it gets when its layer alone is drawn. Without any sample
+    the loss is 0 and still connected to the gates.
     """
     device = next(gates.parameters()).device
     zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)
     stats = GateStats(zeros, zeros.clone(), zeros.clone())
-    # every gate takes part in every step, so that data-parallel reducers see all parameters
+    # every gate takes part in every step, because data-parallel reducers wait for all parameters
     loss = sum((parameter.sum() for parameter in gates.parameters()), torch.zeros((), device=device)) * 0.0
     if not supervision.samples:
         return loss, stats

@@ -1,14 +1,15 @@
-"""Training of the exit gates: the model is frozen and only says what the right decisions are.
+"""Training of the exit gates: labels come from a frozen model's own answers, or from a store of them.
 
-``GateModel`` is what the Trainer sees: its parameters are the gates; the model beside them is no submodule,
-so it is neither wrapped, moved, optimised nor saved. Losses are sums over samples divided by the number of
-samples of the whole step, over all processes and accumulated batches: any split of a global batch gives the
+The Trainer sees the gates alone. A frozen model is not a submodule of them, so it is neither wrapped, moved,
+optimized nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled
+samples, divided by their number over all processes and accumulated batches, so any split of a global batch gives the
 same gradient.
 """
 
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ from transformers import ProgressCallback
 
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.supervision import Supervision, gate_loss, supervise
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.train.arguments import ModelArguments
-from llava.train.llava_trainer import LLaVATrainer
+from dyvte.gates.supervision import FrozenModel, Supervision, gate_loss, supervise
+from dyvte.gates.trainer import PartTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -32,33 +31,31 @@ class SupervisedGates(nn.Module):
     Args:
         gates: what is trained, kept in float32.
         alpha: how much larger the answer loss may be after an exit.
+        config: of the model the gates are for; DeepSpeed and the Trainer read it.
     """
 
     accepts_loss_kwargs = True  # forward scales its loss by num_items_in_batch
 
-    def __init__(self, gates: ExitGates, alpha: float = 1.03) -> None:
+    def __init__(self, gates: ExitGates, alpha: float = 1.03, config: Any = None) -> None:
         super().__init__()
         self.gates = gates
         self.alpha = alpha
+        self.config = config
 
-    def supervision(self, layers: list[int] | None, **batch) -> Supervision:
-        """What a batch says about these layers, or all."""
-        raise TypeError(f"{type(self).__name__} must say where its supervision comes from")
+    def supervise(self, batch: dict, layers: list[int] | None) -> Supervision:
+        """Label a collated batch, for these layers or all."""
+        raise NotImplementedError
 
-    def forward(
-        self, layer: int | None = None, num_items_in_batch: Tensor | int | None = None, **batch
-    ) -> dict:
-        """Loss of a batch.
+    def forward(self, supervision: Supervision, num_items_in_batch: Tensor | int | None = None) -> dict:
+        """Loss of a labeled batch.
 
         Args:
-            layer: the one layer to supervise; all by default.
-            num_items_in_batch: what the summed loss is divided by; this batch's usable samples by default.
+            num_items_in_batch: what the summed loss is divided by; this batch's samples by default.
 
         Returns:
-            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that say exit
+            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that are 1
             (``positive``), decisions that are ``correct``.
         """
-        supervision = self.supervision(None if layer is None else [layer], **batch)
         loss, stats = gate_loss(self.gates, supervision)
         if num_items_in_batch is not None:
             loss = loss * (len(supervision.samples) / max(int(num_items_in_batch), 1))
@@ -66,69 +63,40 @@ class SupervisedGates(nn.Module):
 
 
 class GateModel(SupervisedGates):
-    """Gates supervised by a frozen LLaVA model (``base``) on the device where training runs."""
+    """Gates supervised by a frozen model on the device where training runs; its batches are its own collator's."""
 
-    def __init__(self, gates: ExitGates, base: nn.Module, alpha: float = 1.03) -> None:
-        super().__init__(gates, alpha)
-        self._base: tuple[Any] = (base.requires_grad_(False).eval(),)
+    def __init__(self, gates: ExitGates, base: FrozenModel, alpha: float = 1.03) -> None:
+        super().__init__(gates, alpha, base.model.config)
+        base.model.requires_grad_(False).eval()
+        self._base = (base,)  # a tuple, so that it is no submodule
 
-    @property
-    def base(self) -> Any:
-        """The frozen model, always in evaluation mode."""
-        return self._base[0]
-
-    @property
-    def config(self):
-        """The frozen model's config (DeepSpeed and the Trainer look for one)."""
-        return self.base.config
-
-    def supervision(
-        self,
-        layers: list[int] | None,
-        *,
-        input_ids: Tensor,
-        labels: Tensor,
-        attention_mask: Tensor,
-        images=None,
-        image_sizes=None,
-    ) -> Supervision:
+    def supervise(self, batch: dict, layers: list[int] | None) -> Supervision:
         """Run the frozen model on a batch."""
-        spliced = self.base.splice_images(input_ids, attention_mask, labels, images, image_sizes)
+        (base,) = self._base
+        embedded = base.embed_samples(batch)
         return supervise(
-            self.base,
-            spliced.inputs_embeds,
-            spliced.labels,
-            spliced.visual_mask,
-            spliced.attention_mask,
-            layers=layers,
-            states=self.gates.states,
-            alpha=self.alpha,
+            base.model, **vars(embedded), layers=layers, states=self.gates.states, alpha=self.alpha
         )
 
 
-def find_gates(model_args: ModelArguments, num_layers: int, hidden_size: int) -> ExitGates:
-    """Gates to start from: ``--visual_gates``, else those in the model's folder, else fresh ones; in float32.
+def find_gates(
+    num_layers: int, hidden_size: int, visual_gates: str | None, model_path: str | None = None
+) -> ExitGates:
+    """Gates to start from: those in ``visual_gates``, else those in the model's folder, else fresh ones; in float32.
 
     Raises:
         ValueError: when they do not fit the model.
-        FileNotFoundError: when ``--visual_gates`` holds none.
+        FileNotFoundError: when ``visual_gates`` is given and holds none.
     """
-    for folder in (model_args.visual_gates, model_args.model_name_or_path):
-        if folder is not None and (folder == model_args.visual_gates or has_gates(folder)):
-            logger.info("gates start from %s", folder)
-            gates = ExitGates.from_pretrained(folder, dtype=torch.float32)
-            gates.check(num_layers, hidden_size)
-            return gates
-    logger.info("gates start fresh")
-    return ExitGates(num_layers, hidden_size)
-
-
-def usable_samples(batch: dict) -> Tensor:
-    """How many rows of a batch have an image and an answer, a scalar tensor; a stored batch knows."""
-    if "counted" in batch:
-        return batch["counted"].sum()
-    has_image = (batch["input_ids"] == IMAGE_TOKEN_INDEX).any(1)
-    return (has_image & (batch["labels"] != IGNORE_INDEX).any(1)).sum()
+    if visual_gates is None and model_path is not None and has_gates(model_path):
+        visual_gates = model_path
+    if visual_gates is None:
+        logger.info("gates start fresh")
+        return ExitGates(num_layers, hidden_size)
+    logger.info("gates start from %s", visual_gates)
+    gates = ExitGates.from_pretrained(visual_gates, dtype=torch.float32)
+    gates.check(num_layers, hidden_size)
+    return gates
 
 
 def step_layer(seed: int, step: int, num_layers: int) -> int:
@@ -138,15 +106,17 @@ def step_layer(seed: int, step: int, num_layers: int) -> int:
 
 
 class GateProgress(ProgressCallback):
-    """The progress bar, without the per-layer numbers (those are for the reporters)."""
+    """The progress bar without the per-layer numbers, which go to the reporters alone."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         short = {key: value for key, value in (logs or {}).items() if "/layer_" not in key}
         super().on_log(args, state, control, logs=short, **kwargs)
 
 
-class GateTrainer(LLaVATrainer):
-    """Trains :class:`SupervisedGates`; checkpoints hold gates and optimizer, nothing of the frozen model."""
+class GateTrainer(PartTrainer):
+    """Trains :class:`SupervisedGates`; checkpoints hold the gates and the optimizer, not the frozen model."""
+
+    model: SupervisedGates
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -154,19 +124,24 @@ class GateTrainer(LLaVATrainer):
             self.add_callback(GateProgress)
         self._counts = torch.zeros(3, self.model.gates.num_layers, dtype=torch.long, device=self.args.device)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """Usable samples of one step, over all its batches and processes."""
-        if not batch_samples:
-            return None
-        total = torch.stack([usable_samples(batch) for batch in batch_samples]).sum().to(device)
-        return torch.as_tensor(self.accelerator.gather(total[None])).sum()
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The labeled batches of one step, and how many samples they hold over all processes."""
+        layers = None
+        if self.args.gate_supervision == "random":
+            layers = [step_layer(self.args.seed, self.state.global_step, self.model.gates.num_layers)]
+        labeled = []
+        with self.compute_loss_context_manager():
+            for batch in islice(epoch_iterator, num_batches):
+                labeled.append(self.model.supervise(self._prepare_inputs(batch), layers))
+        if not labeled:
+            return [], None
+        count = torch.tensor([sum(len(one.samples) for one in labeled)], device=device)
+        total = torch.as_tensor(self.accelerator.gather(count)).sum()
+        return [{"supervision": one} for one in labeled], total
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """This process's share of the loss, times their number, because gradients are averaged afterwards."""
-        layer = None
-        if self.args.gate_supervision == "random":
-            layer = step_layer(self.args.seed, self.state.global_step, self.model.gates.num_layers)
-        outputs = model(**inputs, layer=layer, num_items_in_batch=num_items_in_batch)
+        """This process's share of the loss, times the number of processes, because gradients are averaged."""
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs["loss"]
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -187,10 +162,10 @@ class GateTrainer(LLaVATrainer):
                     logs[f"gates/accuracy/layer_{layer:02d}"] = correct / seen
         super().log(logs, *args, **kwargs)
 
-    def _save_weights(self, model: SupervisedGates, folder: Path, state_dict) -> None:
+    def save_part(self, model: SupervisedGates, folder: Path, state_dict: dict | None) -> None:
         model.gates.save_pretrained(folder)
 
-    def _load_weights(self, model: SupervisedGates, folder: Path) -> None:
+    def load_part(self, model: SupervisedGates, folder: Path) -> None:
         saved = ExitGates.from_pretrained(folder)
         saved.check(model.gates.num_layers, model.gates.hidden_size)
         model.gates.load_state_dict(saved.state_dict())

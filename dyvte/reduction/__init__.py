@@ -9,19 +9,7 @@ from dyvte.reduction.stability import StabilityExit
 from dyvte.reduction.tome import ToMe
 from dyvte.reduction.vtw import VTW
 
-REDUCTIONS = {
-    "fastv": FastV,
-    "pooling": Pooling,
-    "pyramiddrop": PyramidDrop,
-    "random": RandomDrop,
-    "stability": StabilityExit,
-    "tome": ToMe,
-    "vtw": VTW,
-}
-"""Name on command lines -> dataclass, whose fields are the settings."""
-
 __all__ = [
-    "REDUCTIONS",
     "Combine",
     "FastV",
     "Pooling",

@@ -1,8 +1,11 @@
 """Figures from result records.
 
-python -m dyvte.report.figures exits RECORDS... --out exits.png        where samples exit (Fig. 6 of the
-paper) python -m dyvte.report.figures tradeoff RECORDS... --out tradeoff.png  score against decoder FLOPs,
-with fixed exits
+    python -m dyvte.report.figures exits RECORDS... --out exits.png
+    python -m dyvte.report.figures tradeoff RECORDS... --out tradeoff.png
+
+``exits``: where samples exit (Fig. 6 of the paper). ``tradeoff``: score against decoder FLOPs, with fixed exits.
+
+A name without ending is written as PNG and as PDF.
 """
 
 from __future__ import annotations
@@ -10,26 +13,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dyvte.report.compare import AVERAGE, BASELINE, find, runs_of
-from dyvte.report.record import NO_EXIT, ResultRecord, read_records
-from dyvte.report.table import title_of
+from dyvte import cli
+from dyvte.report.compare import benchmarks_of, find, results_of
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
+from dyvte.report.record import NO_EXIT, ResultRecord, add_records, read_records
+from dyvte.report.titles import AVERAGE, BASELINE, average_title, flops_unit, title_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY, GREEN = "#2f6db5", "#d9622b", "#8a8f98", "#3c8d5a"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "xtick.color": "#444",
-    "ytick.color": "#444",
-    "figure.dpi": 150,
-}
 
 
 def exit_shares(record: ResultRecord) -> list[float]:
@@ -48,7 +41,18 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
     records = [record for record in records if record.method == "dyvte"]
     if not records:
         raise ValueError("None of the records is of DyVTE; run the evaluation with METHOD=dyvte.")
-    figure, panels = _panels(len(records), height=1.9)
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(
+            len(records),
+            1,
+            figsize=(6.4, 1.9 * len(records) + 0.4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+    panels = grid[:, 0]
     for panel, record in zip(panels, records, strict=True):
         shares = exit_shares(record)
         panel.bar(range(record.num_layers), shares[:-1], color=BLUE, width=0.85)
@@ -81,83 +85,62 @@ def tradeoff(records: Sequence[ResultRecord]) -> Figure:
     """
     from matplotlib import pyplot
 
-    runs = [run for run in runs_of(records) if run.benchmark == AVERAGE]
-    if not runs:
+    results = results_of(records)
+    average = average_title(benchmarks_of(results)).replace("Average", "average score")
+    results = [result for result in results if result.benchmark == AVERAGE]
+    if not results:
         raise ValueError("No method has a record on every benchmark; run the missing ones.")
-    factor, unit = (1000.0, "GFLOPs") if max(run.decoder_tflops for run in runs) < 0.1 else (1.0, "TFLOPs")
+    factor, unit = flops_unit(result.decoder_tflops for result in results)
     with pyplot.rc_context(STYLE):
         figure, panel = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-        fixed = sorted(find(runs, AVERAGE, "fixed"), key=lambda run: run.decoder_tflops)
+        fixed = sorted(find(results, AVERAGE, "fixed"), key=lambda result: result.decoder_tflops)
         panel.plot(
-            [factor * run.decoder_tflops for run in fixed],
-            [run.score for run in fixed],
+            [factor * result.decoder_tflops for result in fixed],
+            [result.score for result in fixed],
             "o-",
             color=GREY,
             markersize=4,
             linewidth=1,
             label="same layer for all samples",
         )
-        for run in fixed:
-            layer = run.label.rpartition(" ")[2]
-            place = (factor * run.decoder_tflops, run.score)
+        for result in fixed:
+            layer = result.label.rpartition(" ")[2]
+            place = (factor * result.decoder_tflops, result.score)
             panel.annotate(layer, place, xytext=(3, -9), textcoords="offset points", color=GREY, fontsize=7)
-        for method, colour, marker, name in (
+        for method, color, marker, name in (
             (BASELINE, "black", "s", "baseline"),
             ("dyvte", ORANGE, "*", "DyVTE"),
         ):
-            found = find(runs, AVERAGE, method)
+            found = find(results, AVERAGE, method)
             panel.plot(
-                [factor * run.decoder_tflops for run in found],
-                [run.score for run in found],
+                [factor * result.decoder_tflops for result in found],
+                [result.score for result in found],
                 marker,
-                color=colour,
+                color=color,
                 markersize=13 if marker == "*" else 6,
                 label=name,
             )
         panel.set_xlabel(f"decoder {unit} per sample")
-        panel.set_ylabel("average score")
+        panel.set_ylabel(average)
         panel.legend(frameon=False, loc="lower right")
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure (PNG, PDF or SVG by the name's ending) and let go of it."""
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
+def draw(options: argparse.Namespace) -> None:
+    """Make and write one figure; print its files."""
+    make = {"exits": exit_histograms, "tradeoff": tradeoff}[options.figure]
+    for file in save(make(read_records(options.records)), options.out):
+        print(file)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A column of panels with one vertical axis, ``height`` inches each."""
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(STYLE):
-        figure, grid = pyplot.subplots(
-            count, 1, figsize=(6.4, height * count + 0.4), sharey=True, squeeze=False, layout="constrained"
-        )
-    return figure, list(grid[:, 0])
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.figures", description="Figures from result records."
     )
     parser.add_argument("figure", choices=["exits", "tradeoff"])
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="PNG or PDF to write")
-    options = parser.parse_args(arguments)
-
-    try:
-        records = read_records(options.records)
-        figure = exit_histograms(records) if options.figure == "exits" else tradeoff(records)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    save(figure, options.out)
-    print(options.out)
+    add_records(parser)
+    parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
+    cli.run(parser, draw, argv)
 
 
 if __name__ == "__main__":

@@ -2,39 +2,34 @@
 
 python -m dyvte.report.page OUTPUT --out report.html
 
-OUTPUT is the folder that ``scripts/reproduce/all.sh`` fills for one model. The file needs no other, no network and no
-JavaScript; the same results give the same bytes. What is not in the folder is listed with the reason.
+OUTPUT is the folder that ``python -m dyvte.reproduce all`` fills for one model. The file needs no other file, no
+network and no JavaScript; the same results give the same bytes. What is not in the folder is listed with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from dyvte.report import page_run
-from dyvte.report.page_parts import (
-    FIGURES,
-    SECTIONS,
-    find_numbers,
-    find_section,
-    left_out,
-    why_missing,
-)
-from dyvte.report.page_tables import LAYOUTS, read_table
+from dyvte import cli
+from dyvte.io import read_text, write_whole
+from dyvte.report import page_run, paper_table, rivals_table, state_table
+from dyvte.report.examples_page import Examples, read_examples, render
+from dyvte.report.page_parts import FIGURES, SECTIONS, find_numbers, find_section, left_out, why_missing
 from dyvte.report.paper import AVERAGE
-from dyvte.report.table import title_of
-from dyvte.study.examples_page import read_examples, summary_of
-from dyvte.study.titles import method_title
+from dyvte.report.tables import Table
+from dyvte.report.titles import title_of
+
+TABLES = {**paper_table.TITLES, **state_table.TITLES, "table4": rivals_table.TITLE}
+"""Title of each table by the name of its files; sorted, in the order of the paper."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +40,39 @@ class Image:
     data: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """A section of the page.
+
+    Attributes:
+        body: what stands in it besides what the other attributes hold.
+        sources: the files that it is made from, below the output folder, with what is to be said of them.
+        table: None but for a table of the paper.
+    """
+
+    name: str
+    title: str
+    body: Markup | str
+    images: Sequence[Image] = ()
+    sources: Sequence[str] = ()
+    table: Table | None = None
+
+    @property
+    def header(self) -> list[tuple[str, int]]:
+        """The first line of the table's header: benchmarks with the number of their columns."""
+        columns = self.table.columns if self.table else ()
+        grouped = itertools.groupby(columns, key=lambda column: column.benchmark)
+        return [(name, len(list(group))) for name, group in grouped]
+
+
 @dataclass
 class Report:
-    """What the template shows, part by part."""
+    """What the template shows; ``missing`` holds (what, why)."""
 
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    sections: list[dict[str, Any]] = field(default_factory=list)
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[Part] = field(default_factory=list)
+    sections: list[Part] = field(default_factory=list)
+    figures: list[Part] = field(default_factory=list)
+    examples: list[Examples] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -63,89 +83,75 @@ def collect(root: Path) -> Report:
         ValueError: a file is broken.
     """
     report = Report()
-    for name in sorted(LAYOUTS):
-        path = root / f"tables/{name}.csv"
+    for name, title in sorted(TABLES.items()):
+        path = root / f"tables/{name}.json"
         if path.is_file():
-            notes = markdown(notes_of(path.with_suffix(".md")))
-            images = [picture(file, LAYOUTS[name].title) for file in sorted(path.parent.glob(f"{name}*.png"))]
-            report.tables.append({"table": read_table(path, root), "notes": notes, "images": images})
+            images = [picture(file, title) for file in sorted(path.parent.glob(f"{name}*.png"))]
+            table = _below(Table.read(path))
+            notes = markdown("\n".join(table.notes))
+            report.tables.append(Part(name, title, notes, images, [f"tables/{name}.csv"], table))
         else:
-            report.missing.append((LAYOUTS[name].title, why_missing(name, root)))
+            report.missing.append((title, why_missing(name, root)))
     for section in SECTIONS:
-        text, images = find_section(section, root)
-        if text is None and not images:
+        text, files = find_section(section, root)
+        if text is None and not files:
             report.missing.append((section.title, why_missing(section.step, root)))
             continue
-        sources = [path.relative_to(root).as_posix() for path in (*([text] if text else []), *images)]
-        body = markdown(without_title(text.read_text(encoding="utf-8"))) if text else Markup()
-        pictures = [picture(path, section.title) for path in images]
-        report.sections.append({"part": section, "body": body, "images": pictures, "sources": sources})
+        sources = [path.relative_to(root).as_posix() for path in (*([text] if text else []), *files)]
+        body = markdown(without_title(read_text(text))) if text else ""
+        images = [picture(path, section.title) for path in files]
+        report.sections.append(Part(section.name, section.title, body, images, sources))
     for figure in FIGURES:
         files = sorted(root.glob(f"figures/*/{figure.name}.png"))
         if not files:
             report.missing.append((figure.title, why_missing(figure.name, root)))
             continue
-        benchmarks = ", ".join(map(title_of, figure.benchmarks))
-        pictures = [picture(path, f"{figure.title}: {benchmarks}") for path in files]
-        numbers = find_numbers(figure, root)
-        report.figures.append(
-            {"part": figure, "benchmarks": benchmarks, "images": pictures, "numbers": numbers}
-        )
-    report.examples = list(examples_of(root))
+        title = f"{figure.title}: {', '.join(map(title_of, figure.benchmarks))}"
+        images = [picture(path, title) for path in files]
+        report.figures.append(Part(figure.name, title, figure.caption, images, find_numbers(figure, root)))
+    for path in sorted(root.glob("study/*/*/examples/examples.json")):
+        report.examples.append(replace(read_examples(path), source=path.relative_to(root).as_posix()))
     if not report.examples:
         report.missing.append(("Figure 7: examples", why_missing("figure7", root)))
     report.missing.extend((line, "its data are not ready") for line in left_out(root))
     return report
 
 
-def examples_of(root: Path) -> Iterator[dict[str, Any]]:
-    """The examples of each benchmark, with a sentence that sums them up."""
-    for path in sorted(root.glob("study/*/*/examples/examples.json")):
-        study = read_examples(path)
-        yield {
-            "study": study,
-            "title": title_of(study["benchmark"]),
-            "summary": summary_of(study["examples"]),
-            "labels": {"without": "without exit", "with": method_title(study)},
-            "source": path.relative_to(root).as_posix(),
-        }
+def _below(table: Table) -> Table:
+    """With sources relative to the output folder instead of its folder of tables."""
+    return replace(
+        table,
+        entries=tuple(
+            replace(entry, sources=tuple(os.path.normpath(f"tables/{source}") for source in entry.sources))
+            for entry in table.entries
+        ),
+    )
 
 
 def at_a_glance(report: Report) -> list[str]:
     """What DyVTE does on average in Table 2, in a sentence, where both rows are complete."""
+    tables = [part.table for part in report.tables if part.table and part.name == "table2"]
+    averages = {
+        (entry.names["model"], entry.names["method"]): (entry.values["score"], entry.values["tflops"])
+        for table in tables
+        for entry in table.entries
+        if entry.benchmark == AVERAGE
+    }
     lines = []
-    for part in report.tables:
-        header, *rows = part["table"].lines
-        if part["table"].name != "table2":
-            continue
-        found = [dict(zip(header, row, strict=True)) for row in rows]
-        averages = {(line["model"], line["method"]): line for line in found if line["benchmark"] == AVERAGE}
-        for (model, method), line in averages.items():
-            base = averages.get((model, "Baseline"))
-            if base and method != "Baseline":
-                kept = 100 * float(line["score"]) / float(base["score"])
-                saved = 100 * (1 - float(line["tflops"]) / float(base["tflops"]))
-                lines.append(
-                    f"{method} keeps {kept:.1f}% of the baseline's average score on the benchmarks of Table 2 with "
-                    f"{saved:.1f}% fewer FLOPs (whole prefill, vision tower included)."
-                )
+    for (model, method), (score, tflops) in averages.items():
+        base_score, base_tflops = averages.get((model, "Baseline"), (None, None))
+        if method != "Baseline" and score and tflops and base_score and base_tflops:
+            lines.append(
+                f"{method} keeps {100 * score / base_score:.1f}% of the baseline's average score on the benchmarks "
+                f"of Table 2 with {100 * (1 - tflops / base_tflops):.1f}% fewer FLOPs (whole prefill, vision tower "
+                "included)."
+            )
     return lines
 
 
 def picture(path: Path, alt: str) -> Image:
     """A PNG as a data URI."""
     return Image(alt, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
-
-
-def notes_of(path: Path) -> str:
-    """What stands below the table in a Markdown file; nothing where there is no such file.
-
-    What it says of brackets is left out: the page shows the paper's values in another way.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    last = max((index for index, line in enumerate(lines) if line.startswith("|")), default=-1)
-    notes = "\n".join(lines[last + 1 :]) if last >= 0 else ""
-    return re.sub(r"In brackets: .*?\.(\s|$)", "", notes)
 
 
 def without_title(text: str) -> str:
@@ -164,18 +170,6 @@ def markdown(text: str) -> Markup:
     return Markup(html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>"))
 
 
-@cache
-def environment() -> Environment:
-    """Templates of this package; everything is escaped unless it is ``Markup``."""
-    return Environment(
-        loader=PackageLoader("dyvte.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def page_of(root: Path) -> str:
     """The page as HTML.
 
@@ -184,40 +178,35 @@ def page_of(root: Path) -> str:
         ValueError: a file in it is broken.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder; scripts/reproduce/all.sh makes one.")
-    report, records, studies = collect(root), page_run.read_records(root), page_run.read_studies(root)
-    style = Markup(environment().get_template("page.css").render())
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            style=style,
-            title=page_run.heading(records.values(), studies, root),
-            report=report,
-            glance=at_a_glance(report),
-            facts=page_run.facts(root, records, studies),
-            digests=page_run.digests(records.values()),
-            steps=page_run.steps(root),
-        )
+        raise FileNotFoundError(f"{root} is no folder; python -m dyvte.reproduce all makes one.")
+    report, records, studies = collect(root), page_run.records_below(root), page_run.read_studies(root)
+    return render(
+        "page.html",
+        title=page_run.heading(records.values(), studies, root),
+        report=report,
+        glance=at_a_glance(report),
+        facts=page_run.facts(root, records, studies),
+        digests=page_run.digests(records.values()),
+        steps=page_run.steps(root),
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def write(options: argparse.Namespace) -> None:
+    """Write the page, unless it is there with the same content."""
+    page = page_of(options.output)
+    if not options.out.is_file() or read_text(options.out) != page:
+        write_whole(options.out, page)
+    print(f"report: {options.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.page",
         description="One self-contained HTML report of an output folder.",
     )
-    parser.add_argument("output", type=Path, help="what scripts/reproduce/all.sh filled")
+    parser.add_argument("output", type=Path, help="what python -m dyvte.reproduce all filled")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
-    options = parser.parse_args(arguments)
-    try:
-        page = page_of(options.output)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        if not options.out.is_file() or options.out.read_text(encoding="utf-8") != page:
-            options.out.write_text(page, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"report: {options.out}")
+    cli.run(parser, write, argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ class Figure:
     """A figure of the paper.
 
     Attributes:
-        name: of the script and of the files.
+        name: of the experiment and of the files.
         caption: what it shows.
-        benchmarks: of which the script draws it.
+        benchmarks: of which it is drawn.
         numbers: the stored numbers it is drawn from, below the output folder; ``{benchmark}`` stands for each.
     """
 
@@ -84,11 +84,13 @@ SECTION_FOLDERS = ("tables", "figures", "study")
 """Folders of the output in which sections are looked for, at any depth."""
 
 
-def find_numbers(figure: Figure, root: Path) -> list[tuple[str, int]]:
-    """(pattern, how many files fit it) of the stored numbers of a figure that are there."""
+def find_numbers(figure: Figure, root: Path) -> list[str]:
+    """Patterns of the stored numbers of a figure that are there, with the number of files where it is not one."""
     patterns = [text.format(benchmark=name) for name in figure.benchmarks for text in figure.numbers]
-    counts = [(pattern, len(list(root.glob(pattern)))) for pattern in patterns]
-    return [(pattern, count) for pattern, count in counts if count]
+    counts = {pattern: len(list(root.glob(pattern))) for pattern in patterns}
+    return [
+        f"{pattern} ({count} files)" if count > 1 else pattern for pattern, count in counts.items() if count
+    ]
 
 
 def find_section(section: Section, root: Path) -> tuple[Path | None, list[Path]]:
@@ -105,13 +107,13 @@ def find_section(section: Section, root: Path) -> tuple[Path | None, list[Path]]
 
 
 def why_missing(step: str, root: Path) -> str:
-    """Why a step of ``scripts/reproduce/all.sh`` left nothing, as far as its marks tell."""
+    """Why an experiment left nothing, as far as its marks tell."""
     failed, done = root / "steps" / f"{step}.failed", root / "steps" / f"{step}.done"
     if failed.is_file():
-        return f"{step}.sh failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
+        return f"{step} failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
     if done.is_file():
-        return f"{step}.sh ended well but its files are not here."
-    return f"scripts/reproduce/{step}.sh has not run."
+        return f"{step} ended well but its files are not here."
+    return f"{step} has not run."
 
 
 def left_out(root: Path) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dyvte.decoding.report import RunInfo
+from dyvte.io import read_json, read_json_object, read_text
 from dyvte.report.record import ResultRecord
-from dyvte.report.table import title_of
-from dyvte.study.titles import model_title
+from dyvte.report.titles import model_title, title_of
 
 DATA = ("tiny-eval", "tiny-train")
 """Folders of the output that hold data, not results."""
@@ -34,7 +34,16 @@ class Digest:
     files: list[tuple[str, str]]
 
 
-def read_records(root: Path) -> dict[str, ResultRecord]:
+@dataclass(frozen=True)
+class Source:
+    """Where numbers come from: under which conditions, when, and on which machine."""
+
+    run: RunInfo
+    created: str
+    machine: str
+
+
+def records_below(root: Path) -> dict[str, ResultRecord]:
     """All result records below the output folder, by their paths there.
 
     Raises:
@@ -46,34 +55,53 @@ def read_records(root: Path) -> dict[str, ResultRecord]:
 
 
 def read_studies(root: Path) -> list[dict[str, Any]]:
-    """Manifests of the studies of attention, of the oracle, of VTW's layer and of examples, without the examples."""
+    """Manifests of the studies of attention, of the oracle, of VTW's layer and of examples."""
     paths = [path for folder in ("study", "rivals") for path in sorted((root / folder).rglob("*.json"))]
-    contents = [_read(path) for path in paths if path.stem in STUDIES]
-    return [{key: value for key, value in content.items() if key != "examples"} for content in contents]
+    return [read_json_object(path) for path in paths if path.stem in STUDIES]
 
 
-def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[dict[str, Any]]) -> list[Fact]:
+def _sources_of(record: ResultRecord) -> list[Source]:
+    """One for each condition under which answers were generated; of scoring, where those are not known."""
+    created, machine = record.scoring.created, _machine(record.scoring.hardware)
+    if not record.answered:
+        return [_source_of(asdict(record.scoring))]
+    runs = [by.run for by in record.answered]
+    return [Source(run, created, machine if run.device == "cpu" else run.device) for run in runs]
+
+
+def _source_of(made: Mapping[str, Any]) -> Source:
+    """Of the manifest of a study, or of a scoring."""
+    known = {name: made[name] for name in ("commit", "dirty", "versions")}
+    run = RunInfo(dtype=made.get("dtype", ""), attention="", device="", **known)
+    return Source(run, made["created"], _machine(made["hardware"]))
+
+
+def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[str, Any]]) -> list[Fact]:
     """What the results were made with, in the order in which a reader asks.
 
     The gates are those of Tables 1 and 2 (``results/``); the grids of the other tables have their own.
     """
     records = list(found.values())
     main = [record for path, record in found.items() if path.startswith("results/")]
-    sources = [vars(record) for record in records] + list(studies)
-    manifests = [_read(path) for path in sorted((root / "gates").glob("*/*/manifest.json"))]
-    dates = sorted(source["created"] for source in sources)
+    sources = [source for record in records for source in _sources_of(record)]
+    sources += map(_source_of, studies)
+    runs = [source.run for source in sources]
+    stores = [read_json_object(path) for path in sorted((root / "gates").glob("*/*/manifest.json"))]
+    dates = sorted(source.created for source in sources)
     rows = [
-        ("Model", _distinct(source["model"] for source in sources)),
-        ("Weights, SHA-256", _distinct(manifest["model"] for manifest in manifests)),
+        ("Model", _distinct([*(record.model for record in records), *(study["model"] for study in studies)])),
+        ("Weights, SHA-256", _distinct([*(s["model"] for s in stores), *(run.model_sha256 for run in runs)])),
         ("Decoder layers", _distinct(str(record.num_layers) for record in records)),
         ("Gates", _distinct(_gates(record) for record in main if record.method == "dyvte")),
-        ("Precision", _distinct(source["dtype"] for source in (*studies, *manifests))),
+        ("Gates, SHA-256", _distinct(run.gates_sha256 for run in runs)),
+        ("Precision", _distinct([*(run.dtype for run in runs), *(store["dtype"] for store in stores)])),
+        ("Attention kernel", _distinct(run.attention + ", CUDA graphs" * run.graphs for run in runs)),
         ("Prompts and batches", _counted(_prompts(record) for record in records)),
         ("Results", [f"{len(records)} evaluations and {len(studies)} studies"] if sources else []),
         ("Made", [f"{dates[0]} to {dates[-1]}"] if dates else []),
-        ("Code, commit", _counted(_commit(source) for source in sources)),
-        ("Versions", _counted(_pairs(source["versions"]) for source in sources)),
-        ("Hardware", _counted(_machine(source["hardware"]) for source in sources)),
+        ("Code, commit", _counted(_commit(run) for run in runs)),
+        ("Versions", _counted(_pairs(run.versions or {}) for run in runs)),
+        ("Hardware", _counted(source.machine for source in sources)),
         ("Seeds", _seeds(root)),
         ("Batch against single", _batches(records)),
         ("Settings", _settings(root)),
@@ -92,30 +120,25 @@ def digests(records: Iterable[ResultRecord]) -> list[Digest]:
 
 
 def steps(root: Path) -> list[tuple[str, str]]:
-    """(name, how it ended) of the steps of ``scripts/reproduce/all.sh`` that have run."""
+    """(name, how it ended) of the experiments that have run."""
     found = []
     for path in sorted((root / "steps").glob("*.*")):
         if path.suffix == ".failed":
             found.append((path.stem, "failed"))
         elif path.suffix == ".done":
-            seconds = int(path.read_text(encoding="utf-8").rpartition("seconds ")[2])
+            seconds = int(read_text(path).rpartition("seconds ")[2])
             found.append((path.stem, f"{seconds // 60}:{seconds % 60:02d}"))
-    return sorted(found, key=lambda step: (step[0].rstrip("0123456789"), _number(step[0])))
+    return sorted(found, key=lambda step: (step[0].rstrip("0123456789"), len(step[0]), step[0]))
 
 
-def heading(records: Iterable[ResultRecord], studies: Sequence[dict[str, Any]], root: Path) -> str:
+def heading(records: Iterable[ResultRecord], studies: Sequence[Mapping[str, Any]], root: Path) -> str:
     """The model, or models, as a heading."""
     models = dict.fromkeys([*(r.model for r in records), *(study["model"] for study in studies)])
     return ", ".join(dict.fromkeys(map(model_title, models))) or root.resolve().name
 
 
-def _number(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits or 0)
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(values))
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return sorted({value for value in values if value})
 
 
 def _counted(values: Iterable[str]) -> list[str]:
@@ -138,17 +161,15 @@ def _prompts(record: ResultRecord) -> str:
     return ", ".join(f"{text} {given[name]}" for name, text in names.items() if name in given)
 
 
-def _commit(source: dict[str, Any]) -> str:
-    if not source["commit"]:
-        return "unknown"
-    return source["commit"] + (" with uncommitted changes" if source["dirty"] else "")
+def _commit(run: RunInfo) -> str:
+    return "unknown" if not run.commit else run.commit + (" with uncommitted changes" if run.dirty else "")
 
 
-def _pairs(versions: dict[str, str]) -> str:
+def _pairs(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _machine(hardware: dict[str, Any]) -> str:
+def _machine(hardware: Mapping[str, Any]) -> str:
     gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
     return f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cores', '?')} cores, {gpus}"
 
@@ -168,28 +189,24 @@ def _seeds(root: Path) -> list[str]:
         flags[len(flags) - flags[::-1].index("--seed")]
         for folder in ("gates", "tables")
         for path in (root / folder).rglob("fit.json")
-        if "--seed" in (flags := _read(path)["flags"])
+        if "--seed" in (flags := read_json(path)["flags"])
     }
     bootstraps = {
         str(content["seed"])
         for path in (root / "tables").rglob("dynamic.json")
-        if "seed" in (content := _read(path))
+        if "seed" in (content := read_json(path))
     }
     seeds = [f"gate fitting {seed}" for seed in sorted(fits)]
     seeds += [f"bootstrap {seed}" for seed in sorted(bootstraps)]
     made = root / "tiny-train/.made"
     if made.is_file():
-        scenes, fraction, seed = made.read_text(encoding="utf-8").split()
+        scenes, fraction, seed = read_text(made).split()
         seeds.append(f"Tiny-LLaVA's training sample {seed} ({scenes} scenes, {fraction} of them drawn)")
     return seeds
 
 
 def _settings(root: Path) -> list[str]:
-    """The settings that ``all.sh`` was started with."""
+    """The settings that the experiments were started with."""
     path = root / "steps/inputs"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = read_text(path).splitlines() if path.is_file() else []
     return [line for line in lines if "=" in line]
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

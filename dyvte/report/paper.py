@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 AVERAGE = "Average"
@@ -33,24 +33,20 @@ _ROWS = {
 """Checkpoint names, in lower case, with the paper's rows without and with DyVTE."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """What the paper prints of one model on one benchmark."""
-
-    score: float
-    tflops: float
-
-
 def row_of(model: str, method: str) -> str | None:
     """The paper's row of a model (a folder or hub name) run with this method; None where it has none."""
     rows = _ROWS.get(Path(model).name.lower())
     return rows[method == "dyvte"] if rows and method in ("none", "dyvte") else None
 
 
-def value_of(table: str, row: str | None, column: str) -> Value | None:
-    """The paper's value; None where it has none."""
-    printed = _values()[table].get(row, {}).get(column)
-    return Value(printed["score"], printed["tflops"]) if printed else None
+def shown_model(model: str) -> str:
+    """The name of one of the paper's models, without its folders; other models as they are."""
+    return Path(model).name if row_of(model, "none") else model
+
+
+def values_of(table: str, row: str | None, column: str) -> dict[str, float]:
+    """What a table of the paper prints in a row and column, by measure; nothing where it has no such place."""
+    return dict(_values()[table].get(row, {}).get(column, {}))
 
 
 RIVALS = {
@@ -65,34 +61,22 @@ TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
 """The benchmarks of Table 4."""
 
 
-def rival_value_of(model: str, method: str, column: str) -> Value | None:
-    """What Table 4 prints; None for other models, methods and benchmarks."""
-    if row_of(model, "none") != "LLaVA-1.5 7B":
-        return None
-    return value_of("table4", RIVALS.get(method), column)
+def rival_row(model: str, method: str) -> str | None:
+    """The row of a method in Table 4; None for other models and methods."""
+    return RIVALS.get(method) if _is_7b(model) else None
 
 
 UNPLACED = ("row 11", "row 12")
 """Rows of Table 5 whose states are not certain."""
 
 
-def exit_value_of(table: str, model: str, states: str, column: str) -> tuple[float, float] | None:
-    """Score and mean exit layer that Table 3, 5 or 6 prints for gates of LLaVA-1.5 7B with these states
-    (``mean_text+last_text``); None for other models, and where the paper has no such row.
-    """
-    if row_of(model, "none") != "LLaVA-1.5 7B" or states not in _values()[_exit_table(table)]:
-        return None
-    return exit_values(table, states, column)
+def state_row(model: str, states: str) -> str | None:
+    """The row of gates with these states (``mean_text+last_text``) in Tables 5 and 6; None for other models."""
+    return states if _is_7b(model) else None
 
 
-def exit_values(table: str, row: str, column: str) -> tuple[float, float]:
-    """What a row prints in a column: score and mean exit layer."""
-    printed = _values()[_exit_table(table)][row][column]
-    return printed["score"], printed["exit_layer"]
-
-
-def _exit_table(table: str) -> str:
-    return "table5" if table == "table3" else table  # Table 3 is the first rows of Table 5
+def _is_7b(model: str) -> bool:
+    return row_of(model, "none") == "LLaVA-1.5 7B"
 
 
 def known_models(folders: Iterable[Path]) -> list[Path]:
@@ -106,5 +90,7 @@ def known_models(folders: Iterable[Path]) -> list[Path]:
     ]
 
 
-def _values() -> dict:
+@functools.cache
+def _values() -> dict[str, dict[str | None, dict[str, dict[str, float]]]]:
+    """Table -> row -> column -> measure -> value."""
     return json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The result of one evaluation, with all that is needed to judge it and to repeat it, as one JSON file.
 
 python -m dyvte.report.record NAME --data-dir DIR --answers FILE --output FILE --model PATH --method METHOD
-...
+    [--variant VARIANT] [--setting KEY=VALUE ...] [--command TEXT] [--scores FILE]
 """
 
 from __future__ import annotations
@@ -10,31 +10,73 @@ import argparse
 import datetime
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dyvte import cli, provenance
 from dyvte.benchmarks import BENCHMARKS, Benchmark, Score, get_benchmark
 from dyvte.benchmarks.benchmark import describe, mean
-from dyvte.benchmarks.files import read_answers, read_json
-from dyvte.provenance import git_state, hardware, sha256_of, versions
+from dyvte.benchmarks.files import read_answers
+from dyvte.decoding.report import PrefillReport, RunInfo
+from dyvte.io import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 NO_EXIT = "none"
+
+
+@dataclass(frozen=True)
+class AnsweredBy:
+    """Under which conditions this many answers of a file were generated."""
+
+    run: RunInfo
+    answers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Who scored, when and where: nothing of it says how the answers came about."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls) -> Scoring:
+        """By this process."""
+        commit, dirty = provenance.git_state()
+        return cls(
+            commit=commit,
+            dirty=dirty,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            versions=provenance.versions(),
+            hardware=provenance.hardware(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord:
     """One benchmark, one model, one method.
 
-    Scores are unrounded; TFLOPs and seconds are means per sample. ``tflops`` counts one prefill with the
-    vision tower, the projector and the gates, ``decoder_tflops`` the decoder layers and the gates. ``exit_layers``
-    counts samples by exit layer (its keys are strings, "none" where no gate fired); ``mean_exit_layer``
-    counts those as the number of layers. ``kv_bytes`` is the mean of keys and values held after prefill; None where
-    the answers were written without it. ``seconds`` is the wall time of generation. ``remarks`` counts the
-    questions over which the official evaluator stumbles, ``skipped`` those of them without a part in the score.
-    ``batch_check`` says of how many questions, asked in a batch and alone, how many answers differ.
+    Scores are unrounded; costs are means per sample.
+
+    Attributes:
+        remarks, skipped: questions over which the official evaluator stumbles; those of them without a part in the
+            score.
+        exit_layers: samples by exit layer; keys are strings, "none" where no gate fired.
+        mean_exit_layer: counts "none" as the number of layers.
+        tflops: of one prefill with vision tower, projector and gates.
+        decoder_tflops: of the decoder layers and the gates.
+        kv_bytes: keys and values held after prefill; None where the answers were written without it.
+        seconds: wall time of generation.
+        batch_check: of how many questions, asked in a batch and alone, how many answers differ.
+        answered: the distinct conditions under which the answers were generated, most answers first: several where a
+            file was resumed elsewhere or merged of shards. Empty for records of schema 1 and answers that do not
+            say.
+        scoring: of this record, possibly long after the answers and on another machine.
     """
 
     benchmark: str
@@ -58,38 +100,62 @@ class ResultRecord:
     prompt_tokens: float
     visual_tokens: float
     batch_check: dict[str, int]
-    commit: str | None
-    dirty: bool | None
+    answered: tuple[AnsweredBy, ...] = ()
+    scoring: Scoring
     command: str
-    created: str
-    versions: dict[str, str]
-    hardware: dict[str, Any]
     data_sha256: dict[str, str]
     schema: int = SCHEMA
 
+    @property
+    def devices(self) -> list[str]:
+        """GPUs, or ``cpu``, that generated the answers; empty where unknown."""
+        return sorted({by.run.device for by in self.answered})
+
+    @property
+    def commit(self) -> str | None:
+        """Of the code that generated the answers, with blanks between where there are several; where it is unknown,
+        of the code that scored.
+        """
+        known = dict.fromkeys(by.run.commit for by in self.answered if by.run.commit)
+        return " ".join(known) or self.scoring.commit
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that generated most answers, or where that is unknown, of those that scored."""
+        known = [by.run.versions for by in self.answered if by.run.versions]
+        return known[0] if known else self.scoring.versions
+
     def write(self, path: str | Path) -> None:
-        """Write as JSON, making the folder where needed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all."""
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: str | Path) -> ResultRecord:
-        """Read what ``write`` wrote.
+        """Read what ``write`` wrote, also of schema 1, in which all provenance was that of scoring.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is no record, or one of another schema.
         """
         content = read_json(path)
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        if not isinstance(content, dict) or content.get("schema") not in (1, SCHEMA):
             raise ValueError(
                 f"{path} is not a result record of schema {SCHEMA}; write it again with this version."
             )
+        if content["schema"] == 1:
+            old = {name.name: content.pop(name.name) for name in fields(Scoring) if name.name in content}
+            content |= {"schema": SCHEMA, "scoring": old}
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         if wrong := (needed - content.keys()) | (content.keys() - known):
             raise ValueError(f"{path} lacks or has too much: {sorted(wrong)}.")
+        try:
+            content["scoring"] = Scoring(**content["scoring"])
+            content["answered"] = tuple(
+                AnsweredBy(RunInfo(**by["run"]), by["answers"]) for by in content.get("answered", ())
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} has a broken provenance ({error}).") from None
         return cls(**content)
 
 
@@ -115,41 +181,64 @@ def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
     return [ResultRecord.read(path) for path in find_records(paths)]
 
 
-def measurements(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record's fields that come from the answers' ``metadata``.
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """The argument that names records on the command lines of tables and figures."""
+    parser.add_argument(
+        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
+    )
+
+
+def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[PrefillReport]:
+    """The report of each answer of a file.
 
     Raises:
         ValueError: an answer was written without measurements.
     """
-    metadata = [answer.get("metadata") or {} for answer in answers]
-    if any("tokens_per_layer" not in entry for entry in metadata):
-        raise ValueError(
-            "Some answers hold no measurements in metadata; write them with llava.eval.model_vqa_loader."
-        )
-    num_layers = len(metadata[0]["tokens_per_layer"])
-    exits = [entry["exit_layer"] for entry in metadata]
-    counts = Counter(exits)
-    held: list[Any] = [entry.get("kv_bytes") for entry in metadata]
+    return [
+        PrefillReport.from_dict(answer.get("metadata"), f"{file}, metadata of {answer.get('question_id')}")
+        for answer in answers
+    ]
+
+
+def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict[str, Any]:
+    """The record's fields that come from the reports of all answers, given the answers' ``texts``.
+
+    Raises:
+        ValueError: a report has no seconds.
+    """
+    num_layers = reports[0].num_layers
+    exits = [num_layers if report.exit_layer is None else report.exit_layer for report in reports]
+    seconds = [report.seconds for report in reports if report.seconds is not None]
+    held = [report.kv_bytes for report in reports if report.kv_bytes is not None]
+    alone = [
+        (text, r.batch1_text) for text, r in zip(texts, reports, strict=True) if r.batch1_text is not None
+    ]
+    if len(seconds) < len(reports):
+        raise ValueError("some answers have no seconds in their metadata; answer the questions again")
     return {
         "num_layers": num_layers,
         "exit_layers": {
-            NO_EXIT if layer is None else str(layer): counts[layer]
-            for layer in sorted(counts, key=lambda layer: num_layers if layer is None else layer)
+            NO_EXIT if layer == num_layers else str(layer): count
+            for layer, count in sorted(Counter(exits).items())
         },
-        "mean_exit_layer": mean([num_layers if layer is None else layer for layer in exits]),
+        "mean_exit_layer": mean([float(layer) for layer in exits]),
         **{
-            name: mean([entry[name] for entry in metadata])
-            for name in ("tflops", "decoder_tflops", "seconds", "prompt_tokens", "visual_tokens")
+            name: mean([float(getattr(report, name)) for report in reports])
+            for name in ("tflops", "decoder_tflops", "prompt_tokens", "visual_tokens")
         },
-        "kv_bytes": None if None in held else mean(held),
-        "batch_check": batch_check(answers),
+        "kv_bytes": mean([float(size) for size in held]) if len(held) == len(reports) else None,
+        "seconds": mean(seconds),
+        "batch_check": {"checked": len(alone), "differ": sum(batched != text for batched, text in alone)},
+        "answered": answered_by([report.run for report in reports]),
     }
 
 
-def batch_check(answers: list[dict[str, Any]]) -> dict[str, int]:
-    """Of the questions asked alone as well as in a batch, how many there are and how many answers differ."""
-    pairs = [(a["text"], a["metadata"]["batch1_text"]) for a in answers if "batch1_text" in a["metadata"]]
-    return {"checked": len(pairs), "differ": sum(batched != alone for batched, alone in pairs)}
+def answered_by(runs: Sequence[RunInfo | None]) -> tuple[AnsweredBy, ...]:
+    """The distinct ones with their counts, the most frequent first."""
+    # their versions are a mapping, so that they have no hash
+    known = {json.dumps(asdict(run), sort_keys=True): run for run in runs if run is not None}
+    counts = Counter(json.dumps(asdict(run), sort_keys=True) for run in runs if run is not None)
+    return tuple(AnsweredBy(known[key], count) for key, count in counts.most_common())
 
 
 def make_record(
@@ -175,7 +264,6 @@ def make_record(
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
-    commit, dirty = git_state()
     record = ResultRecord(
         benchmark=benchmark.name,
         model=model,
@@ -188,25 +276,50 @@ def make_record(
         remarks=len(score.remarks),
         skipped=score.skipped,
         num_samples=len(answers),
-        **measurements(answers),
-        commit=commit,
-        dirty=dirty,
+        **measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers]),
+        scoring=Scoring.now(),
         command=command.strip(),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions=versions(),
-        hardware=hardware(),
-        data_sha256=sha256_of(data_files, data_dir),
+        data_sha256=provenance.sha256_of(data_files, data_dir),
     )
     return record, score
 
 
 def write_scores(score: Score, path: str | Path) -> None:
     """Write the score of each question as JSON."""
-    scores = [asdict(question) for question in score.questions]
-    Path(path).write_text(json.dumps(scores), encoding="utf-8")
+    write_json(path, [asdict(question) for question in score.questions], indent=None)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def score_answers(options: argparse.Namespace) -> None:
+    """Write the record, and the scores where asked for, and print a summary."""
+    benchmark = get_benchmark(options.name)
+    record, score = make_record(
+        benchmark,
+        options.data_dir,
+        options.answers,
+        model=options.model,
+        method=options.method,
+        settings=dict(entry.split("=", 1) for entry in options.setting),
+        command=options.command,
+        variant=options.variant,
+    )
+    record.write(options.output)
+    if options.scores:
+        write_scores(score, options.scores)
+    if score.remarks:
+        print(describe(benchmark.title, score))
+    if record.batch_check["differ"]:
+        print("{differ} of {checked} answers differ from those of batch size 1".format(**record.batch_check))
+    if len(record.answered) > 1:
+        print(f"The answers were generated under {len(record.answered)} different conditions; see the record")
+    print(
+        f"{benchmark.title}, {options.method}: {record.score:.2f} "
+        f"({record.metric}, {record.num_samples} questions), "
+        f"mean exit layer {record.mean_exit_layer:.2f} of {record.num_layers}, "
+        f"{record.decoder_tflops:.3g} decoder TFLOPs, {record.seconds:.4f} s per sample"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.record", description="Score answers; keep all facts."
     )
@@ -222,35 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", required=True)
     parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--command", default="")
-    options = parser.parse_args(arguments)
-
-    benchmark = get_benchmark(options.name)
-    try:
-        record, score = make_record(
-            benchmark,
-            options.data_dir,
-            options.answers,
-            model=options.model,
-            method=options.method,
-            settings=dict(entry.split("=", 1) for entry in options.setting),
-            command=options.command,
-            variant=options.variant,
-        )
-        record.write(options.output)
-        if options.scores:
-            write_scores(score, options.scores)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    if score.remarks:
-        print(describe(benchmark.title, score))
-    if record.batch_check["differ"]:
-        print("{differ} of {checked} answers differ from those of batch size 1".format(**record.batch_check))
-    print(
-        f"{benchmark.title}, {options.method}: {record.score:.2f} "
-        f"({record.metric}, {record.num_samples} questions), "
-        f"mean exit layer {record.mean_exit_layer:.2f} of {record.num_layers}, "
-        f"{record.decoder_tflops:.3g} decoder TFLOPs, {record.seconds:.4f} s per sample"
-    )
+    cli.run(parser, score_answers, argv)
 
 
 if __name__ == "__main__":

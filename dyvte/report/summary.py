@@ -1,6 +1,6 @@
-"""Everything a run of experiments ends with: table, figures, verdict, and one results file.
+"""What a run of experiments ends with: table, figures, verdict, and one results file.
 
-python -m dyvte.report.summary RECORDS... --out DIR [--setting KEY=VALUE ...]
+    python -m dyvte.report.summary RECORDS... --out DIR [--setting KEY=VALUE ...]
 
 Writes ``table.{md,tex,csv}``, ``exits.png``, ``tradeoff.png`` and ``results.json`` (the verdict, the settings
 given here, and all records with their provenance), and prints the table, the verdict and where the files are.
@@ -9,64 +9,61 @@ given here, and all records with their provenance), and prints the table, the ve
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dyvte.report.compare import runs_of, sentence_of, verdict
-from dyvte.report.figures import exit_histograms, save, tradeoff
-from dyvte.report.record import ResultRecord, read_records
-from dyvte.report.table import rows_of, to_csv, to_latex, to_markdown
+from dyvte import cli
+from dyvte.io import write_json, write_whole
+from dyvte.report.compare import results_of, sentence_of, verdict
+from dyvte.report.figures import exit_histograms, tradeoff
+from dyvte.report.plotting import save
+from dyvte.report.record import ResultRecord, add_records, read_records
+from dyvte.report.table import text_of
 
 
-def summarise(records: Sequence[ResultRecord], out: Path, settings: dict[str, str]) -> str:
+def summarize(records: Sequence[ResultRecord], out: Path, settings: dict[str, str]) -> str:
     """Write all files into ``out`` and return the text to show.
 
     Raises:
         ValueError: the records do not hold the baseline and DyVTE on the same benchmarks.
     """
-    runs = runs_of(records)
-    result = verdict(runs)
-    out.mkdir(parents=True, exist_ok=True)
-    table = to_markdown(rows_of(runs))
-    (out / "table.md").write_text(to_markdown(rows_of(runs, with_fixed=True)), encoding="utf-8")
-    (out / "table.tex").write_text(to_latex(rows_of(runs)), encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(runs, with_fixed=True), encoding="utf-8")
+    results = results_of(records)
+    found = verdict(results)
+    write_whole(out / "table.md", text_of(results, "markdown", with_fixed=True))
+    write_whole(out / "table.tex", text_of(results, "latex"))
+    write_whole(out / "table.csv", text_of(results, "csv", with_fixed=True))
     save(exit_histograms(records), out / "exits.png")
     save(tradeoff(records), out / "tradeoff.png")
     content = {
-        "verdict": {**asdict(result), "reached": result.reached},
+        "verdict": asdict(found),
         "settings": settings,
         "records": [asdict(record) for record in records],
     }
-    (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    places = [
-        ("table with every fixed exit layer", "table.md"),
-        ("where samples exit", "exits.png"),
-        ("score against cost", "tradeoff.png"),
-        ("results and provenance", "results.json"),
-    ]
-    files = "\n".join(f"  {what}: {out / name}" for what, name in places)
-    return f"{table}\n{sentence_of(result)}\n\n{files}"
+    write_json(out / "results.json", content)
+    return (
+        f"{text_of(results, 'markdown')}\n{sentence_of(found)}\n\n"
+        f"  table with every fixed exit layer: {out / 'table.md'}\n"
+        f"  where samples exit: {out / 'exits.png'}\n"
+        f"  score against cost: {out / 'tradeoff.png'}\n"
+        f"  results and provenance: {out / 'results.json'}"
+    )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def show(options: argparse.Namespace) -> None:
+    """Read, write and print."""
+    settings = dict(entry.split("=", 1) for entry in options.setting)
+    print(summarize(read_records(options.records), options.out, settings))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.report.summary", description="Sum up result records."
     )
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE", help="kept in results.json")
-    options = parser.parse_args(arguments)
-
-    settings = dict(entry.split("=", 1) for entry in options.setting)
-    try:
-        print(summarise(read_records(options.records), options.out, settings))
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    cli.run(parser, show, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyvte.benchmarks.files import read_answers
-from dyvte.report.compare import label_of
-from dyvte.report.record import ResultRecord, find_records
+from dyvte.io import read_json
+from dyvte.report.record import ResultRecord, find_records, reports_of
+from dyvte.report.titles import label_of
+from dyvte.study.files import read_study
 from dyvte.study.oracle import STUDY, OracleStudy
-from dyvte.study.store import read_study
 
 ORACLE, EARLIEST = "Oracle exit", "Earliest exit that keeps the answer"
 Key = tuple[str, int]
@@ -57,17 +57,19 @@ def read_answered(path: Path) -> Answered:
         raise FileNotFoundError(
             f"{scores_file} is missing: start the evaluation again, it keeps its answers and writes the scores"
         )
-    scores = _keyed((str(row["question_id"]), row["score"]) for row in json.loads(scores_file.read_text()))
-    answers = read_answers(path.with_name("merge.jsonl"))
-    metadata = _keyed((str(answer["question_id"]), answer["metadata"]) for answer in answers)
-    keys = tuple(sorted(key for key in scores if metadata.get(key, {}).get("visual_tokens")))
+    scores = _keyed((str(row["question_id"]), row["score"]) for row in read_json(scores_file))
+    answers_file = path.with_name("merge.jsonl")
+    answers = read_answers(answers_file)
+    names = [str(answer["question_id"]) for answer in answers]
+    reports = _keyed(zip(names, reports_of(answers, answers_file), strict=True))
+    keys = tuple(sorted(key for key in scores if key in reports and reports[key].visual_tokens))
     if not keys:
         raise ValueError(f"{scores_file}: none of its questions has an answer with an image in merge.jsonl")
     return Answered(
         record,
         keys,
         np.array([100.0 * scores[key] for key in keys]),
-        np.array([metadata[key]["tflops"] for key in keys]),
+        np.array([reports[key].tflops for key in keys]),
     )
 
 

@@ -1,7 +1,7 @@
 """Attention of every layer on a benchmark's questions: who attends to whom, and how sharply (Fig. 3, 5, 8 to 16).
 
 python -m dyvte.study.attention NAME --data-dir DIR --model-path PATH --output DIR [--limit N]
-    [--method none|dyvte|fixed] [flags of the benchmark's runner, such as model_vqa_loader]
+    [--method none|dyvte|fixed] [--batch-size B] [--conv-mode C] ... (see --help)
 
 Only prompts are run; nothing is generated. ``OUTPUT/attention.npz`` and ``attention.json`` get the numbers, which
 ``python -m dyvte.study.plot attention`` and ``entropy`` draw. What is measured: ``attention_stats.py``.
@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from dyvte.decoding.policy import Policy
+from dyvte.cli import run
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Batch
-from dyvte.engine.options import open_answerer
-from dyvte.engine.run import prepared_batches, run
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
-from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
+from dyvte.study.files import read_study
+from dyvte.study.run import add_limit, build_parser, method_of, run_study
 from dyvte.study.stages import Stages, find_stages
-from dyvte.study.store import SampleStore, read_study
 
 STUDY = "attention"
 EXIT_NONE = -1
@@ -39,7 +36,7 @@ class AttentionStudy:
     """A finished study as figures see it.
 
     Attributes:
-        manifest: see ``measure``.
+        manifest: what the JSON file holds.
         mean, variance: (M, K, L) float64, over the samples and heads for which a kind is defined; NaN where there
             are none.
         count: (K, L) how many samples these are.
@@ -54,7 +51,7 @@ class AttentionStudy:
 
     @classmethod
     def read(cls, path: str | Path) -> AttentionStudy:
-        """Read what ``measure`` wrote; raises what ``read_study`` raises."""
+        """Read a finished study; raises what ``read_study`` raises."""
         manifest, arrays = read_study(path, STUDY)
         mean, variance = over_samples(arrays["mean"], arrays["variance"])
         count = np.isfinite(arrays["mean"][:, 0]).sum(0)
@@ -109,54 +106,37 @@ def prefill_statistics(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
     }
 
 
-def measure(args: argparse.Namespace) -> AttentionStudy:
-    """Measure the questions that are not there yet, and write arrays and manifest.
+def measure_attention(args: argparse.Namespace) -> AttentionStudy:
+    """Measure the questions that are not there yet.
 
     Raises:
         FileNotFoundError, ValueError: files are missing or settings do not fit.
     """
-    items, image_folder = read_items(args)
-    store = SampleStore(args.output, STUDY, settings_digest(args))
-    if not store.complete:
-        answerer = open_answerer(args, args.conv_mode)
-        if answerer.handle is None:
-            raise ValueError("Attention statistics need a model with images.")
+
+    def prepare(answerer: Answerer) -> dict[str, Any]:
+        assert answerer.handle is not None
         policy = answerer.handle.policy
         answerer.handle.policy = AttentionStats(policy)
-        first = store.kept
-        with tqdm(total=len(items), initial=first, desc=f"{args.name}: attention", unit="q") as progress:
-            batches = prepared_batches(items[first:], args.batch_size, answerer.chat, image_folder)
-            for asked, batch in batches:
-                rows = prefill_statistics(answerer, batch)
-                names = [str(item.head["question_id"]) for item in asked]
-                store.append({"question_id": np.array(names), **rows})
-                progress.update(len(batch))
-        store.finish(_manifest(args, answerer, policy))
+        return {
+            "definitions": attention_stats.__doc__,
+            "arrays": {
+                "question_id": "(S,)",
+                "mean, variance": "(S, M, K, L) over the heads of a layer; NaN where a kind is undefined",
+                "exit_layer": f"(S,) zero-based, {EXIT_NONE} for none",
+                "prompt_tokens, visual_tokens": "(S,)",
+            },
+            "measures": list(MEASURES),
+            "kinds": list(KINDS),
+            "heads": answerer.chat.decoder_config.num_attention_heads,
+            **method_of(args, policy),
+        }
+
+    run_study(args, STUDY, prepare, prefill_statistics)
     return AttentionStudy.read(args.output)
 
 
-def _manifest(args: argparse.Namespace, answerer: Answerer, policy: Policy) -> dict[str, Any]:
-    config = answerer.model.config
-    return {
-        "study": STUDY,
-        "definitions": attention_stats.__doc__,
-        "arrays": {
-            "question_id": "(S,)",
-            "mean, variance": "(S, M, K, L) over the heads of a layer; NaN where a kind is undefined",
-            "exit_layer": f"(S,) zero-based, {EXIT_NONE} for none",
-            "prompt_tokens, visual_tokens": "(S,)",
-        },
-        "measures": list(MEASURES),
-        "kinds": list(KINDS),
-        "num_layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        **method_of(args, policy),
-        **provenance(args, "dyvte.study.attention", answerer.model),
-    }
-
-
 def describe(study: AttentionStudy) -> str:
-    """What a person wants to know first."""
+    """Number of questions, and the stages, in a few lines."""
     stages = study.stages
     lines = [f"{study.manifest['samples']} questions, {int(study.count[1].max())} of them with an image"]
     if stages is None:
@@ -176,11 +156,7 @@ def describe(study: AttentionStudy) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = build_parser(arguments, "Measure the attention of every layer on a benchmark's questions.")
     add_limit(parser)
-
-    def action(args: argparse.Namespace) -> None:
-        print(describe(measure(args)))
-
-    run(parser, action, arguments)
+    run(parser, lambda args: print(describe(measure_attention(args))), arguments)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyvte.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from dyvte.report.table import title_of
+from dyvte.cli import needs
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.titles import method_title, model_title, title_of
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.stages import NAMES, Stages
-from dyvte.study.titles import method_title, model_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +34,12 @@ def attention_figure(studies: Sequence[AttentionStudy], measure: str = "mass") -
     """Mean (above) and variance (below) of the three kinds by layer; one column for each study, stages shaded."""
     figure, grid = _grid(2, len(studies), sharey="row")
     for column, study in enumerate(studies):
-        for kind, (colour, name) in LOOKS.items():
+        for kind, (color, name) in LOOKS.items():
             mean, variance = study.curve(measure, kind)
             # cross and text self-attention have the same variance of mass
             style = "--" if kind == "text_self" else "-"
-            grid[0][column].plot(mean, style, color=colour, label=name)
-            grid[1][column].plot(variance, style, color=colour)
+            grid[0][column].plot(mean, style, color=color, label=name)
+            grid[1][column].plot(variance, style, color=color)
         if study.stages is not None:
             _shade(grid[0][column], study.stages, len(study.count[0]))
         grid[0][column].set_title(_title(study), loc="left", fontsize=9)
@@ -69,14 +69,14 @@ def entropy_figure(studies: Sequence[AttentionStudy]) -> Figure:
     figure, grid = _grid(3, len(studies), sharey="row", heights=(2, 2, 1))
     for column, study in enumerate(studies):
         for row, kind in enumerate(("cross", "text_self")):
-            colour, _ = LOOKS[kind]
+            color, _ = LOOKS[kind]
             mean, variance = study.curve("entropy", kind)
             deviation = np.sqrt(variance)
             layers = range(len(mean))
             grid[row][column].fill_between(
-                layers, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+                layers, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0
             )
-            grid[row][column].plot(layers, mean, color=colour)
+            grid[row][column].plot(layers, mean, color=color)
         # text_self is defined at layer 0 for every sample with an image
         share = 100 * study.count[1] / max(1, int(study.count[2].max()))
         grid[2][column].bar(range(len(share)), share, color=GREY, width=0.85)
@@ -125,7 +125,7 @@ def _layers(grid: list[list[Axes]]) -> None:
 
 def _grid(rows: int, columns: int, sharey: str, heights: Sequence[float] | None = None):
     """A figure and its panels, ``grid[row][column]``."""
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     heights = heights or (2.0,) * rows
     with pyplot.rc_context(STYLE):

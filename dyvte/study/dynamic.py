@@ -7,7 +7,8 @@ or more thresholds, and any other methods; answers and scores of each question l
 method is compared with
 
 - the fixed exits at its own mean cost, interpolated between the two neighbouring layers (``over_fixed``);
-- the best fixed exit layer that costs no more, chosen on these same questions (``over_cheaper``);
+- the best fixed exit layer that costs no more (``over_cheaper``), chosen on these same questions, and anew in each
+  resample, so that the interval covers the choice;
 - and each method without gates with DyVTE's thresholds, interpolated at its cost (``gates_over``).
 
 All on questions with an image, with 95% intervals by paired bootstrap (``paired.py``). Scores are means over
@@ -18,7 +19,6 @@ answers. ``OUTPUT/dynamic.json`` holds the numbers, from which ``dynamic.md``, `
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,22 +27,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dyvte.report.compare import AVERAGE, BASELINE
+from dyvte.cli import run
+from dyvte.report.titles import AVERAGE, BASELINE
 from dyvte.study.answered import Answered, Key, oracle_costs, read_all, read_oracle
 from dyvte.study.dynamic_report import figure_of, markdown_of
+from dyvte.study.files import write_result
 from dyvte.study.paired import CONFIDENCE, Interval, Resamples, best_cheaper, interval, score_at
-from dyvte.study.plot import save
 
 Values = dict[str, NDArray]
 """Benchmark -> (n,) of one method, or (n, P) of a family of settings."""
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodComparison:
     """One method in one scope (a benchmark, or the average over all); costs in TFLOPs of the whole prefill.
 
     Attributes:
-        fixed_layer: the best fixed exit that costs no more; "none" for no exit, None where even layer 0 costs more.
+        fixed_layer: the best fixed exit that costs no more, on all questions; "none" for no exit, None where even
+            layer 0 costs more.
         gates_over: DyVTE at this method's cost, less this method; None for DyVTE and the oracle, and where every
             threshold costs more.
     """
@@ -99,7 +101,7 @@ class Comparison:
         self.oracles.setdefault(label, {})[benchmark] = costs
 
     def scope(self, names: Sequence[str]) -> dict[str, Any]:
-        """Numbers of some benchmarks together: the fixed exits, and a ``Row`` for each method that ran on all."""
+        """Numbers of some benchmarks together: the fixed exits, and each method that ran on all of them."""
         fixed_scores = self.resamples.means({name: self.fixed_scores[name] for name in names})
         fixed_costs = self.resamples.means({name: self.fixed_costs[name] for name in names})
         found = {
@@ -144,16 +146,17 @@ class Comparison:
         fixed_scores: NDArray,
         fixed_costs: NDArray,
         gates_over: Interval | None,
-    ) -> Row:
-        cheaper = best_cheaper(fixed_costs[0].tolist(), fixed_scores[0].tolist(), float(costs[0]))
-        return Row(
+    ) -> MethodComparison:
+        chosen, fits = best_cheaper(fixed_costs, fixed_scores, costs)
+        cheaper = np.take_along_axis(fixed_scores, chosen[:, None], 1)[:, 0]
+        return MethodComparison(
             label=label,
             method=method,
             score=float(scores[0]),
             cost=float(costs[0]),
             over_fixed=interval(scores - score_at(fixed_costs, fixed_scores, costs)),
-            fixed_layer=None if cheaper is None else self.layers[cheaper],
-            over_cheaper=None if cheaper is None else interval(scores - fixed_scores[:, cheaper]),
+            fixed_layer=self.layers[chosen[0]] if fits[0] else None,
+            over_cheaper=interval(scores - cheaper) if fits[0] else None,
             gates_over=gates_over,
         )
 
@@ -219,19 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        if options.resamples < 1:
-            raise ValueError(f"--resamples must be positive, got {options.resamples}")
-        result = compare(read_all(options.records), options.oracle, options.resamples, options.seed)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "dynamic.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown_of(result)
-    (options.output / "dynamic.md").write_text(text, encoding="utf-8")
-    save(figure_of(result), options.output / "dynamic")
-    print(text, end="")
+
+    def action(args: argparse.Namespace) -> None:
+        if args.resamples < 1:
+            raise ValueError(f"--resamples must be positive, got {args.resamples}")
+        result = compare(read_all(args.records), args.oracle, args.resamples, args.seed)
+        write_result(args.output, "dynamic", result, markdown_of(result), figure_of(result))
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

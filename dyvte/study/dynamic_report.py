@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
-from dyvte.report.rivals_table import NOTHING, flops_unit
-from dyvte.report.table import title_of, to_markdown
-from dyvte.study.titles import model_title
+from dyvte.cli import needs
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.tables import NOTHING, to_markdown
+from dyvte.report.titles import flops_unit, model_title, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,9 +67,9 @@ def _notes(result: Mapping[str, Any]) -> str:
     return (
         f"In brackets: {100 * result['confidence']:.0f}% intervals over questions, by paired bootstrap "
         f"({result['resamples']} resamples, seed {result['seed']}). Scores are means over questions with an image. "
-        "Equal cost: interpolated between the two neighbouring fixed layers, or thresholds. The best fixed exit is "
-        "chosen on these same questions, which favours it. The oracle exits at the first layer from which every "
-        "label is 1. It gives the baseline's answers, as does the earliest exit that keeps "
+        "Equal cost: interpolated between the two neighboring fixed layers, or thresholds. The best fixed exit is "
+        "chosen on these same questions, anew in each resample, which favors it. The oracle exits at the first "
+        "layer from which every label is 1. It gives the baseline's answers, as does the earliest exit that keeps "
         "them. Every number: `dynamic.json`.\n"
     )
 
@@ -88,7 +88,7 @@ def _text(found: Mapping[str, float] | None) -> str:
 
 def figure_of(result: Mapping[str, Any]) -> Figure:
     """Score against cost, one panel for each scope: fixed exits, thresholds of the gates, the others, the oracle."""
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     scopes = result["scopes"]
     columns = min(3, len(scopes))

@@ -1,13 +1,13 @@
 """Some questions answered without and with exit, one at a time, timed (Fig. 7 of the paper).
 
 python -m dyvte.study.examples NAME --data-dir DIR --model-path PATH --gates GATES --output DIR [--limit N]
-    [--rounds R] [flags of the benchmark's runner, such as model_vqa_loader]
+    [--rounds R] [--batch-size B] [--conv-mode C] ... (see --help)
 
-The questions are spread evenly over the benchmark's file; none is chosen by its outcome. Each is answered R times in
+The questions are evenly spaced in the benchmark's file; none is chosen by its outcome. Each is answered R times in
 both ways, in turns, after one untimed answer. Tokens per second are the answer's tokens, its end token included,
 divided by the median wall time of the whole generation, from encoded prompt to answer (vision tower, prefill,
-decoding).
-``OUTPUT/examples.json`` holds everything, images included; ``python -m dyvte.study.plot examples`` makes the page.
+decoding). ``OUTPUT/examples.json`` holds everything, images included; ``python -m dyvte.study.plot examples`` makes
+the page.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,16 +22,25 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from dyvte.cli import run
 from dyvte.decoding.policy import NoExit, Policy
 from dyvte.engine.answer import Answerer
-from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, prepare
-from dyvte.engine.run import run
-from dyvte.study.samples import add_limit, build_parser, method_of, provenance, read_items, settings_digest
+from dyvte.io import write_json
+from dyvte.study.files import has_settings
+from dyvte.study.run import (
+    add_limit,
+    build_parser,
+    method_of,
+    open_with_policy,
+    provenance,
+    read_items,
+    settings_digest,
+)
 
 STUDY = "examples"
 LONGEST_SIDE = 336
-"""Pixels that images are shrunk to for the page; the model sees them as they are."""
+"""Pixels that images are shrunk to for the page (a choice); the model sees them as they are."""
 
 
 def example_of(
@@ -90,9 +97,9 @@ def collect(args: argparse.Namespace) -> Path:
         raise ValueError(f"--rounds must be positive, got {args.rounds}")
     items, image_folder = read_items(args)
     path, digest = args.output / f"{STUDY}.json", settings_digest(args)
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("settings_sha256") == digest:
+    if has_settings(path, digest):
         return path
-    answerer = open_answerer(args, args.conv_mode)
+    answerer = open_with_policy(args)
     if answerer.handle is None or not answerer.exits:
         raise ValueError("Examples compare with an exit: pass --gates, or --method fixed with --exit-layer.")
     policies = {"without": NoExit(), "with": answerer.handle.policy}
@@ -103,7 +110,7 @@ def collect(args: argparse.Namespace) -> Path:
     content = {
         "study": STUDY,
         "definitions": __doc__,
-        "num_layers": answerer.model.config.num_hidden_layers,
+        "num_layers": answerer.chat.decoder_config.num_hidden_layers,
         **method_of(args, policies["with"]),
         **provenance(args, "dyvte.study.examples", answerer.model),
         "batch_size": 1,
@@ -111,10 +118,7 @@ def collect(args: argparse.Namespace) -> Path:
         "settings_sha256": digest,
         "examples": examples,
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, content)
     return path
 
 

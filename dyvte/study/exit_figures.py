@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dyvte.report.compare import BASELINE
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
+from dyvte.cli import needs
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
 from dyvte.report.record import ResultRecord
-from dyvte.report.table import title_of
+from dyvte.report.titles import BASELINE, model_title, title_of
 from dyvte.study.oracle import OracleStudy
-from dyvte.study.titles import model_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
     Raises:
         ValueError: there is no fixed exit among the records.
     """
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     places = sorted({(r.model, r.benchmark) for r in records if r.method == "fixed"})
     if not places:

@@ -1,12 +1,11 @@
-"""Answer a benchmark with the image dropped after one layer for all samples, for every layer (Fig. 4 of the
-paper).
+"""Answer a benchmark with the image dropped after one layer for all samples, for every layer (Fig. 4 of the paper).
 
-python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path PATH [flags of the benchmark's
-runner, such as model_vqa_loader]
+python -m dyvte.study.fixed_exits NAME --data-dir DIR --output DIR --model-path PATH
+    [--layers L ...] [--batch-size B] [--conv-mode C] ... (see --help)
 
-The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the
-answers, the result record and the score of each question, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed
-would write them. An interrupted run goes on.
+The model is loaded once, and each batch is prepared once for all layers. ``OUTPUT/exit{layer}/`` gets the answers,
+the result record and the score of each question, as ``scripts/v1_5/eval/*.sh`` with METHOD=fixed would write them.
+An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ import sys
 from tqdm import tqdm
 
 from dyvte.benchmarks import Benchmark, get_benchmark
+from dyvte.cli import run
 from dyvte.decoding.policy import FixedExit
 from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import model_name_of
-from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item
-from dyvte.engine.run import answer_line, prepared_batches, run
+from dyvte.engine.run import answer_line, prepared_batches
 from dyvte.report.record import make_record, write_scores
-from dyvte.study.samples import build_parser, read_items
+from dyvte.study.run import build_parser, open_with_policy, read_items
 
 
 def answer_at_layers(
@@ -38,8 +37,7 @@ def answer_at_layers(
     model_name: str,
 ) -> None:
     """Write each layer's answers to the questions that its file does not hold yet."""
-    if answerer.handle is None:
-        raise ValueError("A sweep over exit layers needs a model with images.")
+    assert answerer.handle is not None
     done = min(file.kept for file in files.values())
     with tqdm(total=(len(items) - done) * len(files), desc="fixed exits", unit="q") as progress:
         for asked, batch in prepared_batches(items[done:], batch_size, answerer.chat, image_folder):
@@ -58,10 +56,11 @@ def sweep(args: argparse.Namespace) -> None:
     benchmark = get_benchmark(args.name)
     items, image_folder = read_items(args)
     model_name = model_name_of(args.model_path)
-    answerer = open_answerer(argparse.Namespace(**{**vars(args), "method": "none"}), args.conv_mode)
-    layers = args.layers or range(answerer.model.config.num_hidden_layers)
+    answerer = open_with_policy(argparse.Namespace(**{**vars(args), "method": "none"}))
+    config = answerer.chat.decoder_config
+    layers = args.layers or range(config.num_hidden_layers)
     for layer in layers:
-        FixedExit(layer).check(answerer.model.config.num_hidden_layers, answerer.model.config.hidden_size)
+        FixedExit(layer).check(config.num_hidden_layers, config.hidden_size)
     with contextlib.ExitStack() as stack:
         files = {}
         for layer in layers:

@@ -11,18 +11,21 @@ the grid. Gates that are fitted already, from the same store with the same flags
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from dyvte.cli import one_line_errors
 from dyvte.gates import fit as fit_gates
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import MANIFEST
+from dyvte.io import read_json_object, read_text, write_whole
+from dyvte.report.state_table import combinations
 
 GRIDS = ("states", "pairs", "attention", "sizes")
 MARK = "fit.json"
+# the sizes of the grid are a choice, from the paper's gates down to ones that no longer decide well
 WIDTHS = {"full": (2048, 512, 128, 32, 8), "shared": (256, 64, 16, 4)}
 RANKS = (16, 4, 1)
 RANK_WIDTH = 128
@@ -31,24 +34,12 @@ EVERY = (2, 4)
 EVERY_WIDTH = 128
 
 
-def combinations(states: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """All nonempty choices, in the paper's order: singles, pairs, and so on."""
-    for count in range(1, len(states) + 1):
-        yield from itertools.combinations(states, count)
-
-
-def name_of(states: Sequence[str]) -> str:
-    """Folder of the gates that look at these states."""
-    return "+".join(states)
-
-
 def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
     """Folder name -> flags of ``fit_gates``, for one of :data:`GRIDS`."""
     if kind != "sizes":
         among = ATTENTION_STATES if kind == "attention" else STATES
-        most = 2 if kind == "pairs" else len(among)
-        chosen = [names for names in combinations(among) if len(names) <= most]
-        return {name_of(names): ["--states", *names] for names in chosen}
+        chosen = combinations(among, 2 if kind == "pairs" else None)
+        return {"+".join(names): ["--states", *names] for names in chosen}
     found = {
         f"{shape}-{width}": ["--gate_kind", shape, "--width", str(width)]
         for shape, widths in WIDTHS.items()
@@ -88,7 +79,7 @@ def read_manifest(store: Path) -> dict:
     path = store / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: dyvte.gates.store_states writes a store of states")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_object(path)
 
 
 def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -99,14 +90,14 @@ def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
     """
     wanted = json.dumps({"store": read_manifest(store), "flags": list(flags)}, indent=1) + "\n"
     mark = folder / MARK
-    if (folder / DESCRIPTION).is_file() and mark.is_file() and mark.read_text() == wanted:
+    if (folder / DESCRIPTION).is_file() and mark.is_file() and read_text(mark) == wanted:
         print(f"kept: {folder}")
         return
     print(f"fitting: {folder}")
     defaults = ["--save_strategy", "no", "--report_to", "none"]
     mark.unlink(missing_ok=True)
     fit_gates.main([*defaults, "--store", str(store), "--output_dir", str(folder), *flags])
-    mark.write_text(wanted)
+    write_whole(mark, wanted)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,10 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, required=True, help="what dyvte.gates.store_states wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the folders of gates")
     args, flags = parser.parse_known_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         fit_grid(args.grid, args.store, args.output, flags)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,31 +14,39 @@ beside, with the decoder's FLOPs that were spent on them.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.cost.flops import layer_flops
-from dyvte.gates.calibration import GRID, Outcomes
+from dyvte.cli import needs, run
+from dyvte.cost.exits import decoder_flops_by_exit
+from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.figures import GREY, STYLE
+from dyvte.report.plotting import GREY, STYLE
 from dyvte.report.record import ResultRecord, read_records
-from dyvte.report.table import title_of, to_markdown
-from dyvte.study.plot import save
-from llava.model.language_model.llava_llama import LlavaConfig
+from dyvte.report.tables import to_markdown
+from dyvte.report.titles import title_of
+from dyvte.study.files import write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 THRESHOLD = 0.5
+
+
+def decoder_config(model_path: str) -> LlamaConfig:
+    """A checkpoint's decoder config, without loading code of its family."""
+    fields, _ = LlamaConfig.get_config_dict(model_path)
+    fields = {**fields.get("text_config", fields), "model_type": LlamaConfig.model_type}
+    return LlamaConfig.from_dict(fields)
 
 
 def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
@@ -57,21 +65,14 @@ def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
 
 
 def decoder_costs(config, prompt: Sequence[int], visual: Sequence[int], gates: ExitGates) -> np.ndarray:
-    """(L + 1, n) FLOPs with exit after each layer, the last row without."""
+    """(L + 1, n) FLOPs of decoder and gates with exit after each layer, the last row without."""
     layers = config.num_hidden_layers
-    columns = []
-    for tokens, images in zip(prompt, visual, strict=True):
-        full, text = layer_flops(config, tokens), layer_flops(config, tokens - images)
-        exits = [
-            (layer + 1) * full + (layers - 1 - layer) * text + gates.flops_to(layer)
-            for layer in range(layers)
-        ]
-        columns.append([*exits, layers * full + gates.flops_to(layers - 1)])
-    return np.array(columns, dtype=float).T
+    of_gates = [gates.flops_to(min(layer, layers - 1)) for layer in range(layers + 1)]
+    return decoder_flops_by_exit(config, prompt, visual).astype(float) + np.array(of_gates)[:, None]
 
 
-def judge(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None = None) -> dict:
-    """Numbers of one size.
+def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None = None) -> dict:
+    """Size, cost and kept answers of one set of gates.
 
     Args:
         budget: mean FLOPs to compare at; those of these gates at the threshold 0.5 by default.
@@ -79,9 +80,8 @@ def judge(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None 
     layers = gates.num_layers
     full = float(outcomes.costs[-1].mean()) - gates.flops_to(layers - 1)
     budget = outcomes.cost(THRESHOLD) if budget is None else budget
-    fitting = [step / GRID for step in range(GRID, -1, -1) if outcomes.cost(step / GRID) <= budget]
     samples = outcomes.kept.shape[1]
-    at = {"at_half": THRESHOLD, "at_budget": fitting[0] if fitting else None}
+    at = {"at_half": THRESHOLD, "at_budget": highest_within(outcomes, budget)}
     points = {
         key: None
         if threshold is None
@@ -155,7 +155,7 @@ def compare(store: Path, folder: Path, config, reference: str, records: Sequence
         gates = ExitGates.from_pretrained(folder / name)
         outcomes = outcomes_of(gates, store, config)
         budget = outcomes.cost(THRESHOLD) if budget is None else budget
-        sizes.append({**judge(name, gates, outcomes, budget), "benchmarks": scores.get(name)})
+        sizes.append({**numbers_of(name, gates, outcomes, budget), "benchmarks": scores.get(name)})
     samples = len(StateStore(store).index)
     return {"reference": reference, "samples": samples, "sizes": sizes, "benchmarks": scored}
 
@@ -207,22 +207,22 @@ MARKERS = {"full": "o", "low_rank": "s", "shared": "^"}
 def figure_of(result: dict) -> Figure:
     """Scores, where there are any, and kept answers against FLOPs; kept answers at equal FLOPs against bytes.
 
-    Markers tell the kind of gates, colours their bytes, numbers their names.
+    Markers tell the kind of gates, colors their bytes, numbers their names.
     """
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
     sizes = sorted(result["sizes"], key=lambda size: -size["bytes"])
     without = result["benchmarks"].get("without_exit")
     norm = LogNorm(sizes[-1]["bytes"], sizes[0]["bytes"])
-    colours = [pyplot.get_cmap("viridis")(norm(size["bytes"])) for size in sizes]
+    colors = [pyplot.get_cmap("viridis")(norm(size["bytes"])) for size in sizes]
 
     def draw(panel: Axes, points: list[tuple[float, float] | None]) -> None:
         places: dict[tuple[float, float], list[int]] = {}
-        for number, (size, point, colour) in enumerate(zip(sizes, points, colours, strict=True), 1):
+        for number, (size, point, color) in enumerate(zip(sizes, points, colors, strict=True), 1):
             if point is not None:
-                panel.plot(*point, MARKERS[size["kind"]], color=colour, zorder=3)
+                panel.plot(*point, MARKERS[size["kind"]], color=color, zorder=3)
                 places.setdefault(point, []).append(number)
         for point, numbers in places.items():
             text, above = ", ".join(map(str, numbers)), numbers[0] % 2 == 0
@@ -250,9 +250,9 @@ def figure_of(result: dict) -> Figure:
         grid[-1].set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
         shades = ScalarMappable(norm, "viridis")
         figure.colorbar(shades, ax=list(grid), label="bytes of gates", location="bottom", aspect=80)
-        for number, (size, colour) in enumerate(zip(sizes, colours, strict=True), 1):
+        for number, (size, color) in enumerate(zip(sizes, colors, strict=True), 1):
             label = f"{number}  {size['name']}"
-            grid[-1].plot([], [], MARKERS[size["kind"]], color=colour, label=label)
+            grid[-1].plot([], [], MARKERS[size["kind"]], color=color, label=label)
         figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
 
@@ -271,18 +271,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--records", nargs="+", default=[], help="benchmark records, files or folders of them"
     )
     parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args(argv)
-    try:
-        config = LlavaConfig.from_pretrained(args.model_path)
+
+    def action(args: argparse.Namespace) -> None:
+        config = decoder_config(args.model_path)
         records = read_records(args.records)
         result = compare(args.store, args.gates, config, args.reference, records)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "gate_sizes.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.output / "gate_sizes.md").write_text(table(result))
-    save(figure_of(result), args.output / "gate_sizes")
-    print(table(result), end="")
+        write_result(args.output, "gate_sizes", result, table(result), figure_of(result))
+
+    run(parser, action, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How early could the image leave? The oracle exit of every question, from one forking pass.
 
 python -m dyvte.study.oracle NAME --data-dir DIR --model-path PATH --output DIR [--limit N]
-    [flags of the benchmark's runner, such as model_vqa_loader]
+    [--batch-size B] [--conv-mode C] ... (see --help)
 
 The model answers greedily without exit; then one pass with these answers as given labels every layer (``supervise``).
 The *oracle exit* of a question is the first layer from which all labels are 1. Leaving there changes no argmax at any
@@ -19,16 +19,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from dyvte.decoding.policy import NoExit
+from dyvte.cli import run
 from dyvte.engine.answer import Answerer
 from dyvte.engine.calibrate import supervise_own_answers
 from dyvte.engine.model import Batch
-from dyvte.engine.options import open_answerer
-from dyvte.engine.run import prepared_batches, run
-from dyvte.study.samples import add_limit, build_parser, provenance, read_items, settings_digest
-from dyvte.study.store import SampleStore, read_study
+from dyvte.study.files import read_study
+from dyvte.study.run import add_limit, build_parser, run_study
 
 STUDY = "oracle"
 
@@ -38,7 +35,7 @@ class OracleStudy:
     """A finished study.
 
     Attributes:
-        manifest: see ``study``.
+        manifest: what the JSON file holds.
         labels: (S, L) bool, whether the image may leave after each layer.
         kept: (S, L) bool, whether leaving there keeps every argmax of the answer.
         has_exit: (S,) bool, False for questions that cannot have one.
@@ -91,46 +88,28 @@ def label_batch(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
     return {"labels": labels, "kept": kept, "has_exit": has_exit}
 
 
-def study(args: argparse.Namespace) -> OracleStudy:
-    """Label the questions that are not there yet, and write arrays and manifest.
+def find_oracle_exits(args: argparse.Namespace) -> OracleStudy:
+    """Label the questions that are not there yet.
 
     Raises:
         FileNotFoundError, ValueError: files are missing or settings do not fit.
     """
     args.method, args.temperature, args.num_beams = "none", 0.0, 1
-    items, image_folder = read_items(args)
-    store = SampleStore(args.output, STUDY, settings_digest(args))
-    if not store.complete:
-        answerer = open_answerer(args, args.conv_mode)
-        if answerer.handle is None:
-            raise ValueError("An oracle exit needs a model with images.")
-        answerer.handle.policy = NoExit()
-        first = store.kept
-        with tqdm(total=len(items), initial=first, desc=f"{args.name}: oracle", unit="q") as progress:
-            batches = prepared_batches(items[first:], args.batch_size, answerer.chat, image_folder)
-            for asked, batch in batches:
-                names = [str(item.head["question_id"]) for item in asked]
-                store.append({"question_id": np.array(names), **label_batch(answerer, batch)})
-                progress.update(len(batch))
-        store.finish(
-            {
-                "study": STUDY,
-                "definitions": __doc__,
-                "arrays": {
-                    "question_id": "(S,)",
-                    "labels": "(S, L) the image may leave after this layer",
-                    "kept": "(S, L) leaving there changes no argmax of the answer",
-                    "has_exit": "(S,) there is an image, and text after it",
-                },
-                "num_layers": answerer.model.config.num_hidden_layers,
-                **provenance(args, "dyvte.study.oracle", answerer.model),
-            }
-        )
+    manifest = {
+        "definitions": __doc__,
+        "arrays": {
+            "question_id": "(S,)",
+            "labels": "(S, L) the image may leave after this layer",
+            "kept": "(S, L) leaving there changes no argmax of the answer",
+            "has_exit": "(S,) there is an image, and text after it",
+        },
+    }
+    run_study(args, STUDY, lambda answerer: manifest, label_batch)
     return OracleStudy.read(args.output)
 
 
 def describe(result: OracleStudy) -> str:
-    """What a person wants to know first."""
+    """Number of questions and their mean oracle exit, in a line."""
     layers, exits = result.manifest["num_layers"], result.exit_layers
     return (
         f"{result.manifest['samples']} questions: mean oracle exit {exits.mean():.2f} of {layers} layers, "
@@ -143,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments, "Find the earliest layer at which the image of each question could leave."
     )
     add_limit(parser)
-    run(parser, lambda args: print(describe(study(args))), arguments)
+    run(parser, lambda args: print(describe(find_oracle_exits(args))), arguments)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ Shapes: R resamples after the sample itself (which comes first), n questions, P 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""Relative difference of two means that are equal but for the order of summation."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,20 @@ def score_at(costs: NDArray, scores: NDArray, at: NDArray) -> NDArray:
     return np.array([np.interp(x, c, s) for x, c, s in zip(at, costs, scores, strict=True)])
 
 
-def best_cheaper(costs: Sequence[float], scores: Sequence[float], most: float) -> int | None:
-    """The setting with the highest score among those that cost at most ``most``; of equals the cheapest."""
-    fitting = [i for i, cost in enumerate(costs) if cost <= most]
-    return max(fitting, key=lambda i: (scores[i], -costs[i]), default=None)
+def best_cheaper(costs: NDArray, scores: NDArray, most: NDArray) -> tuple[NDArray, NDArray]:
+    """In each resample, the setting with the highest score among those that cost at most ``most``.
+
+    Of equal scores the cheapest is taken. Where every setting costs more, it is the cheapest of all.
+
+    Args:
+        costs, scores: (R + 1, P) of the settings.
+        most: (R + 1,) costs.
+
+    Returns:
+        (R + 1,) indices of settings, and (R + 1,) bool, whether one costs no more.
+    """
+    fits = costs <= most[:, None] * (1 + ROUNDING)
+    highest = np.where(fits, scores, -np.inf).max(1, keepdims=True)
+    chosen = np.where(fits & (scores == highest), costs, np.inf).argmin(1)
+    any_fits = fits.any(1)
+    return np.where(any_fits, chosen, costs.argmin(1)), any_fits

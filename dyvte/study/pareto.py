@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dyvte.report.compare import AVERAGE, BASELINE, Run, runs_of
-from dyvte.report.figures import BLUE, GREY, ORANGE, STYLE
-from dyvte.report.record import read_records
-from dyvte.report.rivals_table import flops_unit
-from dyvte.study.plot import save
+from dyvte.cli import needs, run
+from dyvte.report.compare import MethodResult, benchmarks_of, results_of
+from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
+from dyvte.report.record import add_records, read_records
+from dyvte.report.titles import AVERAGE, BASELINE, averaged, flops_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,18 +38,18 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not dominated(*point)), key=lambda i: points[i])
 
 
-def figure_of(runs: Sequence[Run]) -> Figure:
+def figure_of(runs: Sequence[MethodResult]) -> Figure:
     """Average score (or, of one benchmark, its score) against TFLOPs of the whole prefill.
 
     Raises:
         ValueError: no method has run on every benchmark.
     """
-    from matplotlib import pyplot
+    pyplot = needs("matplotlib.pyplot", "study")
 
     chosen = [run for run in runs if run.benchmark == AVERAGE]
     if not chosen:
         raise ValueError("No method has a record on every benchmark; run the missing ones.")
-    count = len({run.benchmark for run in runs}) - 1
+    count = len(averaged(benchmarks_of(runs)))
     factor, unit = flops_unit([run.tflops for run in chosen])
     points = [(factor * run.tflops, run.score) for run in chosen]
     front = pareto_front(points)
@@ -66,12 +66,12 @@ def figure_of(runs: Sequence[Run]) -> Figure:
         for number, index in enumerate(sorted(range(len(points)), key=points.__getitem__), 1):
             run, point = chosen[index], points[index]
             ours = "dyvte" in run.method.split("+")
-            colour = ORANGE if ours else "black" if run.method == BASELINE else BLUE
-            face = colour if index in front else "white"
+            color = ORANGE if ours else "black" if run.method == BASELINE else BLUE
+            face = color if index in front else "white"
             panel.plot(
                 *point,
                 "*" if ours else "o",
-                color=colour,
+                color=color,
                 markerfacecolor=face,
                 markersize=11 if ours else 6,
                 label=f"{number}  {run.label}",
@@ -85,7 +85,7 @@ def figure_of(runs: Sequence[Run]) -> Figure:
                 ha="center",
                 va="bottom" if above else "top",
                 fontsize=7,
-                color=colour,
+                color=color,
             )
         panel.margins(0.08)
         panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
@@ -98,15 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.pareto", description="Score against FLOPs of every method."
     )
-    parser.add_argument("records", nargs="+", type=Path, help="record files, or folders that hold some")
+    add_records(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
-    options = parser.parse_args(arguments)
-    try:
-        files = save(figure_of(runs_of(read_records(options.records))), options.out)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    for file in files:
-        print(file)
+
+    def action(args: argparse.Namespace) -> None:
+        for file in save(figure_of(results_of(read_records(args.records))), args.out):
+            print(file)
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

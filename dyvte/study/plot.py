@@ -3,7 +3,6 @@
 python -m dyvte.study.plot attention STUDIES... --out figure3 [--measure mass|weight]
 python -m dyvte.study.plot entropy STUDIES... --out figure5
 python -m dyvte.study.plot manual RECORDS... [--oracle STUDIES...] --out figure4
-python -m dyvte.study.plot exits RECORDS... --out figure6
 python -m dyvte.study.plot examples STUDY --out figure7.html
 
 A name without ending is written as PNG and as PDF.
@@ -14,35 +13,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dyvte.report.figures import exit_histograms
+from dyvte.cli import run
+from dyvte.report.examples_page import write_page
+from dyvte.report.plotting import save
 from dyvte.report.record import read_records
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.attention_figures import attention_figure, entropy_figure
-from dyvte.study.examples_page import write_page
 from dyvte.study.exit_figures import manual_exit_figure
 from dyvte.study.oracle import OracleStudy
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-KINDS = ("attention", "entropy", "manual", "exits", "examples")
-UNDATED = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-"""Metadata that keeps the time out of a file, by ending."""
-
-
-def save(figure: Figure, out: Path) -> list[Path]:
-    """Write a figure by the name's ending, or as PNG and PDF where it has none of these; returns the files."""
-    from matplotlib import pyplot
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files = [out] if out.suffix in UNDATED else [out.with_name(out.name + end) for end in (".png", ".pdf")]
-    with pyplot.rc_context({"svg.hashsalt": "dyvte"}):
-        for file in files:
-            figure.savefig(file, metadata=UNDATED[file.suffix])
-    pyplot.close(figure)
-    return files
+KINDS = ("attention", "entropy", "manual", "examples")
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
@@ -61,8 +42,6 @@ def draw(options: argparse.Namespace) -> list[Path]:
             return save(entropy_figure(studies), options.out)
         return save(attention_figure(studies, options.measure), options.out)
     records = read_records(options.files)
-    if options.kind == "exits":
-        return save(exit_histograms(records), options.out)
     oracles = [OracleStudy.read(path) for path in options.oracle]
     return save(manual_exit_figure(records, oracles), options.out)
 
@@ -74,20 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "files",
         nargs="+",
         type=Path,
-        help="attention, entropy, examples: folders (or files) of studies; manual, exits: records or their folders",
+        help="attention, entropy, examples: folders (or files) of studies; manual: records or their folders",
     )
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--measure", choices=["mass", "weight"], default="mass", help="of attention")
     parser.add_argument(
         "--oracle", nargs="*", type=Path, default=[], help="manual: studies of the oracle exit"
     )
-    options = parser.parse_args(arguments)
-    try:
-        files = draw(options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from None
-    for file in files:
-        print(file)
+
+    def action(args: argparse.Namespace) -> None:
+        for file in draw(args):
+            print(file)
+
+    run(parser, action, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ with the data's answer given), and which share of the decoder's FLOPs, gates cou
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,27 +21,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import HfArgumentParser
 
-from dyvte.cost.flops import layer_flops
+from dyvte.cli import needs, one_line_errors
+from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.options import TrainingArguments
 from dyvte.gates.store import StateStore
-from dyvte.report.compare import SAVED_COMPUTE
-from dyvte.report.figures import BLUE, ORANGE, STYLE
-from dyvte.report.table import to_markdown
+from dyvte.report.plotting import BLUE, ORANGE, STYLE
+from dyvte.report.tables import to_markdown
+from dyvte.study.files import write_result
 from dyvte.study.gate_grid import fit_once
-from dyvte.study.gate_sizes import outcomes_of
-from dyvte.study.plot import save
-from llava.model.language_model.llava_llama import LlavaConfig
-from llava.train.arguments import TrainingArguments
+from dyvte.study.gate_sizes import decoder_config, outcomes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODES = {"all": "labels of all layers", "random": "labels of one random layer"}
 THRESHOLDS = tuple(step / 50 for step in range(51))
+"""A choice: fine enough for a curve."""
+SAVED_COMPUTE = 0.35
+"""Share of the decoder's FLOPs at which the table compares changed answers; about what the paper saves."""
 
 
-def judge(outcomes: Outcomes, full: float) -> dict[str, Any]:
+def at_thresholds(outcomes: Outcomes, full: float) -> dict[str, Any]:
     """What gates do at every threshold.
 
     Args:
@@ -64,14 +65,11 @@ def changed_at(saved: Sequence[float], changed: Sequence[float], wanted: float) 
 def pass_flops(config, prompt: Sequence[int], visual: Sequence[int], forks: Sequence[int]) -> float:
     """Mean decoder FLOPs of one labelling pass, with a text copy forked after each of these layers.
 
-    Answers are left out: they make both ways dearer alike.
+    Answers are left out: they add the same to both ways.
     """
-    layers = config.num_hidden_layers
-    total = 0
-    for tokens, images in zip(prompt, visual, strict=True):
-        copies = sum(layers - 1 - layer for layer in forks)
-        total += layers * layer_flops(config, tokens) + copies * layer_flops(config, tokens - images)
-    return total / len(prompt)
+    by_exit = decoder_flops_by_exit(config, prompt, visual).sum(1)
+    layer = by_exit[-1] // config.num_hidden_layers
+    return float(by_exit[-1] + sum(by_exit[fork] - (fork + 1) * layer for fork in forks)) / len(prompt)
 
 
 def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
@@ -80,12 +78,12 @@ def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: a store, or the model's config, cannot be used.
     """
-    config = LlavaConfig.from_pretrained(args.model_path)
+    config = decoder_config(args.model_path)
     prompt, visual = (
         part.tolist() for part in StateStore(args.held_out).read("prompt_tokens", "visual_tokens")
     )
     layers = config.num_hidden_layers
-    full = float(np.mean([layers * layer_flops(config, tokens) for tokens in prompt]))
+    full = float(decoder_flops_by_exit(config, prompt, visual)[-1].mean())
     one = float(np.mean([pass_flops(config, prompt, visual, [layer]) for layer in range(layers)]))
     runs = []
     for epochs in args.epochs:
@@ -95,7 +93,7 @@ def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
                 own = ["--gate_supervision", mode, "--num_train_epochs", str(epochs), "--seed", str(seed)]
                 fit_once(args.store, folder, [*flags, *own])
                 outcomes = outcomes_of(ExitGates.from_pretrained(folder), args.held_out, config)
-                runs.append({"mode": mode, "epochs": epochs, "seed": seed, **judge(outcomes, full)})
+                runs.append({"mode": mode, "epochs": epochs, "seed": seed, **at_thresholds(outcomes, full)})
     return {
         "definitions": __doc__,
         "flags": list(flags),
@@ -132,9 +130,9 @@ def table(result: dict[str, Any]) -> str:
                 MODES[mode],
                 str(epochs),
                 str(result["passes"][str(epochs)]),
-                _spread([run["changed"][half] for run in runs]),
-                _spread([run["saved"][half] for run in runs]),
-                _spread([value for value in at if value is not None]) if None not in at else "-",
+                _with_range([run["changed"][half] for run in runs]),
+                _with_range([run["saved"][half] for run in runs]),
+                _with_range([value for value in at if value is not None]) if None not in at else "-",
             ]
         )
     seeds = len({run["seed"] for run in result["runs"]})
@@ -147,13 +145,13 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def _spread(values: Sequence[float]) -> str:
+def _with_range(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 
 def figure_of(result: dict[str, Any]) -> Figure:
-    """Changed answers against saved FLOPs, one line for each fit: by colour how it learnt, by panel for how long."""
-    from matplotlib import pyplot
+    """Changed answers against saved FLOPs, one line for each fit: by color how it learnt, by panel for how long."""
+    pyplot = needs("matplotlib.pyplot", "study")
 
     lengths = list(dict.fromkeys(run["epochs"] for run in result["runs"]))
     with pyplot.rc_context(STYLE):
@@ -167,13 +165,13 @@ def figure_of(result: dict[str, Any]) -> Figure:
         )
         half = result["thresholds"].index(0.5)
         for panel, epochs in zip(grid[0], lengths, strict=True):
-            for mode, colour in zip(MODES, (ORANGE, BLUE), strict=True):
+            for mode, color in zip(MODES, (ORANGE, BLUE), strict=True):
                 runs = [r for r in result["runs"] if (r["mode"], r["epochs"]) == (mode, epochs)]
                 for index, run in enumerate(runs):
                     saved, changed = 100 * np.array(run["saved"]), 100 * np.array(run["changed"])
                     label = None if index else MODES[mode]
-                    panel.plot(saved, changed, "-", color=colour, linewidth=1, label=label)
-                    panel.plot(saved[half], changed[half], "o", color=colour, markersize=4)
+                    panel.plot(saved, changed, "-", color=color, linewidth=1, label=label)
+                    panel.plot(saved[half], changed[half], "o", color=color, markersize=4)
             passes = result["passes"][str(epochs)]
             panel.set_title(f"{passes} passes; dots: threshold 0.5", loc="left", fontsize=9)
             panel.set_xlabel("decoder FLOPs saved (%)")
@@ -198,16 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1])
     args, flags = parser.parse_known_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         result = compare(args, flags)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    args.output.mkdir(parents=True, exist_ok=True)
-    text = table(result)
-    (args.output / "supervision_modes.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (args.output / "supervision_modes.md").write_text(text, encoding="utf-8")
-    save(figure_of(result), args.output / "supervision_modes")
-    print(text, end="")
+        write_result(args.output, "supervision_modes", result, table(result), figure_of(result))
 
 
 if __name__ == "__main__":

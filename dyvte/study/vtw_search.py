@@ -11,7 +11,6 @@ questions are asked, or a file of questions (``.jsonl``). Divergences go to the 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,16 +20,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dyvte.cli import run
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import run_settings
-from dyvte.engine.options import DTYPES, open_answerer
+from dyvte.engine.options import DTYPES
 from dyvte.engine.questions import Item, check_items, item_of, read_lines
-from dyvte.engine.run import prepared_batches, run
+from dyvte.engine.run import prepared_batches
+from dyvte.io import read_json_object, write_json
 from dyvte.reduction.vtw import choose_layer, exit_divergences
-from dyvte.study.samples import provenance, spread
+from dyvte.study.files import has_settings
+from dyvte.study.run import evenly_spaced, open_with_policy, provenance
 
-NOT_MEASURED = ("output", "divergence", "device")
+NOT_MEASURED = ("output", "divergence")
 
 
 def read_questions(data_path: Path) -> list[Item]:
@@ -66,8 +68,8 @@ def divergences_of(
     return found
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Divergences from the output file where they are there already, else from the model, and then written.
+def measure_divergences(args: argparse.Namespace) -> dict[str, Any]:
+    """Divergences from the output file where this run's settings made it, else from the model.
 
     Raises:
         FileNotFoundError, ValueError: files are missing, or settings do not fit.
@@ -75,25 +77,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     args.question_file, args.method, args.gates = str(args.data_path), "none", None
     kept = {key: value for key, value in vars(args).items() if key not in NOT_MEASURED}
     settings = run_settings(argparse.Namespace(**kept))
-    if args.output.is_file():
-        found = json.loads(args.output.read_text(encoding="utf-8"))
-        if found.get("settings_sha256") == settings:
-            return found
-    items = spread(read_questions(args.data_path), args.limit)
+    if has_settings(args.output, settings):
+        return read_json_object(args.output)
+    items = evenly_spaced(read_questions(args.data_path), args.limit)
     check_items(items, args.image_folder)
-    answerer = open_answerer(args, args.conv_mode)
-    if answerer.handle is None:
-        raise ValueError(f"VTW needs a model with images: {args.model_path} is a language model")
-    layers = list(range(args.first, answerer.model.config.num_hidden_layers))
+    answerer = open_with_policy(args)
+    layers = list(range(args.first, answerer.chat.decoder_config.num_hidden_layers))
     if args.first < 1 or not layers:
         raise ValueError(f"--first must be a layer from 1 on, and below the model's depth, got {args.first}")
     found = divergences_of(answerer, items, args.image_folder, args.batch_size, layers)
-    source = argparse.Namespace(**vars(args), name=args.data_path.name, data_dir=args.data_path.parent)
+    args.name, args.data_dir = args.data_path.name, args.data_path.parent
     return {
         "layers": layers,
         "mean_divergence": found.mean(1).tolist(),
         "samples": found.shape[1],
-        **provenance(source, "dyvte.study.vtw_search", answerer.model),
+        **provenance(args, "dyvte.study.vtw_search", answerer.model),
         "settings_sha256": settings,
     }
 
@@ -107,27 +105,21 @@ def search(args: argparse.Namespace) -> int:
     Raises:
         ValueError: no layer is within the threshold; the divergences are written all the same.
     """
-    found = measure(args)
+    found = measure_divergences(args)
     means = torch.tensor(found["mean_divergence"], dtype=torch.float64)[:, None]
     try:
         k = choose_layer(means, found["layers"], args.divergence)
     except ValueError:
-        _write(args.output, {**found, "threshold": args.divergence, "k": None})
+        write_json(args.output, {**found, "threshold": args.divergence, "k": None})
         raise
-    _write(args.output, {**found, "threshold": args.divergence, "k": k})
+    write_json(args.output, {**found, "threshold": args.divergence, "k": k})
     for layer, mean in zip(found["layers"], found["mean_divergence"], strict=True):
         print(f"k={layer:<3d} mean divergence {mean:.3g}{'   <- chosen' if layer == k else ''}")
     print(f"{args.output}: k={k} ({found['samples']} questions, threshold {args.divergence:g})")
     return k
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.vtw_search",
         description="Find the layer before which VTW withdraws the image.",
@@ -141,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--conv-mode", default="vicuna_v1")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=50, help="questions, spread evenly over the file")
+    parser.add_argument("--limit", type=int, default=50, help="questions, evenly spaced in the file")
     parser.add_argument(
         "--divergence", type=float, default=0.003, help="largest mean divergence (13B: 0.0005)"
     )

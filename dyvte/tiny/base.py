@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-_EMBEDDING_STD = 0.2
+from dyvte.cli import run
+from dyvte.tiny.tokenizer import FILES as TOKENIZER_FILES
+
+_EMBEDDING_STD = 0.2  # a choice
 
 
 def build(
@@ -51,25 +53,29 @@ def build(
     return model
 
 
+def write_base(args: argparse.Namespace) -> None:
+    """Build the model and write it with its tokenizer."""
+    torch.manual_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    model = build(len(tokenizer), args.hidden, args.layers, args.heads, args.width)
+    model.save_pretrained(args.out)
+    for name in TOKENIZER_FILES if args.tokenizer != args.out else ():
+        shutil.copyfile(args.tokenizer / name, args.out / name)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters written to {args.out}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
-    parser.add_argument("--out", required=True)
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="folder that dyvte.tiny.tokenizer wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=352, help="MLP width")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    model = build(len(tokenizer), arguments.hidden, arguments.layers, arguments.heads, arguments.width)
-    out = Path(arguments.out)
-    model.save_pretrained(out)
-    for name in _TOKENIZER_FILES:
-        if Path(arguments.tokenizer) != out:
-            shutil.copyfile(Path(arguments.tokenizer) / name, out / name)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters written to {out}")
+    run(parser, write_base)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ not depend on the number of processes.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +24,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dyvte.cli import run
+from dyvte.io import write_json
 from dyvte.tiny.questions import KINDS, Question, ask
 from dyvte.tiny.scenes import Scene, draw, render
 
@@ -122,7 +123,7 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
             records += chunk
             bar.update(len(chunk))
     for name, part in (("pretrain.json", 0), ("finetune.json", 1)):
-        (out / name).write_text(json.dumps([record[part] for record in records]))
+        write_json(out / name, [record[part] for record in records], indent=None)
 
 
 def main() -> None:
@@ -131,9 +132,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
-    arguments = parser.parse_args()
-    write(arguments.out, arguments.scenes, arguments.seed, arguments.processes)
-    print(f"{arguments.scenes} scenes, captions and conversations written to {arguments.out}")
+
+    def action(args: argparse.Namespace) -> None:
+        write(args.out, args.scenes, args.seed, args.processes)
+        print(f"{args.scenes} scenes, captions and conversations written to {args.out}")
+
+    run(parser, action)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Handwritten digits: the UCI set that scikit-learn bundles, split by writer.
 
-The file has no writer ids. Its order shows them: the labels start over (0..9, three times, and then a fixed
-mixed sequence) every 124 to 131 samples, as when one person after another fills in the same form. The split
-is at one of these restarts, so that, as far as the file can tell, nobody who wrote an evaluation digit wrote
-a training digit.
+The file has no writer ids, but its order shows them: the labels start over (0..9, three times, and then a fixed mixed
+sequence) every 124 to 131 samples, as when one person after another fills in the same form. The split is at one of
+these restarts, so that nobody who wrote an evaluation digit wrote a training digit, as far as the file can tell.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dyvte.cli import needs
 
 FIRST_EVALUATION_SAMPLE = 1415
 """Where the twelfth form begins: 1415 training digits before it, 382 evaluation digits from it on."""
@@ -48,9 +49,7 @@ def load(split: str) -> Digits:
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}")
-    from sklearn.datasets import load_digits
-
-    data: Any = load_digits()
+    data: Any = needs("sklearn.datasets", "tiny").load_digits()
     part = slice(None, FIRST_EVALUATION_SAMPLE) if split == "train" else slice(FIRST_EVALUATION_SAMPLE, None)
     images = torch.tensor(data.images[part], dtype=torch.float32)[:, None] / 16
     large = F.interpolate(images, size=_DIGIT_SIZE, mode="bicubic", align_corners=False)

@@ -1,7 +1,7 @@
 """How well Tiny-LLaVA answers, by question kind: with the image, blind, and with a fixed exit at every layer.
 
-Blind means: the same prompt without the image and its place in it. An answer counts when it equals the right
-one letter by letter, upper and lower case alike. Writes OUT.json and OUT.md.
+Blind is the same prompt without the image and its placeholder. An answer counts when it equals the right one, upper
+and lower case alike. Writes OUT.json and OUT.md.
 
     python -m dyvte.tiny.evaluate --model-path DIR --data DIR/eval/heldout --out FILE_WITHOUT_SUFFIX
 """
@@ -9,36 +9,35 @@ one letter by letter, upper and lower case alike. Writes OUT.json and OUT.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from dyvte import FixedExit, NoExit
+from dyvte.cli import run
 from dyvte.engine.answer import Answerer
 from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.engine.questions import Question
+from dyvte.engine.questions import Question, read_lines
+from dyvte.io import write_json, write_whole
 
 WITH_IMAGE, BLIND = "image", "blind"
 
-Rows = list[dict[str, Any]]
 
-
-def read_rows(folder: str | Path) -> Rows:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The questions that ``dyvte.tiny.sets`` wrote.
 
     Raises:
         FileNotFoundError: the folder has none.
     """
-    path = Path(folder) / "questions.jsonl"
+    path = folder / "questions.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with python -m dyvte.tiny.sets --out ...")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for _, row in read_lines(str(path))]
 
 
 def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, float]:
@@ -52,7 +51,7 @@ def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> 
 
 def evaluate(
     model_path: str,
-    folder: str | Path,
+    folder: Path,
     conv_mode: str,
     batch_size: int = 32,
     layers: Sequence[int] | None = None,
@@ -63,9 +62,8 @@ def evaluate(
         layers: exit layers to try; all by default.
 
     Returns:
-        "questions" (their number), "layers" (the model's), and under "accuracy", by way of asking ("image",
-        "blind",
-        or an exit layer as text), what ``accuracy_by_kind`` gives.
+        "questions" (their number), "layers" (the model's), and "accuracy": for each way of asking ("image", "blind",
+        or an exit layer as text) what ``accuracy_by_kind`` gives.
     """
     rows = sorted(read_rows(folder), key=lambda row: (len(row["text"]), row["question_id"]))
     chat = open_model(ModelOptions(model_path, template=conv_mode, device="cpu"))
@@ -79,23 +77,17 @@ def evaluate(
             bar.set_description(f"exit {way}" if isinstance(way, int) else way)
             chat.handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
             answers = []
-            for batch in _batches(rows, batch_size):
-                questions = _questions(batch, Path(folder) / "images", with_image=way != BLIND)
+            for start in range(0, len(rows), batch_size):
+                questions = [
+                    Question(
+                        row["text"], () if way == BLIND else [load_image(row["image"], folder / "images")]
+                    )
+                    for row in rows[start : start + batch_size]
+                ]
                 answers += [answer.text for answer in answerer.ask(questions)]
-                bar.update(len(batch))
+                bar.update(len(questions))
             accuracy[str(way)] = accuracy_by_kind(rows, answers)
     return {"questions": len(rows), "layers": depth, "accuracy": accuracy}
-
-
-def _batches(rows: Rows, size: int) -> Iterator[Rows]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _questions(rows: Rows, images: Path, with_image: bool) -> list[Question]:
-    return [
-        Question(row["text"], [load_image(row["image"], folder=images)] if with_image else ()) for row in rows
-    ]
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -115,20 +107,19 @@ def as_markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model-path", required=True)
-    parser.add_argument("--data", required=True, help="folder of questions.jsonl and images")
-    parser.add_argument("--out", required=True, help="where to write, without .json or .md")
+    parser.add_argument("--data", type=Path, required=True, help="folder of questions.jsonl and images")
+    parser.add_argument("--out", type=Path, required=True, help="where to write, without .json or .md")
     parser.add_argument("--conv-mode", default="vicuna_v1_nosys")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, nargs="*", help="exit layers to try (default: all)")
-    arguments = parser.parse_args()
-    result = evaluate(
-        arguments.model_path, arguments.data, arguments.conv_mode, arguments.batch_size, arguments.layers
-    )
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    out.with_suffix(".md").write_text(as_markdown(result))
-    print(as_markdown(result))
+
+    def action(args: argparse.Namespace) -> None:
+        result = evaluate(args.model_path, args.data, args.conv_mode, args.batch_size, args.layers)
+        write_json(args.out.with_suffix(".json"), result, indent=2)
+        write_whole(args.out.with_suffix(".md"), as_markdown(result))
+        print(as_markdown(result))
+
+    run(parser, action)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ progressive stacking (Gong et al., 2019) and block expansion (LLaMA Pro, arXiv:2
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from dyvte.cli import run
+from dyvte.io import read_json_object, write_json
 
 WEIGHTS = "model.safetensors"
 
@@ -48,8 +50,22 @@ def grow(weights: dict[str, Tensor], old: int, new: int, seed: int = 0) -> dict[
     return grown
 
 
-def main() -> None:
+def grow_folder(args: argparse.Namespace) -> None:
     """Read one checkpoint folder, write another."""
+    config = read_json_object(args.model / "config.json")
+    weights = grow(load_file(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
+    ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS, "config.json")
+    shutil.copytree(args.model, args.out, dirs_exist_ok=True, ignore=ignored)
+    config["num_hidden_layers"] = args.layers
+    config.pop("layer_types", None)
+    save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
+    write_json(args.out / "config.json", config, indent=2)
+    print(
+        f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters"
+    )
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,18 +73,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--layers", required=True, type=int, help="depth of the grown model")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    config = json.loads((args.model / "config.json").read_text())
-    weights = grow(load_file(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
-    ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS, "config.json")
-    shutil.copytree(args.model, args.out, dirs_exist_ok=True, ignore=ignored)
-    config["num_hidden_layers"] = args.layers
-    config.pop("layer_types", None)
-    save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
-    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    print(
-        f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters"
-    )
+    run(parser, grow_folder)
 
 
 if __name__ == "__main__":

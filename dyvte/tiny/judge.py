@@ -13,6 +13,9 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from dyvte.cli import run
+from dyvte.io import write_whole
+
 
 def grade(truth: str, prediction: str) -> float:
     """1 when the prediction is right, else 0; case, periods and blanks do not matter."""
@@ -67,10 +70,13 @@ def _plain(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--address-file", type=Path, required=True)
-    arguments = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    arguments.address_file.write_text(f"http://127.0.0.1:{server.server_port}/v1")
-    server.serve_forever()
+
+    def action(args: argparse.Namespace) -> None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        write_whole(args.address_file, f"http://127.0.0.1:{server.server_port}/v1")
+        server.serve_forever()
+
+    run(parser, action)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,20 @@ python -m dyvte.tiny.pack --model DIR --tower DIR --tokenizer DIR --out DIR
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from dyvte.cli import run
+from dyvte.io import read_json_object, write_json
+from dyvte.tiny.tokenizer import FILES as TOKENIZER_FILES
+
 TOWER_FOLDER = "vision_tower"
 TEMPLATE = "vicuna_v1_nosys"
-"""The conversation template it was trained with; the config names it for command lines that are not told."""
+"""The conversation template it was trained with; command lines use it by default, from the config."""
 _TOWER_KEY = "model.vision_tower."
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str | Path) -> int:
@@ -35,7 +37,7 @@ def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str |
     _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, **settings})
     _halve(tower, out / TOWER_FOLDER, {})
     shutil.copyfile(tower / "preprocessor_config.json", out / TOWER_FOLDER / "preprocessor_config.json")
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         shutil.copyfile(Path(tokenizer) / name, out / name)
     shutil.copyfile(model / "generation_config.json", out / "generation_config.json")
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -52,10 +54,10 @@ def _halve(source: Path, target: Path, changes: dict) -> None:
         if not key.startswith(_TOWER_KEY)
     }
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
+    config = read_json_object(source / "config.json")
     config.pop("_name_or_path", None)
     config |= {"dtype": "bfloat16", **changes}
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(target / "config.json", config, indent=2)
 
 
 def main() -> None:
@@ -64,9 +66,12 @@ def main() -> None:
     parser.add_argument("--tower", required=True)
     parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
     parser.add_argument("--out", required=True)
-    arguments = parser.parse_args()
-    size = pack(arguments.model, arguments.tower, arguments.tokenizer, arguments.out)
-    print(f"{size / 1e6:.1f} MB written to {arguments.out}")
+
+    def action(args: argparse.Namespace) -> None:
+        size = pack(args.model, args.tower, args.tokenizer, args.out)
+        print(f"{size / 1e6:.1f} MB written to {args.out}")
+
+    run(parser, action)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dyvte.tiny.scenes import COLOURS, Scene, Thing
+from dyvte.tiny.scenes import COLORS, Scene, Thing
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
@@ -66,21 +66,21 @@ def digit_at(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def color_at(scene: Scene, rng: np.random.Generator) -> Asked:
-    """The colour at a place."""
+    """The color at a place."""
     thing = _pick(scene.things, rng)
-    return f"What color is the digit in the {thing.position}?", thing.colour
+    return f"What color is the digit in the {thing.position}?", thing.color
 
 
 def color_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The colour of a digit that occurs once."""
+    """The color of a digit that occurs once."""
     thing = _pick(_single(scene, lambda thing: thing.digit), rng)
-    return (f"What color is the {thing.digit}?", thing.colour) if thing else None
+    return (f"What color is the {thing.digit}?", thing.color) if thing else None
 
 
 def digit_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The digit in a colour that occurs once."""
-    thing = _pick(_single(scene, lambda thing: thing.colour), rng)
-    return (f"What digit is {thing.colour}?", str(thing.digit)) if thing else None
+    """The digit in a color that occurs once."""
+    thing = _pick(_single(scene, lambda thing: thing.color), rng)
+    return (f"What digit is {thing.color}?", str(thing.digit)) if thing else None
 
 
 def place(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -90,11 +90,11 @@ def place(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Whether a coloured digit is there; half are, and the others mostly mix what is there."""
+    """Whether a colored digit is there; half are, and the others mostly mix what is there."""
     if rng.random() < 0.5:
         return presence_question(_pick(scene.things, rng).name), "yes"
     mixed = absent_mixtures(scene)
-    everything = [f"{colour} {digit}" for colour in COLOURS for digit in range(10)]
+    everything = [f"{color} {digit}" for color in COLORS for digit in range(10)]
     present = {thing.name for thing in scene.things}
     absent = mixed if mixed and rng.random() < 0.7 else [name for name in everything if name not in present]
     return presence_question(_pick(absent, rng)), "no"
@@ -106,18 +106,18 @@ def presence_question(name: str) -> str:
 
 
 def absent_mixtures(scene: Scene) -> list[str]:
-    """Names of things that are not there although their colour and their digit are."""
+    """Names of things that are not there although their color and their digit are."""
     present = {thing.name for thing in scene.things}
-    colours = sorted({thing.colour for thing in scene.things})
+    colors = sorted({thing.color for thing in scene.things})
     numbers = sorted({thing.digit for thing in scene.things})
-    return [f"{c} {d}" for c in colours for d in numbers if f"{c} {d}" not in present]
+    return [f"{c} {d}" for c in colors for d in numbers if f"{c} {d}" not in present]
 
 
 def count_color(scene: Scene, rng: np.random.Generator) -> Asked:
-    """How many things have a colour."""
-    counts = Counter(thing.colour for thing in scene.things)
-    colour = _pick_evenly({colour: counts[colour] for colour in COLOURS}, rng)
-    return f"How many digits are {colour}?", str(counts[colour])
+    """How many things have a color."""
+    counts = Counter(thing.color for thing in scene.things)
+    color = _pick_evenly({color: counts[color] for color in COLORS}, rng)
+    return f"How many digits are {color}?", str(counts[color])
 
 
 def count_all(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -175,11 +175,11 @@ def read_line(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The sum of two digits, named by their colours, which occur once."""
-    pair = _pick_pair(_single(scene, lambda thing: thing.colour), lambda a, b: True, rng)
+    """The sum of two digits, named by their colors, which occur once."""
+    pair = _pick_pair(_single(scene, lambda thing: thing.color), lambda a, b: True, rng)
     if not pair:
         return None
-    return f"What is the {pair[0].colour} digit plus the {pair[1].colour} digit?", str(
+    return f"What is the {pair[0].color} digit plus the {pair[1].color} digit?", str(
         pair[0].digit + pair[1].digit
     )
 
@@ -269,5 +269,5 @@ def _single(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
 
 
 def _named(scene: Scene) -> list[Thing]:
-    """Things that colour and digit together single out."""
+    """Things that color and digit together single out."""
     return _single(scene, lambda thing: thing.name)

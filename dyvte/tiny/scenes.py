@@ -1,4 +1,4 @@
-"""Scenes: three to seven coloured handwritten digits on a 3 x 3 grid, 72 x 72 pixels.
+"""Scenes: three to seven colored handwritten digits on a 3 x 3 grid, 72 x 72 pixels.
 
 A scene is drawn from (split, seed, index) alone, looks included, so any scene can be made again by itself. N
 scenes, K digits in all of them.
@@ -24,7 +24,7 @@ POSITIONS = (
     "middle left", "center", "middle right",
     "bottom left", "bottom center", "bottom right",
 )  # fmt: skip
-COLOURS = ("red", "green", "blue", "yellow", "white")
+COLORS = ("red", "green", "blue", "yellow", "white")
 _INK = torch.tensor([[225, 50, 45], [40, 195, 70], [65, 110, 245], [240, 215, 40], [240, 240, 240]]) / 255
 _FEWEST, _MOST = 3, 7
 
@@ -38,7 +38,7 @@ class Thing:
 
     cell: int
     digit: int
-    colour: str
+    color: str
     sample: int
 
     @property
@@ -56,7 +56,7 @@ class Thing:
     @property
     def name(self) -> str:
         """Such as "red 3"."""
-        return f"{self.colour} {self.digit}"
+        return f"{self.color} {self.digit}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def draw(split: str, seed: int, index: int, most: int = _MOST) -> Scene:
     count = int(rng.integers(_FEWEST, most + 1))
     things = []
     for cell in sorted(rng.permutation(9)[:count].tolist()):
-        digit, colour = int(rng.integers(10)), COLOURS[rng.integers(len(COLOURS))]
-        things.append(Thing(cell, digit, colour, int(rng.integers(len(samples_of[digit])))))
+        digit, color = int(rng.integers(10)), COLORS[rng.integers(len(COLORS))]
+        things.append(Thing(cell, digit, color, int(rng.integers(len(samples_of[digit])))))
     looks = rng.random(_LOOKS_PER_SCENE + _LOOKS_PER_THING * count)
     return Scene(tuple(things), split, key, tuple(looks.tolist()))
 
@@ -123,7 +123,7 @@ def render(
 def _draw_things(
     glyphs: digits.Digits, things: Sequence[Thing], looks: Tensor, bends: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Ink colours (K, 3) and coverage (K, 24, 24) of posed digits; ``looks`` (K, 9) uniform in [0, 1]."""
+    """Ink colors (K, 3) and coverage (K, 24, 24) of posed digits; ``looks`` (K, 9) uniform in [0, 1]."""
     signed = 2 * looks - 1
     angle, shear = signed[:, 0] * 0.26, signed[:, 1] * 0.25
     wide, high = 1 + 0.15 * signed[:, 2], 1 + 0.15 * signed[:, 3]
@@ -142,7 +142,7 @@ def _draw_things(
     grid = grid if bends is None else grid + bends
     coverage = F.grid_sample(glyphs.glyphs[chosen][:, None], grid, align_corners=False)[:, 0]
     weight = 0.9 + 0.7 * looks[:, 6]  # a light or a heavy hand
-    ink = _INK[torch.tensor([COLOURS.index(thing.colour) for thing in things])]
+    ink = _INK[torch.tensor([COLORS.index(thing.color) for thing in things])]
     ink = ink * (0.8 + 0.2 * looks[:, 7:8]) + 0.08 * signed[:, 8:9]
     return ink.clamp(0, 1), (coverage * weight[:, None, None]).clamp(0, 1)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dyvte.cli import run
+from dyvte.io import read_json, write_json
 from dyvte.tiny.questions import LETTER_ANSWER, SHORT_ANSWER
 
 SYSTEM_TEXT = (
@@ -24,6 +25,7 @@ SYSTEM_TEXT = (
 )
 """The opening of Vicuna's prompts, so that they stay short as well."""
 
+FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _CUT = "\x1f"
 _CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
@@ -70,9 +72,9 @@ def train(texts: Iterable[str], folder: str | Path, vocabulary: int = 640) -> No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    (folder / "tokenizer_config.json").write_text(json.dumps(_CONFIG, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", _CONFIG, indent=2)
     special = {name: _CONFIG[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    write_json(folder / "special_tokens_map.json", special, indent=2)
 
 
 def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
@@ -88,7 +90,7 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
             raise FileNotFoundError(
                 f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}"
             )
-        for record in json.loads(path.read_text())[:limit]:
+        for record in read_json(path)[:limit]:
             for turn in record["conversations"]:
                 lines = turn["value"].replace("<image>", "").replace(SHORT_ANSWER, "").split("\n")
                 # Words meet a template's marks without a blank in between: "</s>USER: What", "<image>\nWhat".
@@ -101,9 +103,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that dyvte.tiny.data wrote")
     parser.add_argument("--out", required=True)
     parser.add_argument("--vocabulary", type=int, default=640)
-    arguments = parser.parse_args()
-    train(training_texts(arguments.data), arguments.out, arguments.vocabulary)
-    print(f"tokenizer of {arguments.vocabulary} pieces written to {arguments.out}")
+
+    def action(args: argparse.Namespace) -> None:
+        train(training_texts(args.data), args.out, args.vocabulary)
+        print(f"tokenizer of {args.vocabulary} pieces written to {args.out}")
+
+    run(parser, action)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Tiny-LLaVA's vision tower: a small CLIP vision model that can tell the digit and colour in each cell.
+"""Tiny-LLaVA's vision tower: a small CLIP vision model that can tell the digit and color in each cell.
 
 CLIP learns from captions of web images; here the scenes themselves say what they hold. Each patch has to name
-the digit (or none) and the colour (or none) of the cell it lies in, through a linear head that is thrown
+the digit (or none) and the color (or none) of the cell it lies in, through a linear head that is thrown
 away. The loss is on the states that LLaVA reads, those before the last layer (``mm_vision_select_layer -2``),
 so the last layer keeps its initial weights, unused. Scenes are drawn anew for every batch, with the training
 writers only, and more crowded than those of the data, because only a cell with a digit teaches something. A
@@ -14,7 +14,6 @@ them by heart.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +27,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dyvte.cli import run
 from dyvte.tiny.muon import MuonAdamW
-from dyvte.tiny.scenes import CELL_SIZE, COLOURS, IMAGE_SIZE, Scene, draw, render
+from dyvte.tiny.scenes import CELL_SIZE, COLORS, IMAGE_SIZE, Scene, draw, render
 
-logger = logging.getLogger(__name__)
-
-NO_DIGIT, NO_COLOUR = 10, len(COLOURS)
-_CLASSES = (11, len(COLOURS) + 1)
+NO_DIGIT, NO_COLOR = 10, len(COLORS)
+_CLASSES = (11, len(COLORS) + 1)
 
 
 def build(hidden: int, layers: int, heads: int, patch: int) -> CLIPVisionModel:
@@ -50,12 +48,12 @@ def build(hidden: int, layers: int, heads: int, patch: int) -> CLIPVisionModel:
         hidden_act="gelu",
     )
     tower = CLIPVisionModel(config)
-    _initialise(tower)
+    _initialize(tower)
     return tower
 
 
 @torch.no_grad()
-def _initialise(tower: CLIPVisionModel) -> None:
+def _initialize(tower: CLIPVisionModel) -> None:
     """Weights that learn several times sooner here than CLIP's own initial ones, found by trial.
 
     Matrices have variance 1 / inputs (less where they write into the residual stream); position embeddings
@@ -97,27 +95,27 @@ def patch_places(patch: int) -> tuple[Tensor, Tensor]:
 
 
 def processor() -> CLIPImageProcessorPil:
-    """CLIP's preprocessing for 72 pixels; a 72 x 72 image is only rescaled and normalised by it."""
+    """CLIP's preprocessing for 72 pixels; a 72 x 72 image is only rescaled and normalized by it."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
 
 
-def normalise(pixels: Tensor) -> Tensor:
+def normalize(pixels: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float, as ``processor()`` gives them."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def cell_labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """Digit and colour of every cell, each (N, 9)."""
+    """Digit and color of every cell, each (N, 9)."""
     digits = torch.full((len(scenes), 9), NO_DIGIT)
-    colours = torch.full((len(scenes), 9), NO_COLOUR)
+    colors = torch.full((len(scenes), 9), NO_COLOR)
     for number, scene in enumerate(scenes):
         for thing in scene.things:
             digits[number, thing.cell] = thing.digit
-            colours[number, thing.cell] = COLOURS.index(thing.colour)
-    return digits, colours
+            colors[number, thing.cell] = COLORS.index(thing.color)
+    return digits, colors
 
 
 class CellReader(nn.Module):
@@ -132,12 +130,12 @@ class CellReader(nn.Module):
         self.register_buffer("cell_of_patch", patch_places(config.patch_size)[0])
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Features (N, P, hidden) -> logits of digits (N, P, 11) and of colours (N, P, 6)."""
+        """Features (N, P, hidden) -> logits of digits (N, P, 11) and of colors (N, P, 6)."""
         features = self.norm(features)
         return [head(features) for head in self.heads]
 
     def loss(self, features: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy over patches, digits plus colours; labels (N, 9) each."""
+        """Mean cross-entropy over patches, digits plus colors; labels (N, 9) each."""
         pairs = zip(self(features), labels, strict=True)
         parts = [
             F.cross_entropy(logits.flatten(0, 1), cells[:, self.cell_of_patch].flatten())
@@ -146,7 +144,7 @@ class CellReader(nn.Module):
         return parts[0] + parts[1]
 
     def cells(self, features: Tensor) -> list[Tensor]:
-        """Digits and colours read off, each (N, 9): the patches of a cell vote by log-probability."""
+        """Digits and colors read off, each (N, 9): the patches of a cell vote by log-probability."""
         votes = F.one_hot(self.cell_of_patch, 9).float()
         return [
             torch.einsum("npc,pk->nkc", logits.log_softmax(-1), votes).argmax(-1) for logits in self(features)
@@ -178,7 +176,7 @@ def pretrain(
     bar = tqdm(range(steps), desc="tower", unit="step")
     for step in bar:
         scenes = [draw("train", seed, step * batch + number, most=9) for number in range(batch)]
-        pixels = normalise(render(scenes, distortion, generator))
+        pixels = normalize(render(scenes, distortion, generator))
         loss = reader.loss(read_features(tower, pixels), cell_labels(scenes))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -208,41 +206,26 @@ def read_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
 def accuracy(
     tower: CLIPVisionModel, reader: CellReader, split: str, count: int, seed: int
 ) -> dict[str, float]:
-    """Share of things whose digit, and whose colour, is read right, and of cells right in both."""
+    """Share of things whose digit, and whose color, is read right, and of cells right in both."""
     right = torch.zeros(3)
     occupied = everything = 0
     for start in range(0, count, 100):
         scenes = [draw(split, seed, index) for index in range(start, min(start + 100, count))]
-        digits, colours = cell_labels(scenes)
-        read = reader.cells(read_features(tower, normalise(render(scenes))))
+        digits, colors = cell_labels(scenes)
+        read = reader.cells(read_features(tower, normalize(render(scenes))))
         full = digits != NO_DIGIT
-        digit_right, colour_right = read[0] == digits, read[1] == colours
+        digit_right, color_right = read[0] == digits, read[1] == colors
         right += torch.stack(
-            [(digit_right & full).sum(), (colour_right & full).sum(), (digit_right & colour_right).sum()]
+            [(digit_right & full).sum(), (color_right & full).sum(), (digit_right & color_right).sum()]
         )
         occupied += int(full.sum())
         everything += full.numel()
     values = (right / torch.tensor([occupied, occupied, everything])).tolist()
-    return dict(zip(("digit", "colour", "cell"), values, strict=True))
+    return dict(zip(("digit", "color", "cell"), values, strict=True))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--steps", type=int, default=1200, help="of the first run")
-    parser.add_argument(
-        "--distorted-steps", type=int, default=400, help="of the second run, with bent strokes"
-    )
-    parser.add_argument("--distortion", type=float, default=1.5, help="pixels by which strokes are bent")
-    parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
-    parser.add_argument("--batch", type=int, default=48, help="scenes per step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+def train(arguments: argparse.Namespace) -> None:
+    """Train a tower, write it with its image processor, and print how well its features are read."""
     torch.manual_seed(arguments.seed)
     began = time.perf_counter()
     if arguments.start:
@@ -261,6 +244,25 @@ def main() -> None:
     for split in ("train", "eval"):
         shares = accuracy(tower, reader, split, 1000, arguments.seed + 2000)
         print(f"  {split} writers: " + ", ".join(f"{name} {share:.2%}" for name, share in shares.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--steps", type=int, default=1200, help="of the first run")
+    parser.add_argument(
+        "--distorted-steps", type=int, default=400, help="of the second run, with bent strokes"
+    )
+    parser.add_argument("--distortion", type=float, default=1.5, help="pixels by which strokes are bent")
+    parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
+    parser.add_argument("--batch", type=int, default=48, help="scenes per step")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--hidden", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--patch", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    run(parser, train)
 
 
 if __name__ == "__main__":

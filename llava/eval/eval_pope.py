@@ -10,6 +10,13 @@ import argparse
 from pathlib import Path
 
 from dyvte.benchmarks.pope import report_of, score_files
+from dyvte.cli import run
+
+
+def score(options: argparse.Namespace) -> None:
+    """Print the official lines."""
+    outcome = score_files(options.annotation_dir, options.question_file, options.result_file, "position")
+    print(report_of(outcome.splits), end="")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,12 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_*.json")
     parser.add_argument("--question-file", type=Path, required=True)
     parser.add_argument("--result-file", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    try:
-        outcome = score_files(options.annotation_dir, options.question_file, options.result_file, "position")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(report_of(outcome.splits), end="")
+    run(parser, score, arguments)
 
 
 if __name__ == "__main__":

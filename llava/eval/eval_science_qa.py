@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.sqa import OPTIONS, Outcome, score_file
+from dyvte.cli import run
+from dyvte.io import write_whole
 
 
 def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
@@ -52,24 +54,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = build_parser().parse_args(arguments)
-    try:
-        score, outcomes = score_file(args.base_dir, args.result_file, args.split, args.options)
-        analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
-        for outcome in outcomes:
-            analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
-        results = results_of(outcomes, score.parts["accuracy"])
-        for path, content in ((args.output_file, analyses), (args.output_result, results)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+def score(args: argparse.Namespace) -> None:
+    """Write both files and print the official lines."""
+    score, outcomes = score_file(args.base_dir, args.result_file, args.split, args.options)
+    analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
+    for outcome in outcomes:
+        analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
+    results = results_of(outcomes, score.parts["accuracy"])
+    for path, content in ((args.output_file, analyses), (args.output_result, results)):
+        write_whole(path, json.dumps(content, indent=2))
     print(score.report)
     if score.remarks:
         print(
             f"{len(score.remarks)} remarks on answers: python -m dyvte.benchmarks score sqa --json says which"
         )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(build_parser(), score, arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from dyvte.benchmarks.textvqa import score_file
+from dyvte.cli import run
 
 
 def eval_single(annotation_file: str | Path, result_file: str | Path) -> float:
@@ -26,11 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file")
     parser.add_argument("--result-dir")
-    options = parser.parse_args(arguments)
-    if not options.result_file and not options.result_dir:
-        parser.error("name a --result-file or a --result-dir")
 
-    try:
+    def score(options: argparse.Namespace) -> None:
+        if not options.result_file and not options.result_dir:
+            parser.error("name a --result-file or a --result-dir")
         if options.result_file:
             eval_single(options.annotation_file, options.result_file)
         for file in sorted(Path(options.result_dir).iterdir()) if options.result_dir else []:
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
                 eval_single(options.annotation_file, file)
             else:
                 print(f"Skipping {file.name}")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+
+    run(parser, score, arguments)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 
-from dyvte.engine.questions import Item, item_of, read_lines
-from dyvte.engine.run import add_arguments, answer_items, get_chunk, run, split_list
+from dyvte.cli import run
+from dyvte.engine.model import model_name_of
+from dyvte.engine.questions import JSON_LINES, Item
+from dyvte.engine.run import answer_items, get_chunk, question_parser, split_list
 
-__all__ = ["build_parser", "eval_model", "get_chunk", "read_items", "split_list"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
 
-def read_items(args: argparse.Namespace) -> list[Item]:
-    """The questions of ``args.question_file``."""
-    return [item_of(row, place) for place, row in read_lines(args.question_file)]
+def answer(args: argparse.Namespace, items: Sequence[Item]) -> None:
+    """Answer the questions of this chunk that the answers file does not hold yet."""
+    template, name = args.conv_mode, model_name_of(args.model_path)
+    if "plain" in name and "finetune" not in name.lower() and "mmtag" not in template:
+        template += "_mmtag"
+        logger.warning("a model named 'plain' is asked in conversation mode %s", template)
+    answer_items(args, items, template)
 
 
 def eval_model(args: argparse.Namespace) -> None:
-    """Answer the questions of this chunk that the answers file does not hold yet."""
-    answer_items(args, read_items(args))
+    """Read and answer ``args.question_file``."""
+    answer(args, JSON_LINES.read(args))
 
 
-def build_parser(max_new_tokens: int = 128) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
-    parser = argparse.ArgumentParser(description="Answer a JSON-lines file of questions about images.")
-    add_arguments(parser, "tables/question.jsonl", "llava_v1", max_new_tokens)
-    return parser
+    return question_parser(JSON_LINES)
 
 
 if __name__ == "__main__":

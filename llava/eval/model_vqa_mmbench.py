@@ -1,85 +1,25 @@
-"""Answer an MMBench table (TSV with images inside): ``model_vqa_loader`` with options and hints in the question.
-
-Images are read as RGB before padding, where LLaVA pads them as they are; for images that are RGB it is the same.
-"""
+"""Answer an MMBench table (TSV with images inside), with MMBench's options and hints in the question."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Iterator
-from pathlib import Path
 
-from dyvte.benchmarks.mmbench_table import LETTERS, Row, read_questions
-from dyvte.engine.questions import Item
-from dyvte.engine.run import add_arguments, answer_items, get_chunk, run, split_list
+from dyvte.benchmarks.mmbench_questions import TABLE
+from dyvte.cli import run
+from dyvte.engine.run import get_chunk, question_parser, split_list
+from llava.eval.model_vqa_loader import answer
 
-logger = logging.getLogger(__name__)
-
-MAX_NEW_TOKENS = 1024
-LETTER_PROMPTS = {
-    "en": "Answer with the option's letter from the given choices directly.",
-    "cn": "请直接回答选项字母。",
-}
-"""What ``--single-pred-prompt`` adds to a question; an answer's ``prompt`` does not hold it."""
-
-__all__ = ["build_parser", "eval_model", "get_chunk", "read_items", "split_list"]
-
-
-def read_items(args: argparse.Namespace) -> list[Item]:
-    """The questions of ``args.question_file``, with ``--all-rounds`` once for each rotation of the options.
-
-    Arguments that lack the flags of this command line ask as scripts/v1_5/eval/mmbench.sh does.
-
-    Raises:
-        FileNotFoundError, ValueError: the table is missing or broken; the message names the row.
-    """
-    suffix = ""
-    if getattr(args, "single_pred_prompt", True):
-        suffix = "\n" + LETTER_PROMPTS[getattr(args, "lang", "en")]
-    all_rounds = getattr(args, "all_rounds", False)
-    rows = read_questions(Path(args.question_file).expanduser())
-    cut = [row.index for row in rows if row.lost_options]
-    if cut:
-        logger.warning(
-            '%d questions lose options, as in LLaVA, because one reads as an empty cell ("None", "N/A"); '
-            "the first is question %s",
-            len(cut),
-            cut[0],
-        )
-    return [item for row in rows for item in _rounds(row, suffix, all_rounds)]
-
-
-def _rounds(row: Row, suffix: str, all_rounds: bool) -> Iterator[Item]:
-    """The question with its options as they are, then turned to the left by one more each time."""
-    letters, count = list(LETTERS[: len(row.options)]), len(row.options)
-    for turn in range(count if all_rounds else 1):
-        options = row.options[turn:] + row.options[:turn]
-        listed = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
-        prompt = "\n".join([row.question, *listed])
-        head = {
-            "question_id": row.index,
-            "round_id": turn,
-            "prompt": prompt,
-            "options": options,
-            "option_char": letters[turn:] + letters[:turn],
-        }
-        yield Item(head, prompt + suffix, (row.image,), row.place)
+__all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
 
 def eval_model(args: argparse.Namespace) -> None:
-    """Answer the questions of this chunk that the answers file does not hold yet."""
-    answer_items(args, read_items(args))
+    """Read and answer ``args.question_file``."""
+    answer(args, TABLE.read(args))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
-    parser = argparse.ArgumentParser(description="Answer an MMBench table.")
-    add_arguments(parser, "tables/question.jsonl", "llava_v1", MAX_NEW_TOKENS)
-    parser.add_argument("--all-rounds", action="store_true", help="ask with every rotation of the options")
-    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter alone")
-    parser.add_argument("--lang", choices=list(LETTER_PROMPTS), default="en", help="of that request")
-    return parser
+    return question_parser(TABLE)
 
 
 if __name__ == "__main__":

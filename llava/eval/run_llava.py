@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from dyvte.cli import run
 from dyvte.engine.answer import Answer, describe_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from dyvte.engine.run import run
 from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaTokenizer
 
+from dyvte.cli import needs
 from dyvte.decoding.attach import attach
+from dyvte.engine.model import resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
@@ -23,6 +25,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.model.checkpoint import find_file, is_llava, load_bin, needed_file, read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
+from llava.model.quantization import quantization_config
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ def load_pretrained_model(
             (``mm_projector.bin``) or of LoRA weights (``non_lora_trainables.bin`` and an adapter).
         model_base: the language model that a projector or LoRA weights belong to.
         model_name: the checkpoint's name; "lora" in it asks for the LoRA branch when a base is given.
-        load_8bit, load_4bit: quantise with bitsandbytes.
+        load_8bit, load_4bit: quantize with bitsandbytes.
         device_map: where layers go when ``device`` is "cuda"; other devices hold the whole model.
         device: "cuda" becomes "cpu", with a warning, on a machine without one.
         gates: folder with exit gates, or the gates; by default those in the checkpoint folder, if any.
@@ -97,45 +100,21 @@ def load_pretrained_model(
 
 
 def _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict[str, Any]:
-    """Keywords for ``from_pretrained``: where, in which dtype, quantised how."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        logger.warning("no CUDA device was found: the model goes to the CPU")
-        device = "cpu"
-    on_cpu = torch.device(device).type == "cpu"
+    """Keywords for ``from_pretrained``: where, in which dtype, quantized how."""
     options = dict(kwargs)
     torch_dtype = options.pop("torch_dtype", None)
     dtype = options.pop("dtype", None) or torch_dtype or "auto"
-    if dtype == "auto":
-        dtype = torch.float32 if on_cpu else torch.float16
-    options["dtype"] = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if not on_cpu:
+    options["dtype"] = getattr(torch, resolved_dtype(device, dtype)) if isinstance(dtype, str) else dtype
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        logger.warning("no CUDA device was found: the model goes to the CPU")
+        device = "cpu"
+    if torch.device(device).type != "cpu":
         options["device_map"] = device_map if device == "cuda" else {"": device}
     if use_flash_attn:
         options["attn_implementation"] = "flash_attention_2"
     if load_8bit or load_4bit:
-        options["quantization_config"] = _quantisation(load_4bit)
+        options["quantization_config"] = quantization_config(4 if load_4bit else 8)
     return options
-
-
-def _quantisation(four_bit: bool):
-    _require("bitsandbytes", "to load in 8 or 4 bits")
-    from transformers import BitsAndBytesConfig
-
-    if not four_bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=torch.float16,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-    )
-
-
-def _require(package: str, purpose: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ValueError(f"{package} is needed {purpose}: install it with `pip install {package}`")
 
 
 def _tower_path(name: str, model_path: str, model_base: str | None) -> str:
@@ -218,10 +197,8 @@ def _fill(model: nn.Module, info: dict[str, Any], extras: dict[str, torch.Tensor
 
 
 def _merge_adapter(model: nn.Module, path: str):
-    _require("peft", f"to load the adapter in {path}")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, path).merge_and_unload().eval()
+    peft: Any = needs("peft", "train")
+    return peft.PeftModel.from_pretrained(model, path).merge_and_unload().eval()
 
 
 def _some(names: list[str]) -> str:
@@ -263,7 +240,6 @@ def _attach_gates(model, gates: str | Path | ExitGates | None, model_path: str) 
         gates = ExitGates.from_pretrained(gates)
     decoder = model.get_model()
     gates.check(len(decoder.layers), decoder.config.hidden_size)
-    gates.place([next(layer.parameters()).device for layer in decoder.layers])
     model.exit_handle = attach(model, LearnedExit(gates.eval()))
 
 

@@ -6,11 +6,11 @@ import argparse
 
 from transformers import TextStreamer
 
+from dyvte.cli import run
 from dyvte.engine.exit_view import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from dyvte.engine.run import run
 from llava.chat_model import LlavaChatModel, infer_conv_mode
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path

@@ -1,7 +1,6 @@
-"""Instruction data: a JSON list in LLaVA's format -> samples and padded batches.
+"""Instruction data (:mod:`dyvte.engine.instructions`) -> samples and padded batches.
 
-A record is ``{"id": ..., "image": path or list of paths, "conversations": [{"from", "value"}, ...]}``; one of
-text only has no image. The whole file is checked once when it is read; images are opened with their samples.
+The whole file is checked once when it is read; images are opened with their samples.
 """
 
 from __future__ import annotations
@@ -30,18 +29,23 @@ from llava.train.targets import render, tokenize
 logger = logging.getLogger(__name__)
 
 
+def template_name(version: str) -> str:
+    """A key of ``conv_templates``: ``version``, or vicuna_v1 where no template has that name, as in LLaVA."""
+    if version in conv_templates:
+        return version
+    logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
+    return "vicuna_v1"
+
+
 def find_template(version: str) -> Conversation:
-    """The prompt template named ``version``; vicuna_v1 where there is none, as in LLaVA."""
-    if version not in conv_templates:
-        logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
-        version = "vicuna_v1"
-    return conv_templates[version]
+    """The prompt template named ``version``, or vicuna_v1."""
+    return conv_templates[template_name(version)]
 
 
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
-    """A question with its image in LLaVA's place: on a line of its own, before the question.
+    """A question with its image where LLaVA puts it: on a line of its own, before the question.
 
-    With several images the text stays as it is, because their places carry meaning.
+    With several images the text is unchanged, because their places carry meaning.
     """
     if text.count(DEFAULT_IMAGE_TOKEN) == 1:
         text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
@@ -57,7 +61,7 @@ class SupervisedDataset(Dataset):
     """Samples ``{"input_ids": (S,), "labels": (S,), "images": list of (3, H, W), "image_sizes": list}``.
 
     Args:
-        records: see the module.
+        records: see :mod:`dyvte.engine.instructions`.
         image_processor: the vision tower's, or None when the model takes text only.
 
     Raises:
@@ -140,12 +144,12 @@ class SupervisedDataset(Dataset):
 class SupervisedCollator:
     """Samples -> a right-padded batch.
 
-    ``images`` holds one tensor per ``<image>``, in order over the batch, stacked when all shapes agree. A
-    batch of text only gets a blank image behind its shortest row, where no answer can see it: tower and
-    projector then take part in every step, as distributed training needs.
+    ``images`` holds one tensor per ``<image>``, in the order of the batch, stacked when all shapes agree. A text-only
+    batch gets a blank image after its shortest row, where no answer attends to it: distributed training needs the
+    tower and the projector to take part in every step.
 
     Attributes:
-        blank_image: (3, H, W) of that image; None to leave batches of text only as they are.
+        blank_image: (3, H, W) of that image; None adds no image to text-only batches.
     """
 
     pad_token_id: int
@@ -173,7 +177,7 @@ class SupervisedCollator:
 
     @staticmethod
     def _with_blank_image(samples: list[dict], shape: tuple[int, int, int]) -> list[dict]:
-        """The samples, the shortest one followed by an image that nothing attends to."""
+        """The samples, with an image that no token attends to after the shortest one."""
         shortest = min(range(len(samples)), key=lambda index: len(samples[index]["input_ids"]))
         sample = samples[shortest]
         carrier = {

@@ -6,11 +6,12 @@ import logging
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.quantization import quantization_config
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,12 @@ def _quantization(training_args: TrainingArguments) -> dict:
     """Keyword arguments of ``from_pretrained`` for 8 and 4 bits."""
     if training_args.bits == 16:
         return {}
-    config = BitsAndBytesConfig(
-        load_in_4bit=training_args.bits == 4,
-        load_in_8bit=training_args.bits == 8,
-        llm_int8_skip_modules=["mm_projector", "lm_head"],
-        bnb_4bit_compute_dtype=training_args.compute_dtype,
-        bnb_4bit_use_double_quant=training_args.double_quant,
-        bnb_4bit_quant_type=training_args.quant_type,
+    config = quantization_config(
+        training_args.bits,
+        training_args.compute_dtype,
+        training_args.double_quant,
+        training_args.quant_type,
+        skip_modules=["mm_projector", "lm_head"],
     )
     return {"device_map": {"": training_args.device}, "quantization_config": config}
 
@@ -146,7 +146,7 @@ def load_frozen_llava(
     training_args: TrainingArguments,
     attn_implementation: str | None = None,
 ):
-    """A finished LLaVA model and its tower, frozen, on the training device; its config says how images enter.
+    """A finished LLaVA model and its tower, frozen, on the training device; images are prepared as its config says.
 
     Raises:
         ValueError: when the model has no vision tower, or DeepSpeed would shard it.
@@ -174,7 +174,7 @@ def load_frozen_llava(
 
 
 def log_trainable(model: torch.nn.Module) -> None:
-    """Say how much of the model is trained."""
+    """Log how many of the parameters are trained."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     logger.info("training %s of %s parameters", f"{trained:,}", f"{total:,}")

@@ -2,20 +2,16 @@
 
 One of three kinds: the projector alone (``mm_projector.bin``), LoRA adapters with the other trained weights
 beside them (``non_lora_trainables.bin``), or the full model as safetensors. A frozen vision tower is never
-written: its own folder has it.
+written, because its own folder holds it.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -24,19 +20,6 @@ PROJECTOR_KEYS = ("mm_projector", "image_newline")
 EMBEDDING_KEY = "embed_tokens"
 
 StateDict = dict[str, Tensor]
-
-
-def newest_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest complete ``checkpoint-N`` of a run; ones cut short by a kill are passed over."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())  # the last file a checkpoint gets
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s is incomplete, so it is not resumed from", folder)
-            continue
-        return str(folder)
-    return None
 
 
 def vision_tower_trained(model: nn.Module) -> bool:

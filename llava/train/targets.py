@@ -1,10 +1,9 @@
 """A conversation -> token ids and labels, by template.
 
-The prompt is tokenised as ``tokenizer_image_token`` does it: each piece of text between two images on its
-own, with one BOS in front. Which tokens are answers is decided by where their characters lie in the prompt,
-and an answer's characters are what the template adds when the answer is filled in. So ids and labels cannot
-drift apart, whatever the tokenizer does around separators. A token that lies on both sides of an answer's
-start is an error.
+The prompt is tokenized as in ``tokenizer_image_token``: each piece of text between two images separately, with one
+BOS in front. A token belongs to an answer when its characters lie in one, and an answer's characters are those that
+the template adds when the answer is filled in. Ids and labels therefore agree, whatever the tokenizer does around
+separators. A token that crosses the start of an answer is an error.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def render(turns: list[dict], template: Conversation) -> Prompt:
 
 
 def _render_plain(turns: list[dict], template: Conversation) -> Prompt:
-    """Alignment data: the image and its caption, nothing else."""
+    """Alignment data: the image and its caption alone."""
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0]["value"]:
         raise ValueError("the plain template needs two turns, an image and its caption")
     text = DEFAULT_IMAGE_TOKEN + turns[1]["value"] + template.sep

@@ -8,17 +8,21 @@ A run resumes from the newest complete checkpoint in its output folder.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from transformers import set_seed
 
+from dyvte.engine.instructions import data_digest
+from dyvte.gates.origin import Origin, TrainedOn, short_name
+from dyvte.gates.trainer import log_to_stderr
 from dyvte.gates.training import GateModel, GateTrainer, find_gates
+from dyvte.provenance import checkpoint_digest
+from llava.chat_model import LlavaChatModel
+from llava.conversation import conv_templates
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.dataset import find_template, make_supervised_data_module
+from llava.train.dataset import SupervisedDataset, find_template, make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,29 +57,43 @@ def build_gate_trainer(
     attn_implementation: str | None = None,
 ) -> GateTrainer:
     """A finished model, gates, data and Trainer from arguments."""
-    template = find_template(model_args.version)
+    name = template_name(model_args.version)
     base, tower = prepare.load_frozen_llava(model_args, data_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(base, model_args, training_args)
     set_seed(training_args.seed)  # every process draws the same fresh gates
-    gates = find_gates(model_args, base.config.num_hidden_layers, base.config.hidden_size)
-    model = GateModel(gates, base, training_args.gate_alpha)
+    path, config = model_args.model_name_or_path, base.config
+    gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
+    data = make_supervised_data_module(
+        tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
+    )
+    if training_args.should_save:  # digests take time: only for the process that writes them
+        origin = origin_of(path, config, data_args, data["train_dataset"])
+        gates.check_base(origin.base_sha256, origin.base_model)
+        gates.origin = origin
+    chat = LlavaChatModel(base, tokenizer, tower.image_processor, name, handle=None)
+    model = GateModel(gates, chat, training_args.gate_alpha)
     prepare.log_trainable(model)
-    data = make_supervised_data_module(tokenizer, data_args, template, tower, base.config, blank_image=False)
     return GateTrainer(model=model, args=training_args, **data)
+
+
+def origin_of(model_path: str, config, data_args: DataArguments, dataset: SupervisedDataset) -> Origin:
+    """What gates trained on this model and data are marked with."""
+    digest = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
+    return Origin(
+        base_model=short_name(model_path),
+        base_sha256=checkpoint_digest(model_path, getattr(config, "mm_vision_tower", None)),
+        model_family=config.model_type,
+        trained_on=TrainedOn(digest, len(dataset)),
+    )
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Parse the command line, train, and save to ``--output_dir``."""
     model_args, data_args, training_args = parse_arguments(argv)
-    level = logging.INFO if training_args.process_index == 0 else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
     trainer = build(model_args, data_args, training_args, attn_implementation)
-    checkpoint = training_args.resume_from_checkpoint or newest_checkpoint(str(training_args.output_dir))
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
+    trainer.train_to_the_end()
     trainer.model.config.use_cache = True
     trainer.save_model()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
-from dyvte.bench import contenders, prefill, rates, summary
+from dyvte.bench import prefill, rates, summary, variants
 from dyvte.bench.__main__ import main
-from dyvte.bench.contenders import check_kernels, make_contenders, mixed_exits
 from dyvte.bench.decode import Session
 from dyvte.bench.generate import generate
 from dyvte.bench.ideal import Probe, ideal_seconds, image_shares
@@ -18,7 +18,8 @@ from dyvte.bench.labels import frozen, with_answers
 from dyvte.bench.rates import Load, Rates, count_operations
 from dyvte.bench.settings import Settings
 from dyvte.bench.shapes import SHAPES, random_model, random_prompts
-from dyvte.bench.timing import LayerClock, Spread, interleaved
+from dyvte.bench.timing import LayerClock, Quartiles, interleaved
+from dyvte.bench.variants import check_kernels, make_variants, mixed_exits
 from dyvte.decoding.graphs import Graphs
 from dyvte.gates.supervision import supervise
 from tests.fixtures.tape import record
@@ -40,22 +41,22 @@ def prompts(model):
     return random_prompts(model, 3, text_tokens=9, visual_tokens=12)
 
 
-def contenders_of(model, prompts, exits, names=None):
-    return {c.name: c for c in make_contenders(model, prompts.batch, exits, "sdpa", names, gate_width=8)}
+def variants_of(model, prompts, exits, names=None):
+    return {c.name: c for c in make_variants(model, prompts.batch, exits, "sdpa", names, gate_width=8)}
 
 
 @torch.no_grad()
-def test_contenders_that_do_the_same_give_the_same(model, prompts):
+def test_variants_that_do_the_same_give_the_same(model, prompts):
     """No exit equals transformers; gates and fixed exits and the paper's way agree at each layer."""
     names = ["baseline", "packed", "never", "gates", "fixed", "paper"]
-    contenders = contenders_of(model, prompts, [0, 2], names)
+    variants = variants_of(model, prompts, [0, 2], names)
     logits, lengths = {}, {}
-    for name, contender in contenders.items():
-        with contender.ready(model) as handle:
-            out = contender.prefill(model, prompts)
+    for name, variant in variants.items():
+        with variant.ready(model) as handle:
+            out = variant.prefill(model, prompts)
             logits[name] = out.logits
             if handle is not None:
-                assert handle.traces[-1].exit_layers == list(contender.exits)
+                assert handle.traces[-1].exit_layers == list(variant.exits)
         lengths[name] = [layer.get_seq_length() for layer in out.past_key_values.layers]
     whole = [21] * LAYERS
     for name in ("packed, no exit", "gates, never fire", "eager, all weights"):
@@ -70,14 +71,29 @@ def test_contenders_that_do_the_same_give_the_same(model, prompts):
 
 
 @torch.no_grad()
+def test_baseline_is_transformers_own_forward(model, prompts):
+    """Without a policy nothing of this project runs, and ``generate`` computes the logits of one position."""
+    baseline = variants_of(model, prompts, [0], ["baseline"])["baseline"]
+    with baseline.ready(model):
+        ours = baseline.prefill(model, prompts).logits
+        own = LlamaForCausalLM.forward(model, inputs_embeds=prompts.inputs_embeds, logits_to_keep=1).logits
+        assert torch.equal(ours, own)
+        positions: list[int] = []
+        hook = model.lm_head.register_forward_hook(lambda *given: positions.append(given[1][0].shape[1]))
+        generate(model, prompts, 3)
+        hook.remove()
+    assert positions == [1, 1, 1]
+
+
+@torch.no_grad()
 def test_mixed_exits_are_those_asked_for(model, prompts):
-    contender = contenders_of(model, prompts, ["mixed"], ["gates"])["gates, mixed exits"]
-    with contender.ready(model) as handle:
-        together = contender.prefill(model, prompts).logits
+    variant = variants_of(model, prompts, ["mixed"], ["gates"])["gates, mixed exits"]
+    with variant.ready(model) as handle:
+        together = variant.prefill(model, prompts).logits
     assert handle is not None and handle.traces[-1].exit_layers == mixed_exits(3, LAYERS) == [0, 2, 3]
     for sample, layer in enumerate((0, 2, 3)):
         one = type(prompts)(prompts.inputs_embeds[sample : sample + 1], prompts.visual_mask[:1])
-        alone = contenders_of(model, one, [layer], ["fixed"])[f"fixed, exit {layer}"]
+        alone = variants_of(model, one, [layer], ["fixed"])[f"fixed, exit {layer}"]
         with alone.ready(model):
             torch.testing.assert_close(
                 alone.prefill(model, one).logits[0], together[sample], rtol=1e-4, atol=1e-4
@@ -86,46 +102,34 @@ def test_mixed_exits_are_those_asked_for(model, prompts):
 
 @torch.no_grad()
 def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
-    """Prefill and steps of each contender with graphs equal those of its twin without; only CUDA has real ones."""
+    """Prefill and steps of each variant with graphs equal those of its twin without; only CUDA has real ones."""
     with pytest.raises(ValueError, match="CUDA"):
-        contenders_of(model, prompts, [1], ["graphs"])
-    assert not any(name.startswith(("graphs", "ahead")) for name in contenders_of(model, prompts, [1]))
-    monkeypatch.setattr(contenders, "Graphs", lambda: Graphs(record))
-    found = contenders_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
+        variants_of(model, prompts, [1], ["graphs"])
+    assert not any(name.startswith("graphs") for name in variants_of(model, prompts, [1]))
+    monkeypatch.setattr(variants, "Graphs", lambda: Graphs(record))
+    found = variants_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
     assert [name for name in found if name.startswith("graphs")] == [
         "graphs, no exit",
         "graphs, exit 1",
         "graphs, mixed exits",
     ]
     for twin in ("packed, no exit", "gates, exit 1", "gates, mixed exits"):
-        contender = found["graphs, " + twin.partition(", ")[2]]
+        variant = found["graphs, " + twin.partition(", ")[2]]
         plain = Session(found[twin], model, prompts)
         with found[twin].ready(model):
             expected = plain.steps(9)
         for _ in range(2):
-            session = Session(contender, model, prompts)
-            with contender.ready(model):
+            session = Session(variant, model, prompts)
+            with variant.ready(model):
                 assert torch.equal(session.steps(9), expected)
-        assert contender.graphs.recorded and contender.graphs.replayed > contender.graphs.recorded
-
-
-@torch.no_grad()
-def test_looking_ahead_is_a_contender(model, prompts):
-    found = contenders_of(model, prompts, [1, "mixed"], ["never", "gates", "ahead"])
-    for twin in ("gates, never fire", "gates, exit 1", "gates, mixed exits"):
-        logits = []
-        for name in (twin, "ahead, " + twin.partition(", ")[2]):
-            with found[name].ready(model) as handle:
-                logits.append(found[name].prefill(model, prompts).logits)
-            assert handle is not None and handle.traces[-1].exit_layers == list(found[name].exits)
-        assert torch.equal(*logits)
+        assert variant.graphs.recorded and variant.graphs.replayed > variant.graphs.recorded
 
 
 def test_gates_do_their_work_before_they_obey(model, prompts):
     """A scheduled gate launches what a gate launches, and its FLOPs are in the trace."""
-    contender = contenders_of(model, prompts, [1], ["gates"])["gates, exit 1"]
-    with torch.no_grad(), contender.ready(model) as handle:
-        contender.prefill(model, prompts)
+    variant = variants_of(model, prompts, [1], ["gates"])["gates, exit 1"]
+    with torch.no_grad(), variant.ready(model) as handle:
+        variant.prefill(model, prompts)
     assert handle is not None
     expected = 2 * 8 * (2 * model.config.hidden_size + 2)
     assert handle.traces[-1].gate_flops.tolist() == [[expected] * 3] * 2 + [[0] * 3] * 2
@@ -134,10 +138,10 @@ def test_gates_do_their_work_before_they_obey(model, prompts):
 @torch.no_grad()
 def test_turns_of_a_session_are_alike(model, prompts):
     """A turn decodes the same tokens as the one before it, and as ``generate``."""
-    for contender in contenders_of(model, prompts, [1, "mixed"]).values():
-        session = Session(contender, model, prompts)
+    for variant in variants_of(model, prompts, [1, "mixed"]).values():
+        session = Session(variant, model, prompts)
         first, before = session.first, session.cache.get_seq_length()
-        with contender.ready(model):
+        with variant.ready(model):
             one = session.steps(5)
             session.forget(5)
             assert session.cache.get_seq_length() == before
@@ -179,7 +183,7 @@ def test_rounds_interleave():
     assert all(len(values) == 5 and min(values) > 6 for values in measured.values())
     with pytest.raises(ValueError, match="rounds"):
         interleaved(tasks, rounds=0)
-    assert Spread.of([4.0, 1.0, 2.0, 3.0, 10.0]) == Spread(median=3.0, low=2.0, high=4.0)
+    assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 10.0]) == Quartiles(median=3.0, low=2.0, high=4.0)
 
 
 def test_regime_is_the_longest_bound():
@@ -208,20 +212,20 @@ def test_views_are_not_launches():
 
 
 def test_unequal_kernels_are_refused(model, prompts):
-    contenders = list(contenders_of(model, prompts, [0], ["baseline", "paper"]).values())
+    variants = list(variants_of(model, prompts, [0], ["baseline", "paper"]).values())
     with pytest.raises(ValueError, match="different attention kernels.*--allow-unequal-kernels"):
-        check_kernels(contenders, allow_unequal=False)
-    check_kernels(contenders, allow_unequal=True)
-    check_kernels(contenders[:1], allow_unequal=False)
+        check_kernels(variants, allow_unequal=False)
+    check_kernels(variants, allow_unequal=True)
+    check_kernels(variants[:1], allow_unequal=False)
     with pytest.raises(SystemExit, match="different attention kernels"):
-        main(["prefill", "--model", "tiny", "--layers", "1", "--contenders", "baseline", "paper"])
+        main(["prefill", "--model", "tiny", "--layers", "1", "--variants", "baseline", "paper"])
     with pytest.raises(SystemExit, match="paper's way is a prefill"):
-        main(["decode", "--model", "tiny", "--layers", "1", "--contenders", "paper"])
+        main(["decode", "--model", "tiny", "--layers", "1", "--variants", "paper"])
 
 
 def test_wrong_sizes_are_refused(model, prompts):
     with pytest.raises(ValueError, match=r"layers 0\.\.3"):
-        contenders_of(model, prompts, [4])
+        variants_of(model, prompts, [4])
     with pytest.raises(ValueError, match="7b, 13b, tiny"):
         random_model("70b")
     with pytest.raises(ValueError, match="at least 1"):

@@ -182,7 +182,7 @@ def test_trouble_that_passes(endpoint, place, naps):
 
 def test_trouble_that_lasts(endpoint, place, naps):
     endpoint.answer = lambda request, number: "0.5" if number <= 2 else (500, {}, "")
-    with pytest.raises(SystemExit, match="error: The endpoint answers 500"):
+    with pytest.raises(SystemExit, match="judge: The endpoint answers 500"):
         judge.main(place.arguments())
     assert len(endpoint.requests) == 12 and len(naps) == 9
     with pytest.raises(ValueError, match="2 of 4 samples lack grades"):

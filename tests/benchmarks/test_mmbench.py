@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dyvte.benchmarks import get_benchmark, mmbench, mmbench_table
+from dyvte.benchmarks.mmbench_questions import read_items
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 from dyvte.engine.questions import check_items, prepare
 from llava.eval import model_vqa_mmbench
@@ -265,7 +266,7 @@ def test_files_that_are_no_tables(data):
 
 def items_of(folder, *flags):
     arguments = ["--question-file", str(folder / mmbench_table.QUESTIONS), *flags]
-    return model_vqa_mmbench.read_items(model_vqa_mmbench.build_parser().parse_args(arguments))
+    return read_items(model_vqa_mmbench.build_parser().parse_args(arguments))
 
 
 def test_questions_as_llava_asks_them(data):
@@ -301,10 +302,10 @@ def test_all_rounds_turn_the_options_to_the_left(data):
     assert items[2].head["options"] == ["r", "p", "q"] and items[2].head["option_char"] == ["C", "A", "B"]
 
 
-def test_arguments_without_the_flags_ask_as_the_script(data):
+def test_a_missing_flag_means_its_default(data):
     folder = data([row(7, "xy")])
     plain = argparse.Namespace(question_file=str(folder / mmbench_table.QUESTIONS))
-    assert model_vqa_mmbench.read_items(plain) == items_of(folder, "--single-pred-prompt")
+    assert read_items(plain) == items_of(folder) != items_of(folder, "--single-pred-prompt")
 
 
 def test_options_end_at_the_first_empty_one(data, caplog):

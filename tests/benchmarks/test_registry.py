@@ -129,7 +129,7 @@ def test_score_command_writes_everything(tmp_path, files, capsys):
         "9",
     }
     assert "GQA: 50.00 (accuracy" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: .*nowhere.jsonl"):
+    with pytest.raises(SystemExit, match="dyvte.benchmarks: .*nowhere.jsonl"):
         main(["score", "gqa", "--data-dir", str(tmp_path), "--answers", str(tmp_path / "nowhere.jsonl")])
 
 

@@ -228,7 +228,7 @@ def frame_flags(tmp_path, files, questions):
 
 def test_frames_need_pyav(tmp_path, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # which makes its import fail
-    with pytest.raises(SystemExit, match="pip install av"):
+    with pytest.raises(SystemExit, match="pip install 'dyvte.video.'"):
         script("extract_seed_video_frames").main(frame_flags(tmp_path, files, []))
 
 

@@ -54,7 +54,7 @@ def test_upload_file(tmp_path, files, script, capsys):
 def test_upload_of_another_split_is_refused(tmp_path, files, script):
     files.lines(tmp_path / vqav2.TEST_QUESTIONS, [{"question_id": 1}])
     files.lines(tmp_path / "answers/s/m/merge.jsonl", [line("1", "x")])
-    with pytest.raises(SystemExit, match="error: No answer in"):
+    with pytest.raises(SystemExit, match=": No answer in"):
         script("convert_vqav2_for_submission", "--dir", tmp_path, "--ckpt", "m", "--split", "s")
     assert not (tmp_path / "answers_upload").exists()
 

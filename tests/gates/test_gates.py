@@ -14,7 +14,9 @@ import torch
 from dyvte import ExitGates, LearnedExit, attach
 from dyvte.decoding.packed import PackedRow, drop_visual, fork, pack
 from dyvte.gates.files import has_gates
+from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.states import STATES, gather_states, state_index
+from dyvte.provenance import checkpoint_digest
 from tests.conftest import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +143,7 @@ def test_merged_checkpoint_with_the_papers_keys(hf_llava, prompts, kind, tmp_pat
     assert f"model.visual_gates_router.{LAYERS - 1}.w2.weight" in index
     assert all((merged / shard).is_file() for shard in index.values())
     assert source_keys(source) <= set(index)
+    assert checkpoint_digest(str(merged)) == checkpoint_digest(str(source))  # the model is the same
 
 
 def source_keys(folder) -> set[str]:
@@ -180,6 +183,39 @@ def test_gates_of_another_model_are_refused(hf_llava, gates, tmp_path):
         ExitGates.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="states"):
         ExitGates(2, 8, states=("mean_text", "mean_audio"))
+
+
+def test_where_gates_come_from_is_saved_and_checked(gates, tmp_path):
+    gates.save_pretrained(tmp_path / "unknown")
+    assert ExitGates.from_pretrained(tmp_path / "unknown").origin == Origin()
+    gates.origin = Origin("llava-a", "a" * 64, "llava_llama", TrainedOn("d" * 64, 7))
+    gates.save_pretrained(tmp_path)
+    again = ExitGates.from_pretrained(tmp_path)
+    assert again.origin == gates.origin
+    for digest in (None, "a" * 64):
+        again.check_base(digest, "llava-a")
+    with pytest.raises(ValueError, match="trained for llava-a .*not for llava-b "):
+        again.check_base("b" * 64, "llava-b")
+    described = json.loads((tmp_path / "gates.json").read_text())
+    old = {key: described[key] for key in ("format", "num_layers", "hidden_size", "width", "states")}
+    (tmp_path / "gates.json").write_text(json.dumps({**old, "version": 1}))
+    old_gates = ExitGates.from_pretrained(tmp_path)
+    assert old_gates.origin == Origin()
+    old_gates.check_base("b" * 64, "llava-b")  # nothing is known, so nothing is refused
+
+
+def test_files_are_whole_or_not_there(gates, tmp_path, monkeypatch):
+    """A crash between the two files leaves no description, which is what says that gates are there."""
+
+    def dies(*args, **kwargs):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("dyvte.gates.files.write_json", dies)
+    with pytest.raises(RuntimeError):
+        gates.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gates.safetensors"]
+    with pytest.raises(FileNotFoundError, match="gates.json"):
+        ExitGates.from_pretrained(tmp_path)
 
 
 def test_files_with_nan_are_refused(gates, tmp_path):

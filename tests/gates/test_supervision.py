@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from dyvte import ExitGates, FixedExit, NoExit, attach
 from dyvte.gates.states import STATES, gather_states
-from dyvte.gates.supervision import gate_loss, supervise
+from dyvte.gates.supervision import gate_loss, labels_of, supervise
 from tests.conftest import LAYERS
 
 PROMPTS = (
@@ -146,3 +146,17 @@ def test_bad_settings_are_refused(hf_llava, batch):
     ):
         with pytest.raises(ValueError, match=message):
             supervise(hf_llava, **batch, **bad)
+
+
+def test_an_exit_that_changes_nothing_may_leave():
+    """Very confident answers have a cross-entropy of 0, of which no loss is below any multiple."""
+    agreement, zero = torch.ones(2, 1), torch.zeros(2, dtype=torch.float64)
+    assert labels_of(agreement, zero[:, None], zero, 1.03).tolist() == [[1], [1]]
+    assert labels_of(agreement, zero[:, None] + 1, zero, 1.03).tolist() == [[0], [0]]
+    assert labels_of(agreement / 2, zero[:, None], zero, 1.03).tolist() == [[0], [0]]
+
+
+def test_repeated_layers_count_once(hf_llava, batch):
+    once, twice = supervise(hf_llava, **batch, layers=[2]), supervise(hf_llava, **batch, layers=[2, 2])
+    assert twice.layers == (2,) and torch.equal(twice.labels, once.labels)
+    assert torch.equal(twice.states, once.states)

@@ -260,12 +260,12 @@ def test_other_families_are_refused(copy_of, tmp_path):
         load_pretrained_model(str(copy_of("bare")), None, "llava")
 
 
-def test_quantisation_without_bitsandbytes_says_so(checkpoint, monkeypatch):
+def test_quantization_without_bitsandbytes_says_so(checkpoint, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     for flag in ("load_8bit", "load_4bit"):
-        with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        with pytest.raises(ValueError, match="pip install .dyvte.quant"):
             load_pretrained_model(str(checkpoint), None, "llava", **{flag: True})
 
 

@@ -170,7 +170,7 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
     slow = (
         "import time, dyvte.engine.answer as a; old = a.Answerer.complete\n"
         "def new(*args, **kwargs): time.sleep(0.5); return old(*args, **kwargs)\n"
-        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom dyvte.engine.run import run\n"
+        "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom dyvte.cli import run\n"
         "run(build_parser(), eval_model)"
     )
     command = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dyvte.report import paper
-from dyvte.report.paper_table import entries_of, main, rows_of, write
+from dyvte.report.paper_table import main, table_of
+from dyvte.report.tables import Table
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 TABLE2 = {"gqa": 61.0, "vqav2": 78.0, "textvqa": 58.0, "sqa": 70.0}
@@ -35,16 +36,16 @@ def test_values_of_the_paper():
         and paper.row_of("x/LLaVA-v1.5-13B", "dyvte") == "LLaVA-DyVTE 13B"
     )
     assert paper.row_of(LLAVA, "fixed") is None and paper.row_of("playground/tiny/model", "none") is None
-    assert paper.value_of("table1", "LLaVA-DyVTE 7B", "POPE") == paper.Value(81.6, 4.1)
-    assert paper.value_of("table2", "Eagle-X5 7B", "Average") == paper.Value(72.3, 28.6)
-    assert paper.value_of("table2", None, "GQA") is None
+    assert paper.values_of("table1", "LLaVA-DyVTE 7B", "POPE") == {"score": 81.6, "tflops": 4.1}
+    assert paper.values_of("table2", "Eagle-X5 7B", "Average") == {"score": 72.3, "tflops": 28.6}
+    assert paper.values_of("table2", None, "GQA") == {}
     rows = {row for pair in paper._ROWS.values() for row in pair}
     for table, columns in paper.COLUMNS.items():
-        assert all(paper.value_of(table, row, column) for row in rows for column in columns.values())
+        assert all(paper.values_of(table, row, column) for row in rows for column in columns.values())
 
 
 def test_rows_differences_and_average(records):
-    rows = rows_of("table2", entries_of("table2", records))
+    rows = table_of("table2", records).texts()
     assert rows[0][:4] == ["Model", "Method", "GQA", "TFLOPs"] and rows[0][-2] == "Average"
     assert rows[1] == [
         "llava-v1.5-7b", "Baseline", "61.0 (62.0, -1.0)", "9 (8.8, +0.2)", "78.0 (78.5, -0.5)", "9 (8.8, +0.2)",
@@ -56,16 +57,19 @@ def test_rows_differences_and_average(records):
 
 
 def test_a_model_that_the_paper_has_not(make_record):
-    entries = entries_of(
-        "table1", [(Path("a"), make_record(model="tiny", benchmark="pope", score=68.54, tflops=6e-4))]
-    )
-    rows = rows_of("table1", entries)
+    record = make_record(model="tiny", benchmark="pope", score=68.54, tflops=6e-4)
+    table = table_of("table1", [(Path("a"), record)])
+    rows = table.texts()
     assert rows[0][3] == "GFLOPs" and rows[1][8:10] == ["68.5", "0.6"]
+    assert "In brackets" not in table.markdown()
 
 
 def test_files_and_sources(records, tmp_path):
-    markdown = write("table2", records, tmp_path)
-    assert (tmp_path / "table2.md").read_text() == markdown and "table2.csv" in markdown
+    table = table_of("table2", records[::-1])
+    table.write(tmp_path)
+    markdown = (tmp_path / "table2.md").read_text()
+    assert "table2.csv" in markdown and "In brackets: the paper's value, and ours minus" in markdown
+    assert Table.read(tmp_path / "table2.json").texts() == table.texts()
     assert (tmp_path / "table2.tex").read_text().startswith(r"\begin{tabular}")
     rows = list(csv.DictReader((tmp_path / "table2.csv").open()))
     assert [row["benchmark"] for row in rows] == ["GQA", "VQAv2", "TextVQA", "SQA-I", "Average", "GQA"]
@@ -75,9 +79,9 @@ def test_files_and_sources(records, tmp_path):
 
 def test_trouble(records, tmp_path):
     with pytest.raises(ValueError, match="same model, method and benchmark"):
-        entries_of("table2", [*records, records[0]])
+        table_of("table2", [*records, records[0]])
     with pytest.raises(ValueError, match="belongs into table1"):
-        entries_of("table1", records[:4])
+        table_of("table1", records[:4])
     with pytest.raises(SystemExit, match="holds no record"):
         main(["table1", str(tmp_path), "--out", str(tmp_path)])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dyvte.report import paper
-from dyvte.report.state_table import cells_of, main, rows_in, rows_of, write
+from dyvte.report.state_table import main, rows_in, table_of
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 
@@ -35,24 +35,26 @@ def records(make_record):
 
 
 def test_values_of_the_paper():
-    assert paper.exit_value_of("table3", LLAVA, "mean_text+last_text", "GQA") == (60.0, 16.4)
-    assert paper.exit_value_of("table6", LLAVA, "image_self+cross+text_self", "Average") == (44.1, 6.5)
-    assert paper.exit_value_of("table5", "playground/tiny/model", "mean_text", "GQA") is None
-    assert paper.exit_value_of("table5", LLAVA, "mean_visual+mean_text+last_text", "GQA") is None
+    both = "mean_text+last_text"
+    assert paper.values_of("table5", paper.state_row(LLAVA, both), "GQA") == {
+        "score": 60.0,
+        "exit_layer": 16.4,
+    }
+    assert paper.values_of("table6", "image_self+cross+text_self", "Average")["score"] == 44.1
+    assert paper.state_row("playground/tiny/model", "mean_text") is None
+    assert paper.values_of("table5", "mean_visual+mean_text+last_text", "GQA") == {}
     assert [len(rows_in(table)) for table in ("table3", "table5", "table6")] == [10, 15, 7]
-    for table in ("table3", "table5", "table6"):
-        placed = [row for row in rows_in(table) if paper.exit_value_of(table, LLAVA, row, "SQA-I")]
+    for table, printed in (("table3", "table5"), ("table5", "table5"), ("table6", "table6")):
+        placed = [row for row in rows_in(table) if paper.values_of(printed, row, "SQA-I")]
         assert len(placed) == {"table3": 10, "table5": 13, "table6": 7}[table]
         for row in placed:  # averages as printed are means of the four, but for rounding and three misprints
-            score = paper.exit_value_of(table, LLAVA, row, "Average")[0]
-            four = [
-                paper.exit_value_of(table, LLAVA, row, c)[0] for c in ("GQA", "TextVQA", "MM-Vet", "SQA-I")
-            ]
+            score = paper.values_of(printed, row, "Average")["score"]
+            four = [paper.values_of(printed, row, c)["score"] for c in ("GQA", "TextVQA", "MM-Vet", "SQA-I")]
             assert score == pytest.approx(sum(four) / 4, abs=0.7)
 
 
 def test_rows_differences_and_average(records):
-    rows = rows_of("table3", cells_of("table3", records))
+    rows = table_of("table3", records).texts()
     assert rows[0] == [
         "Model", "States", "GQA", "Exit layer", "TextVQA", "Exit layer", "MM-Vet", "Exit layer", "SQA-I",
         "Exit layer", "Average", "Exit layer",
@@ -63,10 +65,10 @@ def test_rows_differences_and_average(records):
          "17.0 (19.7)", "52.0 (31.9, +20.1)", "18.0 (21.1)", "53.0 (69.6, -16.6)", "19.0 (13.4)",
          "51.5 (54.5, -3.0)", "17.5 (17.6)"],
     ]  # fmt: skip
-    assert [row[1] for row in rows_of("table5", cells_of("table5", records))[1:]] == [
+    assert [row[1] for row in table_of("table5", records).texts()[1:]] == [
         "no exit", "mean_text, last_text", "mean_visual, mean_text, last_text",
     ]  # fmt: skip
-    assert rows_of("table6", cells_of("table6", records))[2][1:4] == [
+    assert table_of("table6", records).texts()[2][1:4] == [
         "cross",
         "40.0 (38.8, +1.2)",
         "1.0 (1.3)",
@@ -74,9 +76,11 @@ def test_rows_differences_and_average(records):
 
 
 def test_files_name_sources_and_rows_that_have_no_place(records, tmp_path):
-    markdown = write("table5", records, tmp_path)
+    table = table_of("table5", records)
+    table.write(tmp_path)
+    markdown = (tmp_path / "table5.md").read_text()
     assert "row 11" in markdown and "GQA 60.1 at 16.4" in markdown and "row 12" in markdown
-    assert "row 11" not in write("table6", records, tmp_path)
+    assert "row 11" not in table_of("table6", records).markdown()
     assert (tmp_path / "table5.tex").read_text().count(r"\\") == 4
     lines = list(csv.DictReader((tmp_path / "table5.csv").open()))
     mine = next(
@@ -88,9 +92,9 @@ def test_files_name_sources_and_rows_that_have_no_place(records, tmp_path):
 
 def test_what_is_refused(records, make_record, tmp_path):
     with pytest.raises(ValueError, match="None of the records is of gates in table3"):
-        cells_of("table3", records[:1])
+        table_of("table3", records[:1])
     with pytest.raises(ValueError, match="same model, states and benchmark"):
-        cells_of("table5", [*records, records[1]])
+        table_of("table5", [*records, records[1]])
     make_record(model="m", benchmark="gqa").write(tmp_path / "record.json")
     with pytest.raises(SystemExit, match="needs gqa, textvqa, mmvet, sqa"):
         main(["table6", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
+from dyvte.decoding.report import PrefillReport
 from dyvte.study import dynamic
-from dyvte.study.answered import EARLIEST, ORACLE, read_answered
+from dyvte.study.answered import EARLIEST, ORACLE, Answered, read_answered
+from dyvte.study.files import StudyWriter
 from dyvte.study.paired import Resamples, best_cheaper, interval, score_at
-from dyvte.study.store import SampleStore
 
 QUESTIONS = 40
 LAYERS = 2
@@ -51,9 +53,52 @@ def test_score_at_equal_cost_by_hand():
     found = score_at(costs, scores, np.array([3.0, 1.5, 0.5, 9.0]))
     # 40 + 60 * (3 - 2) / (4 - 2); 20 + 20 * 0.5; beyond the ends as at the ends
     assert found.tolist() == [70, 30, 20, 100]
-    assert best_cheaper([1, 2, 4], [20, 40, 100], 3) == 1
-    assert best_cheaper([1, 2, 4], [50, 50, 60], 2) == 0, "of equal scores the cheapest"
-    assert best_cheaper([1, 2, 4], [20, 40, 100], 0.5) is None
+
+
+def test_best_setting_that_costs_no_more_by_hand():
+    costs = np.array([[1.0, 2.0, 4.0]] * 4)
+    scores = np.array([[20.0, 40, 100], [50, 50, 60], [60, 50, 100], [20, 40, 100]])
+    chosen, fits = best_cheaper(costs, scores, np.array([3.0, 2.0, 2.0, 0.5]))
+    # of equal scores the cheapest; where all cost more, the cheapest
+    assert chosen.tolist() == [1, 0, 0, 0] and fits.tolist() == [True, True, True, False]
+
+
+def test_the_interval_covers_the_choice_of_the_layer(make_record):
+    """Two layers of equal cost whose scores differ by chance: each resample takes the better of the two."""
+    count, draw = 60, np.random.default_rng(2)
+    right = {
+        "0": 100.0 * draw.permutation(np.arange(count) < 30),
+        "1": 100.0 * draw.permutation(np.arange(count) < 31),
+    }
+    keys = tuple((str(number), 0) for number in range(count))
+
+    def answered(method, scores, cost, **settings):
+        record = make_record(benchmark="gqa", method=method, settings=settings, num_layers=2)
+        return Answered(record, keys, scores, np.full(count, cost))
+
+    methods = [
+        answered("none", np.full(count, 100.0), 9.0),
+        *(answered("fixed", scores, 1.0, exit_layer=layer) for layer, scores in right.items()),
+        answered("dyvte", np.full(count, 50.0), 1.0, threshold="0.5"),
+    ]
+    resamples = Resamples({"gqa": count}, count=500)
+    (ours,) = dynamic.Comparison({"gqa": methods}, resamples).scope(["gqa"])["rows"]
+    means = np.stack([resamples.means({"gqa": scores}) for scores in right.values()], 1)
+    expected = interval(50 - means.max(1))
+    assert ours["over_cheaper"] == pytest.approx(asdict(expected)) and ours["fixed_layer"] == "1"
+    assert expected.high < interval(50 - means[:, 1]).high - 1, "choosing shifts the interval"
+
+
+def measured(tflops, visual_tokens):
+    report = PrefillReport(
+        exit_layer=None,
+        tokens_per_layer=(10,) * LAYERS,
+        tflops=tflops,
+        decoder_tflops=tflops,
+        prompt_tokens=10,
+        visual_tokens=visual_tokens,
+    )
+    return report.as_dict()
 
 
 @pytest.fixture
@@ -71,10 +116,10 @@ def folder(make_record, tmp_path):  # noqa: F811
         )
         record.write(place / "record.json")
         answers = [
-            {"question_id": i, "text": "a", "metadata": {"tflops": float(cost), "visual_tokens": 4}}
+            {"question_id": i, "text": "a", "metadata": measured(float(cost), 4)}
             for i, cost in enumerate(costs)
         ]
-        answers.append({"question_id": "text", "text": "a", "metadata": {"tflops": 0.1, "visual_tokens": 0}})
+        answers.append({"question_id": "text", "text": "a", "metadata": measured(0.1, 0)})
         (place / "merge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
         scores = [{"question_id": i, "score": float(value)} for i, value in enumerate(right)]
         (place / "scores.json").write_text(json.dumps([*scores, {"question_id": "text", "score": 1.0}]))
@@ -135,7 +180,7 @@ def write_oracle(path, benchmark, count=QUESTIONS):
     labels[10:20, 1] = True
     kept = labels.copy()
     kept[20:30, 0] = True  # keeps the answer at layer 0, not at layer 1
-    store = SampleStore(path, "oracle", "settings")
+    store = StudyWriter(path, "oracle", "settings")
     ids = np.array([str(i) for i in range(count)])
     store.append({"question_id": ids, "labels": labels, "kept": kept, "has_exit": np.ones(count, dtype=bool)})
     store.finish({"study": "oracle", "model": "tiny", "benchmark": benchmark, "num_layers": LAYERS})
@@ -179,9 +224,7 @@ def test_what_does_not_belong_together_is_refused(folder, tmp_path):
 
 def test_answers_with_one_id_are_told_apart(folder):
     place = folder / "gqa/none"
-    lines = [
-        {"question_id": "x", "text": "a", "metadata": {"tflops": cost, "visual_tokens": 4}} for cost in (1, 2)
-    ]
+    lines = [{"question_id": "x", "text": "a", "metadata": measured(cost, 4)} for cost in (1, 2)]
     (place / "merge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "scores.json").write_text(json.dumps([{"question_id": "x", "score": s} for s in (0.0, 1.0)]))
     answered = read_answered(place / "record.json")

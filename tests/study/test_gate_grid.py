@@ -13,7 +13,7 @@ import torch
 from dyvte import ExitGates
 from dyvte.cost.flops import layer_flops
 from dyvte.gates.states import ATTENTION_STATES, STATES
-from dyvte.gates.store import StateStore, StoreWriter
+from dyvte.gates.store import Manifest, StateStore, StoreWriter
 from dyvte.study import gate_grid, gate_sizes
 
 LAYERS, HIDDEN, SAMPLES = 3, 8, 20
@@ -34,7 +34,7 @@ def write_store(folder, changed=(), samples=SAMPLES, states=STATES + ATTENTION_S
         "model": f"m{sorted(changed)}", "data": "d", "settings": {}, "states": list(states), "dtype": "float32",
         "num_layers": LAYERS, "hidden_size": HIDDEN, "samples": samples,
     }  # fmt: skip
-    writer = StoreWriter(folder, identity, shard_size=12)
+    writer = StoreWriter(folder, Manifest(**identity, shard_size=12))
     for number, part in writer.missing():
         draw = torch.Generator().manual_seed(number)
         n = len(part)
@@ -44,7 +44,7 @@ def write_store(folder, changed=(), samples=SAMPLES, states=STATES + ATTENTION_S
         losses = torch.ones(n, LAYERS, dtype=torch.float64)
         tokens = torch.randint(20, 30, (n,), generator=draw)
         writer.write(number, tensors | {
-            "modality_lengths": torch.full((n,), 5), "counted": torch.ones(n, dtype=torch.bool),
+            "modality_lengths": torch.full((n,), 5),
             "index": torch.tensor(list(part)), "agreement": agreement, "loss_with_exit": losses,
             "loss_without_exit": losses[:, 0].clone(), "prompt_tokens": tokens, "visual_tokens": tokens - 9,
         })  # fmt: skip
@@ -68,9 +68,7 @@ def test_all_combinations_read_what_they_say(kind, among, tmp_path):
         assert flag == "--states" and states == name.split("+")
         entries = [StateStore(store, states)[13] for store in (one, other)]
         assert entries[0]["states"].shape == (LAYERS, len(states) * HIDDEN)
-        same = {
-            key: torch.equal(value, entries[1][key]) for key, value in entries[0].items() if key != "counted"
-        }
+        same = {key: torch.equal(value, entries[1][key]) for key, value in entries[0].items()}
         assert same.pop("states") == (not set(states) & set(changed)), name
         assert all(same.values())
 
@@ -156,7 +154,7 @@ def test_sizes_are_judged_as_a_plain_computation_does(tmp_path, monkeypatch, mak
         elif size["at_budget"]:
             reference = result["sizes"][0]["at_half"]["flops"]
             assert size["at_budget"]["flops"] <= reference
-    monkeypatch.setattr(gate_sizes.LlavaConfig, "from_pretrained", lambda path: CONFIG)
+    monkeypatch.setattr(gate_sizes, "decoder_config", lambda path: CONFIG)
     out = tmp_path / "out"
     command = [
         "--store",

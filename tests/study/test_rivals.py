@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from dyvte.report import rivals_table
-from dyvte.report.record import ResultRecord, measurements
+from dyvte.report.record import ResultRecord, measurements, reports_of
 from dyvte.study import pareto, vtw_search
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
@@ -74,13 +74,11 @@ def test_seconds_of_other_machines_are_named(make_record):  # noqa: F811
         (Path("a"), make_record(settings={"batch_size": "1"})),
         (Path("b"), make_record(method="fastv", settings={"batch_size": "16"})),
     ]
-    entries = rivals_table.entries_of(records)
-    assert "not comparable: the runs differ in batch_size." in rivals_table.notes(
-        [r for _, r in records], entries
-    )
-    assert rivals_table.rows_of(entries)[1][-2:] == ["-", "0.5"], "older records hold no KV bytes"
-    with pytest.raises(ValueError, match="same method and benchmark"):
-        rivals_table.entries_of([*records, (Path("c"), records[0][1])])
+    table = rivals_table.table_of(records)
+    assert "not comparable: the runs differ in batch_size." in table.markdown()
+    assert table.texts()[1][-2:] == ["-", "0.5"], "older records hold no KV bytes"
+    with pytest.raises(ValueError, match="same model, method, label and benchmark"):
+        rivals_table.table_of([*records, (Path("c"), records[0][1])])
 
 
 def test_kv_bytes_of_a_record_are_those_of_the_trace(flags, checkpoint, gqa, tmp_path):
@@ -102,7 +100,8 @@ def test_kv_bytes_of_a_record_are_those_of_the_trace(flags, checkpoint, gqa, tmp
     record = ResultRecord.read(tmp_path / "exit0/record.json")
     assert record.kv_bytes == pytest.approx(sum(expected) / len(expected))
     del lines[0]["metadata"]["kv_bytes"]
-    assert measurements(lines)["kv_bytes"] is None
+    texts = [line["text"] for line in lines]
+    assert measurements(reports_of(lines, "merge.jsonl"), texts)["kv_bytes"] is None
     scores = json.loads((tmp_path / "exit0/scores.json").read_text())
     assert 100 * sum(row["score"] for row in scores) / len(scores) == pytest.approx(record.score)
 
@@ -155,7 +154,7 @@ def test_vtw_search(search_flags, checkpoint, gqa, tmp_path, monkeypatch, capsys
     def refuse(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(vtw_search, "open_answerer", refuse)
+    monkeypatch.setattr("dyvte.study.run.open_answerer", refuse)
     before = (tmp_path / "vtw.json").read_bytes()
     vtw_search.main([*search_flags, "--divergence", "1e9"])
     assert (tmp_path / "vtw.json").read_bytes() == before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dyvte.study.oracle import OracleStudy, oracle_exits
-from dyvte.study.samples import spread
+from dyvte.study.run import evenly_spaced
 from dyvte.study.stages import find_stages
 
 
@@ -59,7 +59,7 @@ def test_questions_that_cannot_exit_count_as_all_layers():
 
 
 def test_a_limit_takes_questions_from_the_whole_file():
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7]  # type: ignore[arg-type]
-    assert spread(list(range(3)), 4) == [0, 1, 2]  # type: ignore[arg-type]
+    assert evenly_spaced(list(range(10)), 4) == [0, 2, 5, 7]  # type: ignore[arg-type]
+    assert evenly_spaced(list(range(3)), 4) == [0, 1, 2]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="positive"):
-        spread([], 0)
+        evenly_spaced([], 0)

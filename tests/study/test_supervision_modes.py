@@ -25,7 +25,7 @@ def test_judged_at_every_threshold_by_hand():
     probabilities = np.array([[0.3, 0.1], [0.9, 0.1]])
     kept = np.array([[False, True], [True, True]])
     costs = np.array([[10.0, 10.0], [20.0, 20.0], [44.0, 44.0]])
-    found = supervision_modes.judge(Outcomes(probabilities, kept, costs), full=40.0)
+    found = supervision_modes.at_thresholds(Outcomes(probabilities, kept, costs), full=40.0)
     at = supervision_modes.THRESHOLDS.index
     assert found["changed"][at(0.2)] == 0.5 and found["changed"][at(0.5)] == 0
     # at 0.2 costs 10 and 44, at 0.5 costs 20 and 44, at 1 no exit and gates on top

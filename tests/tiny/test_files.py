@@ -110,8 +110,8 @@ def test_textvqa_layout(tmp_path: Path) -> None:
     )
 
 
-def test_heldout_has_every_kind_equally(tmp_path: Path) -> None:
-    sets.write_heldout(tmp_path, 3)
+def test_held_out_has_every_kind_equally(tmp_path: Path) -> None:
+    sets.write_held_out(tmp_path, 3)
     rows = read_lines(tmp_path / "questions.jsonl")
     assert sorted(row["kind"] for row in rows) == sorted([*KINDS] * 3)
     assert all((tmp_path / "images" / row["image"]).is_file() for row in rows)
@@ -151,13 +151,13 @@ def test_tower_reads_what_llava_reads_and_learns() -> None:
     model = tower.build(hidden=32, layers=3, heads=2, patch=12)
     pixels = render([draw("train", 0, index) for index in range(3)])
     processed = tower.processor()([Image.fromarray(image.numpy()) for image in pixels], return_tensors="pt")
-    assert torch.equal(torch.as_tensor(processed["pixel_values"]), tower.normalise(pixels))
-    states = model(tower.normalise(pixels), output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.allclose(states, tower.read_features(model, tower.normalise(pixels)), atol=1e-6)
+    assert torch.equal(torch.as_tensor(processed["pixel_values"]), tower.normalize(pixels))
+    states = model(tower.normalize(pixels), output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.allclose(states, tower.read_features(model, tower.normalize(pixels)), atol=1e-6)
     last = model.encoder.layers[-1].mlp.fc1.weight.clone()
     reader = tower.pretrain(model, steps=40, batch=16, rate=3e-3, seed=1)
     assert torch.equal(last, model.encoder.layers[-1].mlp.fc1.weight)
-    assert tower.accuracy(model, reader, "eval", 50, 0)["colour"] > 0.5  # a fifth by chance
+    assert tower.accuracy(model, reader, "eval", 50, 0)["color"] > 0.5  # a fifth by chance
 
 
 def test_patch_places() -> None:

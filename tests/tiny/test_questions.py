@@ -10,9 +10,7 @@ from dyvte.tiny.scenes import POSITIONS, Scene, Thing, draw
 
 
 def scene_of(*things: tuple[int, int, str]) -> Scene:
-    return Scene(
-        tuple(Thing(cell, digit, colour, 0) for cell, digit, colour in things), "train", (0, 0, 0), ()
-    )
+    return Scene(tuple(Thing(cell, digit, color, 0) for cell, digit, color in things), "train", (0, 0, 0), ())
 
 
 SCENE = scene_of((0, 3, "red"), (1, 7, "blue"), (4, 3, "blue"), (5, 8, "red"), (6, 2, "green"))
@@ -67,10 +65,10 @@ def test_nothing_ambiguous_is_asked(asked: dict[str, str]) -> None:
     assert "What color is the 3?" not in asked  # there are two
     assert "What digit is red?" not in asked
     assert not any(text.startswith("Read the digits in the bottom") for text in asked)  # one digit is no line
-    assert not any("plus" in text and "digit" in text for text in asked)  # only one colour occurs once
+    assert not any("plus" in text and "digit" in text for text in asked)  # only one color occurs once
 
 
-def test_sum_names_two_colours() -> None:
+def test_sum_names_two_colors() -> None:
     question = ask(
         scene_of((0, 9, "red"), (8, 8, "white"), (2, 1, "blue"), (3, 1, "blue")),
         "add",
@@ -117,5 +115,5 @@ def test_a_guess_without_the_image_is_near_chance() -> None:
 
 
 def test_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="question kind 'colour'"):
-        ask(SCENE, "colour", np.random.default_rng(0))
+    with pytest.raises(ValueError, match="question kind 'color'"):
+        ask(SCENE, "color", np.random.default_rng(0))

@@ -44,7 +44,7 @@ def test_three_to_seven_things_in_reading_order() -> None:
 
 
 @pytest.mark.parametrize("split", digits.SPLITS)
-def test_cells_with_a_thing_are_brighter_and_have_its_colour(split: str) -> None:
+def test_cells_with_a_thing_are_brighter_and_have_its_color(split: str) -> None:
     scenes = [draw(split, 1, index) for index in range(40)]
     pixels = render(scenes).float()
     assert pixels.shape == (40, 3 * CELL_SIZE, 3 * CELL_SIZE, 3)
@@ -57,7 +57,7 @@ def test_cells_with_a_thing_are_brighter_and_have_its_colour(split: str) -> None
             if thing is None:
                 assert brightest[cell].max() < 110
             else:
-                assert brightest[cell, strongest[thing.colour]].min() > 120, thing.name
+                assert brightest[cell, strongest[thing.color]].min() > 120, thing.name
 
 
 def test_distortion_changes_strokes_only() -> None:

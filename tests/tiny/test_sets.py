@@ -13,7 +13,7 @@ import pytest
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import check, ready
 from dyvte.tiny.questions import LETTER_ANSWER, Question
-from dyvte.tiny.scenes import COLOURS, draw
+from dyvte.tiny.scenes import COLORS, draw
 from dyvte.tiny.sets import SETS
 from dyvte.tiny.sets.__main__ import main
 from dyvte.tiny.sets.common import encode
@@ -57,7 +57,7 @@ def test_vqav2(made: Path) -> None:
     for _, _, image, question, answer in truth:
         assert solve(scenes[(folder / "val2014" / image).read_bytes()], question) == answer
     notes = json.loads((folder / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
-    types = {"yes/no": {"yes", "no"}, "other": set(COLOURS), "number": {str(number) for number in range(10)}}
+    types = {"yes/no": {"yes", "no"}, "other": set(COLORS), "number": {str(number) for number in range(10)}}
     assert {note["answer_type"] for note in notes} == set(types)
     assert all(note["multiple_choice_answer"] in types[note["answer_type"]] for note in notes)
     assert any(len({a["answer"] for a in note["answers"]}) == 2 for note in notes)  # number words

@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
+from dyvte.engine.model import ModelOptions
+from dyvte.engine.openers import open_model
+from dyvte.gates.origin import TrainedOn
 from dyvte.gates.training import step_layer
+from dyvte.provenance import checkpoint_digest
 from llava.train.train import train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -149,6 +153,33 @@ def test_accumulated_batches_train_the_same_gates(llava_model, instruction_data,
     assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-4
 
 
+def test_samples_without_labels_do_not_shrink_the_loss(llava_model, instruction_data, tmp_path):
+    """Answers that the splice cuts off give no labels: the loss is a mean over the other samples, however split."""
+    path, images = instruction_data
+    model = tmp_path / "llava-short"
+    shutil.copytree(llava_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tokenizer_model_max_length": 100}))
+    usable = [record for record in json.loads(path.read_text()) if "image" in record][:5]
+    cut = json.loads(json.dumps(usable[:3]))
+    for record in cut:
+        record["conversations"][0]["value"] += " What colour is the ball?" * 10
+    losses = {}
+    for name, records, more in (
+        ("usable", usable, ("--per_device_train_batch_size", "8")),
+        ("all", usable + cut, ("--per_device_train_batch_size", "8")),
+        ("parts", usable + cut, ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")),
+    ):
+        data = tmp_path / f"{name}.json"
+        data.write_text(json.dumps(records))
+        more += ("--save_strategy", "no", "--max_steps", "1", "--logging_steps", "1")
+        train(argv=gate_flags(model, (data, images), tmp_path / name, *more))
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses[name] = history[0]["loss"]
+    assert losses["all"] == pytest.approx(losses["usable"], rel=1e-4)
+    assert losses["parts"] == pytest.approx(losses["usable"], rel=1e-4)
+
+
 def test_random_layers_depend_on_seed_and_step_alone(llava_model, instruction_data, tmp_path):
     layers = [step_layer(7, step, 4) for step in range(64)]
     assert set(layers) == {0, 1, 2, 3}
@@ -167,6 +198,24 @@ def test_gates_of_another_depth_are_refused(llava_model, instruction_data, tmp_p
     more = ("--visual_gates", str(tmp_path / "other"))
     with pytest.raises(ValueError, match="5 layers.*4"):
         train(argv=gate_flags(llava_model, instruction_data, tmp_path / "out", *more))
+
+
+def test_gates_know_their_model_and_are_refused_by_another(finished, llava_model, instruction_data, tmp_path):
+    origin = ExitGates.from_pretrained(finished).origin
+    tower = json.loads((llava_model / "config.json").read_text())["mm_vision_tower"]
+    assert (origin.base_model, origin.model_family) == (llava_model.name, "llava_llama")
+    assert origin.base_sha256 == checkpoint_digest(str(llava_model), tower)
+    assert isinstance(origin.trained_on, TrainedOn) and origin.trained_on.samples == 32
+    other = tmp_path / "llava-other"
+    shutil.copytree(llava_model, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    more = ("--visual_gates", str(finished), "--max_steps", "1", "--save_strategy", "no")
+    with pytest.raises(ValueError, match=f"trained for {llava_model.name} .*not for llava-other "):
+        train(argv=gate_flags(other, instruction_data, tmp_path / "out", *more))
+    open_model(ModelOptions(str(llava_model), template="v1", gates=str(finished), device="cpu"))
+    with pytest.raises(ValueError, match="trained for .*not for llava-other "):
+        open_model(ModelOptions(str(other), template="v1", gates=str(finished), device="cpu"))
 
 
 def test_checkpoint_that_carries_its_tower_and_its_gates(

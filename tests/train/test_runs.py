@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaTokenizer
 
+from dyvte.gates.trainer import newest_checkpoint
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.train.saving import newest_checkpoint
 from llava.train.train import train
 
 

@@ -59,13 +59,12 @@ def test_what_a_store_holds(stored, instruction_data):
     store = StateStore(stored, ["last_text", "mean_visual"])
     with_image = [number for number, record in enumerate(records) if "image" in record]
     assert len(store) == SAMPLES and store.index.tolist() == with_image
-    assert store.counted == ["image" in record for record in records]
     (last_text, mean_visual, visual) = store.read("last_text", "mean_visual", "visual_tokens")
     assert last_text.shape == (len(with_image), LAYERS, HIDDEN) and set(visual.tolist()) == {4}
     entry = store[with_image[5]]
     assert torch.equal(entry["states"], torch.cat([last_text[5], mean_visual[5]], -1))
     assert entry["prompt_tokens"] == store.read("prompt_tokens")[0][5]
-    assert set(store[0]) == {"counted"}  # a sample of text only
+    assert store[0] == {}  # a sample of text only
     labels = store.labels(1.03)
     assert labels.shape == (len(with_image), LAYERS) and bool(labels[:, -1].all())
     assert int(store.labels(1e9).sum()) >= int(labels.sum()) > int(store.labels(1e-9).sum()) == 0

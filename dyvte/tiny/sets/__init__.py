@@ -1,11 +1,10 @@
 """Held-out questions by the evaluation writers: the nine benchmarks' layouts, and one plain file of all kinds.
 
-DIR/vqav2 ... DIR/mm-vet          files as LLaVA's evaluation has them, one module each
-DIR/heldout/questions.jsonl       every kind equally often, with "answer" and "kind"; images in
-DIR/heldout/images
+    DIR/vqav2 ... DIR/mm-vet       files as LLaVA's evaluation has them, one module each
+    DIR/heldout/questions.jsonl    every kind equally often, with "answer" and "kind"; images in DIR/heldout/images
 
-Benchmarks ask for different skills, from counting colours (vqav2) to reading a row of digits (textvqa), so that they
-need the image for longer or shorter. Some ask in forms that the model was never trained on, and it answers those
+Benchmarks ask for different skills, from counting colors (vqav2) to reading a row of digits (textvqa), so that they
+need the image up to different layers. Some ask in forms that the model was never trained on, and it answers those
 badly; their modules say which.
 
 python -m dyvte.tiny.sets --out DIR
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dyvte.tiny.sets.gqa import write_gqa
-from dyvte.tiny.sets.heldout import write_heldout
+from dyvte.tiny.sets.held_out import write_held_out
 from dyvte.tiny.sets.mmbench import write_mmbench
 from dyvte.tiny.sets.mme import write_mme
 from dyvte.tiny.sets.mmvet import write_mmvet
@@ -35,14 +34,14 @@ SETS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "mmbench": ("mmbench", write_mmbench),
     "seed": ("seed_bench", write_seed),
     "mmvet": ("mm-vet", write_mmvet),
-    "heldout": ("heldout", write_heldout),
+    "heldout": ("heldout", write_held_out),
 }
 """Name of a set -> its folder, and what writes it there with so many questions."""
 
 __all__ = [
     "SETS",
     "write_gqa",
-    "write_heldout",
+    "write_held_out",
     "write_mmbench",
     "write_mme",
     "write_mmvet",

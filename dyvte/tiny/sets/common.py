@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dyvte.io import write_whole
 from dyvte.tiny.scenes import Scene, draw, render
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -67,8 +68,10 @@ def prepare(folder: str | Path, images: str) -> tuple[Path, Path]:
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """Write JSON lines."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
+    """Write JSON in one line."""
+    write_whole(path, json.dumps(content))

@@ -1,6 +1,6 @@
 """MME's layout: a yes and a no question about each image, in fourteen tasks.
 
-Seven tasks ask what the model was trained on, whether a coloured digit is there, and differ in what the absent one
+Seven tasks ask what the model was trained on, whether a colored digit is there, and differ in what the absent one
 is like. The other seven ask yes or no in words that are new to it.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from dyvte.tiny.data import save_images
 from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, presence_question
-from dyvte.tiny.scenes import COLOURS, Scene, Thing
+from dyvte.tiny.scenes import COLORS, Scene, Thing
 from dyvte.tiny.sets.common import NUMBER_WORDS, prepare, scenes_of, write_lines
 from dyvte.tiny.sets.options import wrong_answers
 
@@ -65,26 +65,26 @@ def _next_pair(
 
 
 def nothing_shared(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing shares neither colour nor digit with any that is there."""
-    colours, digits = {thing.colour for thing in scene.things}, {thing.digit for thing in scene.things}
-    absent = [f"{c} {d}" for c in COLOURS if c not in colours for d in range(10) if d not in digits]
+    """The absent thing shares neither color nor digit with any that is there."""
+    colors, digits = {thing.color for thing in scene.things}, {thing.digit for thing in scene.things}
+    absent = [f"{c} {d}" for c in COLORS if c not in colors for d in range(10) if d not in digits]
     return _presence(_pick(scene.things, rng), absent, rng)
 
 
 def other_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing is the present one in another colour."""
+    """The absent thing is the present one in another color."""
     thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{colour} {thing.digit}" for colour in COLOURS], rng, scene)
+    return _presence(thing, [f"{color} {thing.digit}" for color in COLORS], rng, scene)
 
 
 def other_digit(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing is another digit in the colour of the present one."""
+    """The absent thing is another digit in the color of the present one."""
     thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{thing.colour} {digit}" for digit in range(10)], rng, scene)
+    return _presence(thing, [f"{thing.color} {digit}" for digit in range(10)], rng, scene)
 
 
 def mixture(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing mixes the colour of one thing and the digit of another."""
+    """The absent thing mixes the color of one thing and the digit of another."""
     return _presence(_pick(scene.things, rng), absent_mixtures(scene), rng)
 
 
@@ -99,9 +99,9 @@ def mixture_of_few(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def look_alike(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing has the colour of the present one, and a digit that looks like its."""
+    """The absent thing has the color of the present one, and a digit that looks like its."""
     thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{thing.colour} {_LOOK_ALIKE[thing.digit]}"], rng, scene)
+    return _presence(thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng, scene)
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Pair | None:

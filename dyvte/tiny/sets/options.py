@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dyvte.tiny.questions import LETTER_ANSWER, Question
-from dyvte.tiny.scenes import COLOURS, POSITIONS
+from dyvte.tiny.scenes import COLORS, POSITIONS
 
 _NEAR = 3  # how far a wrong number may be from the right one
 
@@ -82,8 +82,8 @@ def wrong_answers(question: Question) -> list[str]:
     text, answer = question.text, question.answer
     if question.kind == "choice":
         raise ValueError(f"this question has options already: {text}")
-    if answer in COLOURS:
-        pool = list(COLOURS)
+    if answer in COLORS:
+        pool = list(COLORS)
     elif answer in POSITIONS:
         pool = list(POSITIONS)
     elif text.endswith("even or odd?"):

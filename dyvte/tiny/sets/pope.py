@@ -22,7 +22,7 @@ def write_pope(folder: str | Path, questions: int) -> None:
 
     Half of them ask for things that are there.
     Things that are not there are drawn at random, or are the commonest ones of the set (popular), or have a
-    colour and a digit that are both there, apart (adversarial).
+    color and a digit that are both there, apart (adversarial).
     """
     folder, images = prepare(folder, "val2014")
     scenes = -(-questions // (_PER_SCENE * len(_FIRST_IDS)))

@@ -1,4 +1,4 @@
-"""VQAv2's layout: colours, counts, digits by colour, presence. The validation split has answers, test has none."""
+"""VQAv2's layout: colors, counts, digits by color, presence. The validation split has answers, test has none."""
 
 from __future__ import annotations
 

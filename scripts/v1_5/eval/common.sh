@@ -42,6 +42,7 @@ method_arguments() {
     method_flags=(--method "$METHOD" ${METHOD_CONFIG:+--method-config "$METHOD_CONFIG"})
     method_settings=("temperature=0" "conv_mode=$CONV_MODE" "batch_size=$BATCH_SIZE")
     variant=""
+    "$PYTHON" -m dyvte.methods check "$METHOD" || die "METHOD=$METHOD is no method (see above)"
     IFS=+ read -ra parts <<<"$METHOD"
     for part in "${parts[@]}"; do
         case $part in
@@ -53,11 +54,7 @@ method_arguments() {
             method_settings+=("exit_layer=$EXIT_LAYER")
             variant+=-exit$EXIT_LAYER
             ;;
-        fastv | pooling | pyramiddrop | random | stability | tome | vtw) variant+=-$part ;;
-        *)
-            die "METHOD=$METHOD is not one of none, dyvte, fixed, fastv, pooling, pyramiddrop, random, stability," \
-                "tome, vtw, or several of them joined by +"
-            ;;
+        *) variant+=-$part ;;
         esac
     done
     if [ -n "$METHOD_CONFIG" ]; then

@@ -1,7 +1,7 @@
 """The order of samples when batches are grouped by modality and length (LLaVA's rule).
 
-Samples of one mega-batch (``batch_size`` of each of ``world_size`` processes) have about the same length, and
-image and text-only samples do not share one, except in the last, which joins what is left of both.
+The samples of one mega-batch (``batch_size`` for each of ``world_size`` processes) have about the same length. Image
+and text-only samples never share a mega-batch, except the last one, which joins the remainders of both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
 def _deal_evenly(indices: list[int], lengths: list[int], hands: int) -> list[int]:
     """Reorder a mega-batch so that its ``hands`` equal parts hold about the same number of words.
 
-    Longest first, each sample goes to the part with the fewest words so far. Parts that cannot be equal in
-    number are dealt in turn.
+    Each sample, longest first, is added to the part with the fewest words so far. When the number of samples is not
+    divisible by the number of parts, samples are dealt in turn.
     """
     if len(indices) % hands != 0:
         return [index for start in range(hands) for index in indices[start::hands]]
@@ -41,7 +41,7 @@ def length_grouped_indices(
     generator: torch.Generator,
     among: list[int] | None = None,
 ) -> list[int]:
-    """A shuffle whose mega-batches run from long samples to short ones, dealt to processes evenly.
+    """A shuffle in mega-batches, each sorted from long to short samples and dealt evenly to the processes.
 
     Args:
         lengths: positive length of every sample.

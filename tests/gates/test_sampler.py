@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from llava.train.samplers import ModalityLengthSampler, length_grouped_indices, modality_grouped_indices
+from dyvte.gates.sampler import ModalityLengthSampler, length_grouped_indices, modality_grouped_indices
 
 BATCH, WORLD = 4, 2
 MEGA = BATCH * WORLD

@@ -1,25 +1,33 @@
-"""What studies share: a benchmark's questions, and the flags of the command line that asks them."""
+"""How a study runs a model on a benchmark's questions: command line, batches with resuming, provenance."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import run_settings
+from dyvte.engine.model import Batch
+from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
+from dyvte.engine.run import prepared_batches, question_parser
 from dyvte.gates.exit import LearnedExit
 from dyvte.provenance import git_state, hardware, sha256_of, versions
+from dyvte.study.files import StudyWriter
 
 
 def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.ArgumentParser:
-    """A parser with the benchmark's name, its folder, ``--output``, and the flags of the benchmark's runner.
+    """A parser with the benchmark's name, its folder, ``--output``, and the flags of its question format.
 
     Args:
         arguments: the command line, which names the benchmark; that of the process by default.
@@ -27,8 +35,7 @@ def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.
     names = argparse.ArgumentParser(add_help=False)
     names.add_argument("name", choices=sorted(BENCHMARKS))
     known, _ = names.parse_known_args(arguments)
-    parser = importlib.import_module(get_benchmark(known.name).runner).build_parser()
-    parser.description = description
+    parser = question_parser(get_benchmark(known.name).questions, description)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
@@ -42,7 +49,7 @@ def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> No
         type=int,
         default=default,
         metavar="N",
-        help="take N questions, spread evenly over the file (default: %(default)s)",
+        help="take N questions, evenly spaced in the file (default: %(default)s)",
     )
 
 
@@ -54,14 +61,14 @@ def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
     """
     benchmark = get_benchmark(args.name)
     args.question_file = str(args.data_dir / benchmark.question_file)
-    items = importlib.import_module(benchmark.runner).read_items(args)
-    items = spread(items, getattr(args, "limit", None))
+    items = benchmark.questions.read(args)
+    items = evenly_spaced(items, getattr(args, "limit", None))
     folder = str(args.data_dir / benchmark.image_folder)
     check_items(items, folder)
     return items, folder
 
 
-def spread(items: list[Item], limit: int | None) -> list[Item]:
+def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
     """``limit`` of the items, evenly spaced; all of them without a limit, or when there are fewer.
 
     Raises:
@@ -81,8 +88,53 @@ def settings_digest(args: argparse.Namespace) -> str:
     return run_settings(argparse.Namespace(**shared))
 
 
+def open_with_policy(args: argparse.Namespace) -> Answerer:
+    """The model that ``args`` ask for.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing, settings do not fit, or the model takes no images.
+    """
+    answerer = open_answerer(args, args.conv_mode)
+    if answerer.handle is None:
+        raise ValueError(f"this study needs a model with images: {args.model_path} is a language model")
+    return answerer
+
+
+def run_study(
+    args: argparse.Namespace,
+    study: str,
+    prepare: Callable[[Answerer], dict[str, Any]],
+    rows_of: Callable[[Answerer, Batch], dict[str, NDArray]],
+) -> None:
+    """Compute the rows of the questions that earlier runs have not written, and write arrays and manifest.
+
+    Args:
+        study: name of the study's module and files.
+        prepare: sets the policy of the loaded model; returns the study's part of the manifest.
+        rows_of: arrays with one row for each question of a batch.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or settings do not fit.
+    """
+    items, image_folder = read_items(args)
+    writer = StudyWriter(args.output, study, settings_digest(args))
+    if writer.complete:
+        return
+    answerer = open_with_policy(args)
+    manifest = prepare(answerer)
+    with tqdm(total=len(items), initial=writer.kept, desc=f"{args.name}: {study}", unit="q") as progress:
+        for asked, batch in prepared_batches(
+            items[writer.kept :], args.batch_size, answerer.chat, image_folder
+        ):
+            names = np.array([str(item.head["question_id"]) for item in asked])
+            writer.append({"question_id": names, **rows_of(answerer, batch)})
+            progress.update(len(asked))
+    manifest = {"study": study, **manifest, "num_layers": answerer.chat.decoder_config.num_hidden_layers}
+    writer.finish({**manifest, **provenance(args, f"dyvte.study.{study}", answerer.model)})
+
+
 def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
-    """The exit method that runs, in the words of result records."""
+    """The method that runs, in the words of result records."""
     if isinstance(policy, NoExit):
         return {"method": "none"}
     if isinstance(policy, FixedExit):
@@ -94,7 +146,7 @@ def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
 
 
 def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
-    """Where a study's numbers come from: the loaded model, benchmark, data, code, machine."""
+    """Where a study's numbers come from: the loaded model, benchmark, data, code and machine."""
     commit, dirty = git_state()
     return {
         "model": args.model_path,

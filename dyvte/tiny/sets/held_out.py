@@ -10,7 +10,7 @@ from dyvte.tiny.questions import KINDS, ask
 from dyvte.tiny.sets.common import prepare, scenes_of, write_lines
 
 
-def write_heldout(folder: str | Path, per_kind: int) -> None:
+def write_held_out(folder: str | Path, per_kind: int) -> None:
     """``per_kind`` questions of every kind."""
     folder, images = prepare(folder, "images")
     rows, left, scenes, paths = [], Counter(dict.fromkeys(KINDS, per_kind)), [], []

@@ -7,14 +7,14 @@ import copy
 import torch
 from torch import nn
 
-from dyvte.tiny.muon import MuonAdamW, orthogonalise
+from dyvte.tiny.muon import MuonAdamW, orthogonalize
 
 
-def test_orthogonalised_matrices_keep_their_directions():
+def test_orthogonalized_matrices_keep_their_directions():
     torch.manual_seed(0)
     for shape in ((3, 8, 5), (2, 5, 8), (4, 6, 6)):
         matrices = torch.randn(shape)
-        u, values, vh = torch.linalg.svd(orthogonalise(matrices), full_matrices=False)
+        u, values, vh = torch.linalg.svd(orthogonalize(matrices), full_matrices=False)
         assert values.min() > 0.5 and values.max() < 1.3
         u0, _, vh0 = torch.linalg.svd(matrices, full_matrices=False)
         torch.testing.assert_close(u @ vh, u0 @ vh0, atol=2e-3, rtol=0)

@@ -1,0 +1,56 @@
+"""How tables, figures and pages name benchmarks, models and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dyvte import methods
+from dyvte.benchmarks import get_benchmark
+
+if TYPE_CHECKING:
+    from dyvte.report.record import ResultRecord
+
+AVERAGE = "average"
+BASELINE = "none"
+
+
+def title_of(benchmark: str) -> str:
+    """A benchmark's name as papers write it."""
+    return "Average" if benchmark == AVERAGE else get_benchmark(benchmark).title
+
+
+def label_of(record: ResultRecord) -> str:
+    """The method, with those of its settings that tell two records of it apart."""
+    return methods.title(record.method, record.settings)
+
+
+def model_title(model: str) -> str:
+    """A checkpoint's name; with its folder's where it is just called "model"."""
+    path = Path(model)
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+
+
+def method_title(manifest: Mapping[str, str]) -> str:
+    """The exit method of a study's manifest."""
+    method = manifest["method"]
+    return "without exit" if method == BASELINE else methods.title(method, manifest)
+
+
+def averaged(benchmarks: Iterable[str]) -> list[str]:
+    """The benchmarks that an average covers: those scored in percent, or all where none is."""
+    names = list(dict.fromkeys(benchmarks))
+    return [name for name in names if get_benchmark(name).percent] or names
+
+
+def average_title(benchmarks: Iterable[str]) -> str:
+    """``Average``, with the benchmarks it leaves out because their scores are not in percent."""
+    names = list(dict.fromkeys(benchmarks))
+    left_out = [title_of(name) for name in names if name not in averaged(names)]
+    return f"Average without {', '.join(left_out)}" if left_out else "Average"
+
+
+def flops_unit(tflops: Iterable[float]) -> tuple[float, str]:
+    """Factor and name of the unit for TFLOPs; GFLOPs where a model is so small that TFLOPs would be all zeros."""
+    return (1000.0, "GFLOPs") if max(tflops) < 0.1 else (1.0, "TFLOPs")
