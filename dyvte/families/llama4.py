@@ -1,6 +1,6 @@
 """Llama 4: chunks in most layers, full attention without rotary embedding in the others.
 
-transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale their queries by the place in
+transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale queries by the place in
 the *row* they are given; in a packed row that is not the place in the prompt, so attention puts it right.
 """
 
