@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Llama4Stack(Stack):
     """Temperature tuning by places of the prompt."""
 
+    computes_all_experts = True
+
     def rescale(self, module: Any, query: Tensor, layout: Layout) -> Tensor:
         """Queries with the scale of their own places, in layers that have one."""
         config = module.config

@@ -38,6 +38,8 @@ class Stack:
     """
 
     window_cuts_blocks = True
+    computes_all_experts = False
+    """Whether a mixture of experts computes all of them for every token, and multiplies some by zero."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.config = decoder, decoder.config
