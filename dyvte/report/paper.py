@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 AVERAGE = "Average"
+_PRINTED: dict[str, dict[str | None, dict[str, dict[str, float]]]] = json.loads(
+    Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
+)
+"""Table -> row -> column -> measure -> value."""
 
 COLUMNS: dict[str, dict[str, str]] = {
     "table1": {"seed": "SEED", "mme": "MME", "mmbench": "MMB", "pope": "POPE", "mmvet": "MM-Vet"},
@@ -15,7 +18,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 """Benchmarks of each table, by our name, with the heading that the paper gives them."""
 
-HAS_AVERAGE = {"table1": False, "table2": True}
 TITLES = {
     "table1": "Table 1: DyVTE on benchmarks for multimodal LLMs",
     "table2": "Table 2: DyVTE on conventional vision-language benchmarks",
@@ -46,7 +48,7 @@ def shown_model(model: str) -> str:
 
 def values_of(table: str, row: str | None, column: str) -> dict[str, float]:
     """What a table of the paper prints in a row and column, by measure; nothing where it has no such place."""
-    return dict(_values()[table].get(row, {}).get(column, {}))
+    return dict(_PRINTED[table].get(row, {}).get(column, {}))
 
 
 RIVALS = {
@@ -61,21 +63,12 @@ TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
 """The benchmarks of Table 4."""
 
 
-def rival_row(model: str, method: str) -> str | None:
-    """The row of a method in Table 4; None for other models and methods."""
-    return RIVALS.get(method) if _is_7b(model) else None
-
-
 UNPLACED = ("row 11", "row 12")
 """Rows of Table 5 whose states are not certain."""
 
 
-def state_row(model: str, states: str) -> str | None:
-    """The row of gates with these states (``mean_text+last_text``) in Tables 5 and 6; None for other models."""
-    return states if _is_7b(model) else None
-
-
-def _is_7b(model: str) -> bool:
+def is_llava_7b(model: str) -> bool:
+    """Whether a model is that of Tables 3 to 6, LLaVA-1.5 7B."""
     return row_of(model, "none") == "LLaVA-1.5 7B"
 
 
@@ -88,9 +81,3 @@ def known_models(folders: Iterable[Path]) -> list[Path]:
         for place in sorted(folder.iterdir())
         if place.name.lower() in _ROWS and (place / "config.json").is_file()
     ]
-
-
-@functools.cache
-def _values() -> dict[str, dict[str | None, dict[str, dict[str, float]]]]:
-    """Table -> row -> column -> measure -> value."""
-    return json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
