@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,9 @@ from pathlib import Path
 from dyvte import cli
 from dyvte.cli import extra
 from dyvte.io import read_text, write_whole
-from dyvte.report import page_run, paper_table, rivals_table, state_table
+from dyvte.report import page_run
 from dyvte.report.examples_page import Examples, read_examples, render
-from dyvte.report.paper import AVERAGE
+from dyvte.report.paper import AVERAGE, TITLES
 from dyvte.report.tables import Table
 from dyvte.report.titles import title_of
 
@@ -28,8 +27,6 @@ with extra("study"):
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-TABLES = {**paper_table.TITLES, **state_table.TITLES, "table4": rivals_table.TITLE}
-"""Title of each table by the name of its files; sorted, in the order of the paper."""
 _WITHOUT = "study/*/{benchmark}/none/attention.npz"
 NUMBERS = {
     "attention": (_WITHOUT,),
@@ -99,12 +96,6 @@ class Part:
         encoded = [base64.b64encode(file.read_bytes()).decode() for file in self.images]
         return [f"data:image/png;base64,{text}" for text in encoded]
 
-    @property
-    def header(self) -> list[tuple[str, int]]:
-        """The first line of the table's header: benchmarks with the number of their columns."""
-        benchmarks = [benchmark for benchmark, _ in self.table.columns] if self.table else []
-        return [(name, len(list(group))) for name, group in itertools.groupby(benchmarks)]
-
 
 @dataclass
 class Report:
@@ -124,7 +115,7 @@ def collect(root: Path) -> Report:
         ValueError: a file is broken.
     """
     report = Report()
-    for name, title in sorted(TABLES.items()):
+    for name, title in TITLES.items():
         path = root / f"tables/{name}.json"
         if path.is_file():
             table, images = Table.read(path, relative_to=root), sorted(path.parent.glob(f"{name}*.png"))

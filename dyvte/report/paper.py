@@ -11,6 +11,7 @@ _PRINTED: dict[str, dict[str | None, dict[str, dict[str, float]]]] = json.loads(
     Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
 )
 """Table -> row -> column -> measure -> value."""
+_PRINTED["table3"] = _PRINTED["table5"]  # whose first rows it is
 
 COLUMNS: dict[str, dict[str, str]] = {
     "table1": {"seed": "SEED", "mme": "MME", "mmbench": "MMB", "pope": "POPE", "mmvet": "MM-Vet"},
@@ -21,6 +22,10 @@ COLUMNS: dict[str, dict[str, str]] = {
 TITLES = {
     "table1": "Table 1: DyVTE on benchmarks for multimodal LLMs",
     "table2": "Table 2: DyVTE on conventional vision-language benchmarks",
+    "table3": "Table 3: gates that look at one or two states",
+    "table4": "Table 4: DyVTE and other methods that remove visual tokens",
+    "table5": "Table 5: gates that look at all combinations of the states",
+    "table6": "Table 6: gates that look at attention",
 }
 
 _ROWS = {
@@ -51,6 +56,11 @@ def values_of(table: str, row: str | None, column: str) -> dict[str, float]:
     return dict(_PRINTED[table].get(row, {}).get(column, {}))
 
 
+def printed_benchmarks(table: str) -> set[str]:
+    """The benchmarks of a table, by their headings."""
+    return set(next(iter(_PRINTED[table].values()))) - {AVERAGE}
+
+
 RIVALS = {
     "none": "LLaVA-1.5 7B",
     "tome": "ToMe",
@@ -59,8 +69,6 @@ RIVALS = {
     "dyvte+fastv": "DyVTE+FastV",
 }
 """Methods with the rows of Table 4, which are all of LLaVA-1.5 7B."""
-TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
-"""The benchmarks of Table 4."""
 
 
 UNPLACED = ("row 11", "row 12")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dyvte.report.paper import COLUMNS, TITLES, row_of, shown_model
+from dyvte.report.paper import COLUMNS, row_of
 from dyvte.report.tables import Column, Entry, Located, Table, make_table, table_command
 from dyvte.report.titles import BASELINE, flops_unit, label_of
 
@@ -31,7 +31,7 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
     chosen.sort(key=lambda pair: (models.index(pair[1].model), pair[1].method != BASELINE))
     entries = [
         Entry(
-            row=(shown_model(record.model), label_of(record)),
+            label=label_of(record),
             names={"table": name, "model": record.model, "method": label_of(record)},
             benchmark=headings[record.benchmark],
             values={"score": record.score, "tflops": record.tflops},
@@ -45,9 +45,7 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
     columns = Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)
     benchmarks = list(headings.values())
     averaged = benchmarks if name == "table2" else []
-    return make_table(
-        name, TITLES[name], ("Model", "Method"), entries, benchmarks, columns, averaged=averaged
-    )
+    return make_table(name, "Method", entries, benchmarks, columns, averaged=averaged)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,8 +17,6 @@ from dyvte.report.record import ResultRecord
 from dyvte.report.tables import Column, Entry, Located, Table, make_table, table_command
 from dyvte.report.titles import BASELINE, average_title, averaged, flops_unit, label_of, title_of
 
-TITLE = "Table 4: DyVTE and other methods that remove visual tokens"
-
 
 def heading_of(benchmark: str) -> str:
     """A benchmark's name in the paper's tables."""
@@ -41,13 +39,11 @@ def table_of(records: Sequence[Located]) -> Table:
     factor, unit = flops_unit(record.tflops for _, record in records)
     return make_table(
         "table4",
-        TITLE,
-        ("Model", "Method"),
+        "Method",
         [_entry(path, record) for path, record in ordered],
         [heading_of(name) for name in benchmarks],
         (Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)),
         averaged=[heading_of(name) for name in averaged(benchmarks)],
-        average_printed=set(benchmarks) == set(paper.TABLE4),
         average_columns=(
             Column("kv_bytes", "KV MiB", "{:.3g}", factor=2**-20),
             Column("seconds", "Seconds", "{:.3g}"),
@@ -64,7 +60,7 @@ def _order(method: str) -> tuple[int, int]:
 def _entry(path: Path, record: ResultRecord) -> Entry:
     label = label_of(record)
     return Entry(
-        row=(paper.shown_model(record.model), label),
+        label=label,
         names={"model": record.model, "method": record.method, "label": label},
         benchmark=heading_of(record.benchmark),
         values={name: getattr(record, name) for name in ("score", "tflops", "kv_bytes", "seconds")},

@@ -23,11 +23,7 @@ from dyvte.report.record import ResultRecord
 from dyvte.report.tables import Column, Entry, Located, Table, make_table, table_command
 from dyvte.report.titles import BASELINE
 
-TITLES = {
-    "table3": "Table 3: gates that look at one or two states",
-    "table5": "Table 5: gates that look at all combinations of the states",
-    "table6": "Table 6: gates that look at attention",
-}
+TABLES = ("table3", "table5", "table6")
 BENCHMARKS = {"gqa": "GQA", "textvqa": "TextVQA", "mmvet": "MM-Vet", "sqa": "SQA-I"}
 HEADINGS = list(BENCHMARKS.values())
 COLUMNS = Column("score", "Score", "{:.1f}"), Column("exit_layer", "Exit layer", "{:.1f}", "{reference:.1f}")
@@ -68,17 +64,7 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
                 f"{where} {v['score']:.1f} at {v['exit_layer']:.1f}" for where, v in values.items()
             )
             notes.append(f"The paper's {row}, of one of the two combinations without a bracket: {shown}.")
-    return make_table(
-        name,
-        TITLES[name],
-        ("Model", "States"),
-        found,
-        HEADINGS,
-        COLUMNS,
-        averaged=HEADINGS,
-        printed="table5" if name == "table3" else name,  # Table 3 is the first rows of Table 5
-        notes=notes,
-    )
+    return make_table(name, "States", found, HEADINGS, COLUMNS, averaged=HEADINGS, notes=notes)
 
 
 def _entry(name: str, path: Path, record: ResultRecord, rows: Sequence[str]) -> Entry | None:
@@ -86,7 +72,7 @@ def _entry(name: str, path: Path, record: ResultRecord, rows: Sequence[str]) -> 
     if record.benchmark not in BENCHMARKS or record.method not in (BASELINE, "dyvte") or states not in rows:
         return None
     return Entry(
-        row=(paper.shown_model(record.model), "no exit" if states == BASELINE else states.replace("+", ", ")),
+        label="no exit" if states == BASELINE else states.replace("+", ", "),
         names={"table": name, "model": record.model, "states": states},
         benchmark=BENCHMARKS[record.benchmark],
         values={"score": record.score, "exit_layer": record.mean_exit_layer},
@@ -98,7 +84,7 @@ def _entry(name: str, path: Path, record: ResultRecord, rows: Sequence[str]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    table_command("state_table", "Tables 3, 5 and 6 from result records.", table_of, argv, table=TITLES)
+    table_command("state_table", "Tables 3, 5 and 6 from result records.", table_of, argv, table=TABLES)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 from dyvte import cli
 from dyvte.benchmarks.benchmark import mean
 from dyvte.io import read_json_object, write_json, write_whole
-from dyvte.report.paper import AVERAGE, values_of
+from dyvte.report.paper import AVERAGE, TITLES, printed_benchmarks, shown_model, values_of
 from dyvte.report.record import ResultRecord, find_records, records_parser
 
 NOTHING = "-"
@@ -49,18 +49,18 @@ class Entry:
     """All numbers of one row on one benchmark, or on average.
 
     Attributes:
-        row: the names that the table shows.
-        names: what tells the row from all others, by heading of the CSV file.
+        label: what the table shows of the row beside the model.
+        names: what tells the row from all others, by heading of the CSV file; one is the "model".
         benchmark: by its heading.
         values: by measure, unrounded; None where unknown.
         paper_row: the row of the paper's table that it is compared with.
-        references: the paper's values, by measure; ``table_of`` looks them up.
+        references: the paper's values, by measure; ``make_table`` looks them up.
         sources: files of the records that the numbers come from.
         commit: of the code that answered.
         hidden: measures that the table leaves out.
     """
 
-    row: Sequence[str]
+    label: str
     names: Mapping[str, str]
     benchmark: str
     values: Mapping[str, float | None]
@@ -167,25 +167,22 @@ class Table:
 
 def make_table(
     name: str,
-    title: str,
-    labels: Sequence[str],
+    label: str,
     entries: Iterable[Entry],
     benchmarks: Sequence[str],
     columns: Sequence[Column],
     *,
     averaged: Sequence[str],
-    printed: str = "",
-    average_printed: bool = True,
     average_columns: Sequence[Column] = (),
     notes: Sequence[str] = (),
 ) -> Table:
     """Put entries in rows, in the order in which the rows come, with the values printed in the paper.
 
     Args:
+        name: of the table of the paper.
+        label: heading of ``Entry.label``.
         benchmarks: in the order of the columns.
         averaged: benchmarks of the average, which closes a row that has all of them; none where the table has none.
-        printed: the table of the paper; of the same name by default.
-        average_printed: whether the paper's average is over the same benchmarks.
         average_columns: columns of the average alone.
 
     Raises:
@@ -208,17 +205,18 @@ def make_table(
         if averaged and row.keys() >= set(averaged):
             row[AVERAGE] = _mean_of([row[benchmark] for benchmark in averaged])
         for benchmark in (heading for heading in headings if heading in row):
-            if average_printed or benchmark != AVERAGE:
-                references = values_of(printed or name, row[benchmark].paper_row, benchmark)
+            if benchmark != AVERAGE or set(benchmarks) == printed_benchmarks(name):
+                references = values_of(name, row[benchmark].paper_row, benchmark)
                 row[benchmark] = replace(row[benchmark], references=references)
                 compares |= bool(references)
             lines.append(row[benchmark].line(compared))
         cells = [row[where].cell(column) if where in row else (NOTHING, "") for where, column in places]
-        shown.append((next(iter(row.values())).row, cells))
+        first = next(iter(row.values()))
+        shown.append(((shown_model(first.names["model"]), first.label), cells))
     differ = "" if all("difference" in column.compared for column in columns) else "for scores "
     brackets = f"In brackets: the paper's value, and {differ}ours minus the paper's." if compares else ""
     heads = [(benchmark, column.heading) for benchmark, column in places]
-    return Table(name, title, labels, heads, shown, lines, notes, brackets)
+    return Table(name, TITLES[name], ("Model", label), heads, shown, lines, notes, brackets)
 
 
 def _mean_of(entries: Sequence[Entry]) -> Entry:
