@@ -34,7 +34,7 @@ class AnsweredBy:
     answers: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scoring:
     """Who scored, when and where: nothing of it says how the answers came about."""
 
@@ -116,16 +116,15 @@ class ResultRecord:
         """
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") not in (1, SCHEMA):
-            raise ValueError(
-                f"{path} is not a result record of schema {SCHEMA}; write it again with this version."
-            )
+            reason = f"is not a result record of schema {SCHEMA}; write it again with this version"
+            raise ValueError(f"{path} {reason}.")
         if content["schema"] == 1:
-            old = {name.name: content.pop(name.name) for name in fields(Scoring) if name.name in content}
-            content |= {"schema": SCHEMA, "scoring": old}
+            names = [name.name for name in fields(Scoring) if name.name in content]
+            content |= {"schema": SCHEMA, "scoring": {name: content.pop(name) for name in names}}
         try:
-            content["scoring"] = Scoring(**content["scoring"])
-            answered = [(RunInfo(**by["run"]), by["answers"]) for by in content.get("answered", ())]
-            return cls(**content | {"answered": tuple(AnsweredBy(*by) for by in answered)})
+            answered = [(RunInfo(**by["run"]), by["answers"]) for by in content.pop("answered", ())]
+            scoring = Scoring(**content.pop("scoring"))
+            return cls(**content, scoring=scoring, answered=tuple(AnsweredBy(*by) for by in answered))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a whole result record ({error}).") from None
 
@@ -157,9 +156,8 @@ def records_parser(module: str, description: str, **choices: Iterable[str]) -> a
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     for name, values in choices.items():
         parser.add_argument(name, choices=list(values))
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+    records = "record files, or folders that hold record.json files"
+    parser.add_argument("records", nargs="+", type=Path, help=records)
     return parser
 
 
@@ -169,10 +167,8 @@ def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[P
     Raises:
         ValueError: an answer was written without measurements.
     """
-    return [
-        PrefillReport.from_dict(answer.get("metadata"), f"{file}, metadata of {answer.get('question_id')}")
-        for answer in answers
-    ]
+    place = f"{file}, metadata of"
+    return [PrefillReport.from_dict(a.get("metadata"), f"{place} {a.get('question_id')}") for a in answers]
 
 
 def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +222,7 @@ def make_record(
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
-    commit, dirty = provenance.git_state()
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record = ResultRecord(
         benchmark=benchmark.name,
         model=model,
@@ -240,13 +236,7 @@ def make_record(
         skipped=score.skipped,
         num_samples=len(answers),
         **measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers]),
-        scoring=Scoring(
-            commit=commit,
-            dirty=dirty,
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            versions=provenance.versions(),
-            hardware=provenance.hardware(),
-        ),
+        scoring=Scoring(*provenance.git_state(), created, provenance.versions(), provenance.hardware()),
         command=command.strip(),
         data_sha256=provenance.sha256_of(data_files, data_dir),
     )
