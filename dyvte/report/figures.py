@@ -98,10 +98,12 @@ def tradeoff(records: Sequence[ResultRecord]) -> Figure:
             found = sorted(find(results, AVERAGE, method), key=lambda result: result.decoder_tflops)
             costs, scores = [factor * r.decoder_tflops for r in found], [r.score for r in found]
             panel.plot(costs, scores, marker, color=color, markersize=size, linewidth=1, label=name)
-            for result, *place in zip(found, costs, scores, strict=True):
-                if method == "fixed":
-                    layer, style = result.label.rpartition(" ")[2], {"color": GREY, "fontsize": 7}
-                    panel.annotate(layer, place, xytext=(3, -9), textcoords="offset points", **style)
+            if method == "fixed":
+                for result, place in zip(found, zip(costs, scores, strict=True), strict=True):
+                    layer = result.label.rpartition(" ")[2]
+                    panel.annotate(
+                        layer, place, xytext=(3, -9), textcoords="offset points", color=GREY, fontsize=7
+                    )
         panel.set_xlabel(f"decoder {unit} per sample")
         panel.set_ylabel(average)
         panel.legend(frameon=False, loc="lower right")

@@ -87,8 +87,7 @@ class Entry:
             line[name] = value
             if name in compared:
                 reference = line[f"paper_{name}"] = self.references.get(name)
-                known = value is not None and reference is not None
-                line[f"{name}_difference"] = value - reference if known else None
+                line[f"{name}_difference"] = None if value is None or reference is None else value - reference
         return line | {"record": list(self.sources), "commit": self.commit}
 
 
