@@ -18,6 +18,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "table2": {"gqa": "GQA", "vqav2": "VQAv2", "textvqa": "TextVQA", "sqa": "SQA-I"},
 }
 """Benchmarks of each table, by our name, with the heading that the paper gives them."""
+HEADINGS = COLUMNS["table1"] | COLUMNS["table2"]
 
 TITLES = {
     "table1": "Table 1: DyVTE on benchmarks for multimodal LLMs",

@@ -20,9 +20,7 @@ from dyvte.report.titles import BASELINE, average_title, averaged, flops_unit, l
 
 def heading_of(benchmark: str) -> str:
     """A benchmark's name in the paper's tables."""
-    return next(
-        (names[benchmark] for names in paper.COLUMNS.values() if benchmark in names), title_of(benchmark)
-    )
+    return paper.HEADINGS.get(benchmark) or title_of(benchmark)
 
 
 def table_of(records: Sequence[Located]) -> Table:
