@@ -227,8 +227,15 @@ def figure_of(result: dict) -> Figure:
                 places.setdefault(point, []).append(number)
         for point, numbers in places.items():
             text, above = ", ".join(map(str, numbers)), numbers[0] % 2 == 0
-            shift = {"xytext": (0, 5 if above else -5), "va": "bottom" if above else "top", "ha": "center"}
-            panel.annotate(text, point, textcoords="offset points", fontsize=6, **shift)
+            panel.annotate(
+                text,
+                point,
+                xytext=(0, 5 if above else -5),
+                textcoords="offset points",
+                va="bottom" if above else "top",
+                ha="center",
+                fontsize=6,
+            )
         panel.margins(0.1)
 
     with pyplot.rc_context(STYLE):
