@@ -6,13 +6,16 @@ scenes, K digits in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dyvte.tiny import digits
@@ -118,6 +121,23 @@ def render(
     cells[owner, :, rows, :, columns] = torch.lerp(under, ink[:, :, None, None], alpha[:, None])
     pixels = cells.reshape(len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def encode(scenes: Sequence[Scene], image_format: str = "JPEG") -> list[bytes]:
+    """Scenes of one split as image files of this format; JPEG without chroma subsampling."""
+    files = []
+    for pixels in render(scenes).numpy() if scenes else ():
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, image_format, quality=95, subsampling=0)
+        files.append(buffer.getvalue())
+    return files
+
+
+def save_images(scenes: Mapping[Path, Scene], image_format: str = "JPEG") -> None:
+    """Write scenes of one split, by the files they become, in this format whatever the suffix."""
+    for path, content in zip(scenes, encode([*scenes.values()], image_format), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _draw_things(
