@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -102,15 +102,9 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
     work = partial(write_chunk, out=out, count=count, seed=seed)
     starts = range(0, count, _CHUNK)
     records = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=count, desc="scenes", unit="scene"))
-        if processes > 1:
-            chunks = stack.enter_context(
-                get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            ).imap(work, starts)
-        else:
-            chunks = map(work, starts)
-        for chunk in chunks:
+    pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) if processes > 1 else None
+    with pool or nullcontext(), tqdm(total=count, desc="scenes", unit="scene") as bar:
+        for chunk in pool.imap(work, starts) if pool else map(work, starts):
             records += chunk
             bar.update(len(chunk))
     for name, part in (("pretrain.json", 0), ("finetune.json", 1)):
