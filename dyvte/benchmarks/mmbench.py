@@ -141,11 +141,8 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 def circular_hits(right: Mapping[int, bool]) -> dict[int, float]:
     """By question, in the order of the table: 1 where all its rows are right, else 0."""
-    hits = {index: 1.0 for index in right if index < ROUND}
-    for index, hit in right.items():
-        if not hit and index % ROUND in hits:
-            hits[index % ROUND] = 0.0
-    return hits
+    missed = {index % ROUND for index, hit in right.items() if not hit}
+    return {index: float(index not in missed) for index in right if index < ROUND}
 
 
 def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> dict[str, float]:
@@ -192,10 +189,6 @@ def _report(bases: list[dict[str, Any]], figures: Mapping[str, float]) -> str:
     return "\n".join([rule, *(f"{name:{first}}  {value}" for name, value in lines.items()), rule])
 
 
-def _check_questions(data_dir: Path) -> None:
-    read_questions(data_dir / QUESTIONS)
-
-
 BENCHMARK = Benchmark(
     name="mmbench",
     title="MMBench",
@@ -208,5 +201,5 @@ BENCHMARK = Benchmark(
     score=score,
     variants=tuple(VARIANTS),
     questions=TABLE,
-    check_questions=_check_questions,
+    check_questions=lambda data_dir: read_questions(data_dir / QUESTIONS),
 )

@@ -7,6 +7,7 @@ import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +18,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
 LETTERS = ("A", "B", "C", "D")
-EMPTY_CELLS = frozenset(
-    (
-        "",
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-    )
-    + ("NULL", "NaN", "None", "n/a", "nan", "null")
-)
+_EMPTY = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
+EMPTY_CELLS = frozenset(("", "#N/A N/A", *_EMPTY.split()))
 """Texts that pandas reads as an empty cell, in tables and in upload sheets; an option of this text is lost."""
 
 
@@ -137,12 +122,7 @@ def read_questions(path: Path) -> list[Row]:
 
 def asked_options(row: Mapping[str, Any]) -> list[str]:
     """Options from A up to the first empty one."""
-    options = []
-    for letter in LETTERS:
-        if is_empty(row.get(letter)):
-            break
-        options.append(str(row[letter]))
-    return options
+    return [str(row[letter]) for letter in takewhile(lambda letter: not is_empty(row.get(letter)), LETTERS)]
 
 
 def is_empty(cell: Any) -> bool:
