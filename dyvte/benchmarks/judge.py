@@ -33,15 +33,14 @@ from dyvte.benchmarks.mmvet_grades import (
     read_grades,
     source_path,
     write_grades,
-    write_whole,
 )
-from dyvte.benchmarks.reply_store import ReplyStore, asking
+from dyvte.benchmarks.reply_store import ReplyStore
 from dyvte.cli import run
+from dyvte.io import write_whole
 
 DEFAULT_MODEL = "gpt-4-0613"
 DEFAULT_ROUNDS = 5
 STORE = "judge_replies.sqlite"
-MAX_TOKENS = 3
 MOST_TRIES = 5
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
@@ -104,20 +103,6 @@ def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float
     return reply, 0.0
 
 
-def paying_once(endpoint: Endpoint, store: ReplyStore) -> Ask:
-    """Ask the endpoint only what the store does not know, and store its reply before anything else happens."""
-
-    def ask(message: str, temperature: float, round_index: int) -> Reply:
-        asked = asking(endpoint.model, message, temperature, MAX_TOKENS, round_index)
-        reply = store.get(asked)
-        if reply is None:
-            reply = endpoint.ask(message, temperature, MAX_TOKENS)
-            store.put(asked, reply)
-        return reply
-
-    return ask
-
-
 def grade(
     samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
 ) -> Grades:
@@ -148,7 +133,6 @@ def start_grades(path: Path, source: dict[str, str]) -> bool:
     Raises:
         ValueError: the grades there do not say what they come from.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     sidecar = source_path(path)
     if path.is_file() and not sidecar.is_file():
         raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
@@ -167,7 +151,7 @@ def judge(options: argparse.Namespace) -> None:
     samples = mmvet.read_samples(options.data_dir)
     predictions = mmvet.predictions_for(options.data_dir, options.answers)
     model = os.environ.get("MMVET_JUDGE_MODEL") or DEFAULT_MODEL
-    endpoint = Endpoint.from_environment(model, say=tqdm.write)
+    endpoint = Endpoint(model, say=tqdm.write)
     digest = hashlib.sha256(instruction.encode()).hexdigest()
     if digest != OFFICIAL_SHA256:
         print("The judge's instruction is not MM-Vet's own: grades may not compare with published ones.")
@@ -181,12 +165,11 @@ def judge(options: argparse.Namespace) -> None:
         "instruction_sha256": digest,
         "judge": model,
     }
-    store = ReplyStore(options.store or options.data_dir / STORE)
+    store = ReplyStore(options.store or options.data_dir / STORE, endpoint)
     with store.lock:
         if start_grades(path, source):
             print(f"{path} held grades of other answers or by another instruction: graded anew.")
-        ask = paying_once(endpoint, store)
-        grades = grade(samples, predictions.texts, instruction, ask, path, options.rounds)
+        grades = grade(samples, predictions.texts, instruction, store.ask, path, options.rounds)
 
     totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds)
     for file, columns in zip(csv_paths(path), (totals.capabilities, totals.combinations), strict=True):

@@ -91,16 +91,6 @@ class Predictions:
     ids: dict[str, Any]
     remarks: list[Remark]
 
-    def of(self, samples: Samples) -> Predictions:
-        """Without the answers to unknown questions, which may leave none."""
-        known = {key: text for key, text in self.texts.items() if key in samples}
-        unknown = [
-            Remark(self.ids[key], f"no sample of {SAMPLES}: left out", skipped=True)
-            for key in self.texts
-            if key not in known
-        ]
-        return Predictions(known, {key: self.ids[key] for key in known}, self.remarks + unknown)
-
 
 def read_predictions(answers_file: Path) -> Predictions:
     """The predictions of an answers file in LLaVA's JSON lines.
@@ -128,10 +118,13 @@ def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken, or no answer belongs to any sample.
     """
-    predictions = read_predictions(answers_file).of(read_samples(data_dir))
-    if not predictions.texts:
+    given, samples = read_predictions(answers_file), read_samples(data_dir)
+    known = {key: text for key, text in given.texts.items() if key in samples}
+    if not known:
         raise other_split(answers_file, data_dir / SAMPLES)
-    return predictions
+    what = f"no sample of {SAMPLES}: left out"
+    unknown = [Remark(given.ids[key], what, skipped=True) for key in given.texts if key not in known]
+    return Predictions(known, {key: given.ids[key] for key in known}, given.remarks + unknown)
 
 
 def fingerprint(predictions: dict[str, str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dyvte.io import read_json
+from dyvte.io import read_json, write_whole
 
 DECIMALS = 1
 TOTAL = "total"
@@ -149,13 +148,6 @@ def read_grades(path: Path) -> Grades:
 def _is_grade(grade: Any) -> bool:
     lists = [grade.get(name) for name in ("model", "content", "score")] if isinstance(grade, dict) else [None]
     return all(isinstance(entry, list) for entry in lists) and len({len(entry or []) for entry in lists}) == 1
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written, also by a process that is killed."""
-    half = path.with_name(f".{path.name}.part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def write_grades(path: Path, grades: Grades) -> None:

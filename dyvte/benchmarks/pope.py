@@ -90,12 +90,11 @@ def report_of(splits: dict[str, SplitScore]) -> str:
     """What LLaVA's script prints."""
     lines = []
     for split, result in splits.items():
-        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
         figures = (result.f1, result.accuracy, result.precision, result.recall, result.yes_ratio)
         lines += [
             f"Category: {split}, # samples: {result.answers}",
             "TP\tFP\tTN\tFN\t",
-            "\t".join(str(count) for count in counts),
+            "\t".join(str(count) for count in result.counts),
             f"Accuracy: {result.accuracy}",
             f"Precision: {result.precision}",
             f"Recall: {result.recall}",
@@ -117,10 +116,8 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
         parts[name] = 100 * mean(list(by_split.values()))
         parts.update({f"{split}.{name}": 100 * value for split, value in by_split.items()})
     for split, result in outcome.splits.items():
-        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
-        parts.update(
-            {f"{split}.{name}": count for name, count in zip(("tp", "fp", "tn", "fn"), counts, strict=True)}
-        )
+        names = (f"{split}.{name}" for name in ("tp", "fp", "tn", "fn"))
+        parts.update(zip(names, result.counts, strict=True))
     report = report_of(outcome.splits)
     return Score(
         "pope", BENCHMARK.metric, parts["f1"], parts, outcome.questions, report, variant, outcome.remarks

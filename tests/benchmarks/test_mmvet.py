@@ -17,8 +17,8 @@ from dyvte.benchmarks.mmvet_grades import (
     grade_path,
     parse_score,
     source_path,
-    write_whole,
 )
+from dyvte.io import write_whole
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {"v1_0": ["rec", "ocr"], "v1_1": ["ocr"], "v1_2": ["ocr", "rec"], "v1_3": ["math"]}
