@@ -22,18 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from dyvte.benchmarks import mmvet
+from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.endpoint import Endpoint, Reply
-from dyvte.benchmarks.mmvet_grades import (
-    Grades,
-    aggregate,
-    csv_paths,
-    csv_text,
-    grade_path,
-    parse_score,
-    read_grades,
-    source_path,
-    write_grades,
-)
 from dyvte.benchmarks.reply_store import ReplyStore
 from dyvte.cli import run
 from dyvte.io import write_whole
@@ -96,7 +86,7 @@ def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float
     """
     reply = ask(message, 0.0, round_index)
     for tries in range(MOST_TRIES):
-        value = parse_score(reply.content)
+        value = grading.parse_score(reply.content)
         if value is not None:
             return Reply(reply.model, (reply.content or "").split(" ")[0].strip()), value
         reply = ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
@@ -105,12 +95,12 @@ def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float
 
 def grade(
     samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
-) -> Grades:
+) -> grading.Grades:
     """Grade all samples ``rounds`` times, round by round, going on from what ``path`` holds, and saving after each.
 
     A sample without an answer gets 0, and nobody is asked.
     """
-    grades = read_grades(path) if path.is_file() else {}
+    grades = grading.read_grades(path) if path.is_file() else {}
     for round_index in range(rounds):
         progress = tqdm(samples.items(), f"round {round_index + 1} of {rounds}", leave=False, disable=None)
         for key, sample in progress:
@@ -123,7 +113,7 @@ def grade(
             entry["model"].append(reply.model)
             entry["content"].append(reply.content)
             entry["score"].append(value)
-            write_grades(path, grades)
+            grading.write_grades(path, grades)
     return grades
 
 
@@ -133,7 +123,7 @@ def start_grades(path: Path, source: dict[str, str]) -> bool:
     Raises:
         ValueError: the grades there do not say what they come from.
     """
-    sidecar = source_path(path)
+    sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():
         raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
     stale = sidecar.is_file() and sidecar.read_text(encoding="utf-8") != json.dumps(source, indent=1)
@@ -158,7 +148,7 @@ def judge(options: argparse.Namespace) -> None:
 
     folder = options.output_dir or options.answers.parent / mmvet.GRADES
     name = options.name or default_name(options.answers)
-    path = grade_path(folder, name, model, options.rounds)
+    path = grading.grade_path(folder, name, model, options.rounds)
     source = {
         "model": name,
         "answers_sha256": mmvet.fingerprint(predictions.texts),
@@ -171,9 +161,13 @@ def judge(options: argparse.Namespace) -> None:
             print(f"{path} held grades of other answers or by another instruction: graded anew.")
         grades = grade(samples, predictions.texts, instruction, store.ask, path, options.rounds)
 
-    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds)
-    for file, columns in zip(csv_paths(path), (totals.capabilities, totals.combinations), strict=True):
-        write_whole(file, csv_text(name, totals.row(columns)))
+    totals = grading.aggregate(
+        {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
+    )
+    for file, columns in zip(
+        grading.csv_paths(path), (totals.capabilities, totals.combinations), strict=True
+    ):
+        write_whole(file, grading.csv_text(name, totals.row(columns)))
     print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
 
 

@@ -14,20 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
 from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
-from dyvte.benchmarks.mmvet_grades import (
-    Grades,
-    Totals,
-    aggregate,
-    find_grades,
-    graded_model,
-    parse_score,
-    read_grades,
-    rounds_of,
-    source_path,
-    table,
-)
 from dyvte.engine.questions import OPEN_QUESTIONS
 from dyvte.io import read_json
 
@@ -142,16 +131,16 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
     variant = BENCHMARK.variant(variant)
     predictions = predictions_for(data_dir, answers_file)
     samples = read_samples(data_dir, variant)
-    path = find_grades(answers_file.parent / GRADES, fingerprint(predictions.texts))
+    path = grading.find_grades(answers_file.parent / GRADES, fingerprint(predictions.texts))
     if path is None:
         raise FileNotFoundError(
             f"{answers_file} has not been graded: {answers_file.parent / GRADES} holds no grades. Run "
             "python -m dyvte.benchmarks.judge, or upload results/<name>.json to an MM-Vet evaluator and put its "
             "grade file there."
         )
-    grades, rounds = read_grades(path), rounds_of(path)
+    grades, rounds = grading.read_grades(path), grading.rounds_of(path)
     _check_grades(path, samples, grades, rounds)
-    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
+    totals = grading.aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
     ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}
     ids |= {key: question_of(key) for key in samples if key not in ids}
     questions = [QuestionScore(ids[key], mean(grades[key]["score"][:rounds])) for key in ids]
@@ -163,20 +152,20 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
         value=float(totals.rounds.mean()),
         parts=parts_of(totals),
         questions=questions,
-        report=report_of(graded_model(path), totals),
+        report=report_of(grading.graded_model(path), totals),
         variant=variant,
         remarks=remarks,
     )
 
 
-def report_of(name: str, totals: Totals) -> str:
+def report_of(name: str, totals: grading.Totals) -> str:
     """The two official tables, by capability and by exact combination of capabilities."""
     return "\n".join(
-        table(name, totals.row(columns)) for columns in (totals.capabilities, totals.combinations)
+        grading.table(name, totals.row(columns)) for columns in (totals.capabilities, totals.combinations)
     )
 
 
-def parts_of(totals: Totals) -> dict[str, float]:
+def parts_of(totals: grading.Totals) -> dict[str, float]:
     """Unrounded: means by capability and in total, deviation (of the population) and values of the rounds' totals,
     and means by exact combination of capabilities.
     """
@@ -209,7 +198,7 @@ def check_questions(data_dir: Path) -> None:
         )
 
 
-def _check_grades(path: Path, samples: Samples, grades: Grades, rounds: int) -> None:
+def _check_grades(path: Path, samples: Samples, grades: grading.Grades, rounds: int) -> None:
     waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
     if waiting:
         raise ValueError(
@@ -219,10 +208,10 @@ def _check_grades(path: Path, samples: Samples, grades: Grades, rounds: int) -> 
 
 
 def _remarks_on_grades(
-    path: Path, ids: dict[str, Any], texts: dict[str, str], grades: Grades, rounds: int
+    path: Path, ids: dict[str, Any], texts: dict[str, str], grades: grading.Grades, rounds: int
 ) -> list[Remark]:
     remarks = []
-    if not source_path(path).is_file():
+    if not grading.source_path(path).is_file():
         remarks.append(Remark(path.name, "does not say which answers it grades: taken to be these"))
     for key, question_id in ids.items():
         scores = grades[key]["score"][:rounds]
@@ -232,7 +221,9 @@ def _remarks_on_grades(
             remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
             continue
         contents = grades[key]["content"][:rounds]
-        numberless = sum(parse_score(reply) != value for reply, value in zip(contents, scores, strict=True))
+        numberless = sum(
+            grading.parse_score(reply) != value for reply, value in zip(contents, scores, strict=True)
+        )
         if numberless:
             what = f"in {numberless} of {rounds} rounds the judge gave no number: counted as 0"
             remarks.append(Remark(question_id, what))

@@ -142,12 +142,10 @@ def count_side(scene: Scene, rng: np.random.Generator) -> Asked | None:
     offers: dict[str, int] = {}
     for thing in _named(scene):
         for words, rows, columns in _DIRECTIONS:
-            beyond = [
-                other
+            offers[f"How many digits are {words} the {thing.name}?"] = sum(
+                (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
                 for other in scene.things
-                if (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
-            ]
-            offers[f"How many digits are {words} the {thing.name}?"] = len(beyond)
+            )
     question = _pick_evenly(offers, rng) if offers else None
     return (question, str(offers[question])) if question else None
 
@@ -163,15 +161,18 @@ def higher(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 def read_line(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """All digits of a row from left to right, or of a column from top to bottom."""
-    lines = []
-    for index, name in enumerate(("top", "middle", "bottom")):
-        row = [thing for thing in scene.things if thing.row == index]
-        lines.append((f"Read the digits in the {name} row.", row))
-    for index, name in enumerate(("left", "center", "right")):
-        column = [thing for thing in scene.things if thing.column == index]
-        lines.append((f"Read the digits in the {name} column.", column))
+    rows, columns = ("top", "middle", "bottom"), ("left", "center", "right")
+    lines = [
+        *(
+            (f"{name} row", [thing for thing in scene.things if thing.row == i])
+            for i, name in enumerate(rows)
+        ),
+        *((f"{name} column", [t for t in scene.things if t.column == i]) for i, name in enumerate(columns)),
+    ]
     chosen = pick([line for line in lines if len(line[1]) >= 2], rng)
-    return (chosen[0], " ".join(str(thing.digit) for thing in chosen[1])) if chosen else None
+    if not chosen:
+        return None
+    return f"Read the digits in the {chosen[0]}.", " ".join(str(thing.digit) for thing in chosen[1])
 
 
 def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -179,9 +180,8 @@ def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
     pair = _pick_pair(_single(scene, lambda thing: thing.color), lambda a, b: True, rng)
     if not pair:
         return None
-    return f"What is the {pair[0].color} digit plus the {pair[1].color} digit?", str(
-        pair[0].digit + pair[1].digit
-    )
+    a, b = pair
+    return f"What is the {a.color} digit plus the {b.color} digit?", str(a.digit + b.digit)
 
 
 def larger(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -212,14 +212,12 @@ def choice(scene: Scene, rng: np.random.Generator) -> Asked:
 def arithmetic(scene: Scene, rng: np.random.Generator) -> Asked:
     """A sum, a comparison or a parity of given numbers; the image does not matter."""
     a, b = rng.permutation(10)[:2].tolist()
-    return pick(
-        [
-            (f"What is {a} plus {b}?", str(a + b)),
-            (f"Which is larger, {a} or {b}?", str(max(a, b))),
-            (f"Is {a} even or odd?", _even_or_odd(a)),
-        ],
-        rng,
-    )
+    offers = [
+        (f"What is {a} plus {b}?", str(a + b)),
+        (f"Which is larger, {a} or {b}?", str(max(a, b))),
+        (f"Is {a} even or odd?", _even_or_odd(a)),
+    ]
+    return pick(offers, rng)
 
 
 KINDS: dict[str, Callable[[Scene, np.random.Generator], Asked | None]] = {

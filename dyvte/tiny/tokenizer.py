@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dyvte.cli import run
-from dyvte.io import read_json, write_json
+from dyvte.io import read_json, write_json, write_whole
 from dyvte.tiny.questions import LETTER_ANSWER, SHORT_ANSWER
 
 SYSTEM_TEXT = (
@@ -70,8 +70,7 @@ def train(texts: Iterable[str], folder: str | Path, vocabulary: int = 640) -> No
         minloglevel=2,
     )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    write_whole(folder / "tokenizer.model", model.getvalue())
     write_json(folder / "tokenizer_config.json", _CONFIG, indent=2)
     special = {name: _CONFIG[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     write_json(folder / "special_tokens_map.json", special, indent=2)
@@ -85,12 +84,7 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
     """
     texts = [SYSTEM_TEXT] * limit + [str(number) for number in range(19)] * limit
     for name in ("pretrain.json", "finetune.json"):
-        path = Path(data) / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}"
-            )
-        for record in read_json(path)[:limit]:
+        for record in read_json(Path(data) / name)[:limit]:
             for turn in record["conversations"]:
                 lines = turn["value"].replace("<image>", "").replace(SHORT_ANSWER, "").split("\n")
                 # Words meet a template's marks without a blank in between: "</s>USER: What", "<image>\nWhat".
