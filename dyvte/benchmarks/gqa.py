@@ -144,14 +144,13 @@ def consistency_of_correct(balanced: Records, records: Records, predictions: dic
     prediction: the official script then has no such figure either.
     """
     means, entailing = [], False
+    judged = records.keys() & (predictions.keys() | balanced.keys())
     for key, record in balanced.items():
         entailed = [other for other in record.get("entailed", []) if other != key]
         entailing = entailing or bool(entailed)
         if not entailed or predictions.get(key) != record["answer"]:
             continue
-        if any(other not in records for other in entailed):
-            return None
-        if any(other not in predictions and other not in balanced for other in entailed):
+        if not judged.issuperset(entailed):
             return None
         means.append(mean([float(predictions.get(other) == records[other]["answer"]) for other in entailed]))
     return mean(means) if entailing else None

@@ -139,7 +139,12 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
             "grade file there."
         )
     grades, rounds = grading.read_grades(path), grading.rounds_of(path)
-    _check_grades(path, samples, grades, rounds)
+    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
+    if waiting:
+        raise ValueError(
+            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
+            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
+        )
     totals = grading.aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
     ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}
     ids |= {key: question_of(key) for key in samples if key not in ids}
@@ -195,15 +200,6 @@ def check_questions(data_dir: Path) -> None:
     if missing:
         raise ValueError(
             f"{data_dir / QUESTIONS} lacks {len(missing)} samples of {SAMPLES}, as {missing[0]}."
-        )
-
-
-def _check_grades(path: Path, samples: Samples, grades: grading.Grades, rounds: int) -> None:
-    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
-    if waiting:
-        raise ValueError(
-            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
-            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
         )
 
 

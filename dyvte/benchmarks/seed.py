@@ -68,10 +68,8 @@ def read_annotations(path: str | Path) -> Annotations:
     questions = []
     for place, row in enumerate(content["questions"], start=1):
         try:
-            written = row["question_id"]
-            question = Question(
-                number_of(written), written, row["question_type_id"], row["data_type"], row["answer"]
-            )
+            about = row["question_type_id"], row["data_type"], row["answer"]
+            question = Question(number_of(row["question_id"]), row["question_id"], *about)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}, question {place} of the list is broken ({error!r}).") from None
         if question.type not in types:
@@ -149,14 +147,11 @@ def remarks_on(
 
 def write_upload(annotations: Annotations, texts: dict[Any, str], path: str | Path) -> None:
     """Write the leaderboard's JSON lines, one for each annotation; the prediction of a missing answer is empty."""
-    rows = [
-        {
-            "question_id": question.written_id,
-            "prediction": texts.get(question.written_id, texts.get(question.id, "")),
-        }
-        for question in annotations.questions
-    ]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    lines = []
+    for question in annotations.questions:
+        text = texts.get(question.written_id, texts.get(question.id, ""))
+        lines.append(json.dumps({"question_id": question.written_id, "prediction": text}) + "\n")
+    write_whole(path, "".join(lines))
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:

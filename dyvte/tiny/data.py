@@ -90,7 +90,7 @@ def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict
     return records
 
 
-def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> None:
+def write(out: Path, count: int, seed: int = 0, processes: int = 1) -> None:
     """Write images and both instruction files of ``count`` scenes.
 
     Raises:
@@ -98,7 +98,6 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
     """
     if count < 1 or processes < 1:
         raise ValueError(f"scenes and processes must be at least 1, got {count} and {processes}")
-    out = Path(out)
     work = partial(write_chunk, out=out, count=count, seed=seed)
     starts = range(0, count, _CHUNK)
     records = []
@@ -113,7 +112,7 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)

@@ -179,13 +179,11 @@ def _backgrounds(scenes: Sequence[Scene]) -> Tensor:
     tint = 0.02 + 0.2 * looks[:, :3]
     slope = 0.08 * (2 * looks[:, 3:5] - 1)
     noise = 0.01 + 0.03 * looks[:, 5]
-    grain = np.stack([_grain(scene.key) for scene in scenes])
+    shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+    grain = np.stack(
+        [np.random.default_rng((*scene.key, 1)).integers(0, 256, shape, dtype=np.uint8) for scene in scenes]
+    )
     ramp = torch.linspace(-1, 1, IMAGE_SIZE)
     light = slope[:, 0, None, None] * ramp[:, None] + slope[:, 1, None, None] * ramp
     grain = torch.from_numpy(grain).float() / 127.5 - 1
     return tint[:, :, None, None] + light[:, None] + noise[:, None, None, None] * grain
-
-
-def _grain(key: tuple[int, ...]) -> np.ndarray:
-    """Noise (3, 72, 72), uint8, of the scene with this key."""
-    return np.random.default_rng((*key, 1)).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)

@@ -228,12 +228,11 @@ def train(arguments: argparse.Namespace) -> None:
     """Train a tower, write it with its image processor, and print how well its features are read."""
     torch.manual_seed(arguments.seed)
     began = time.perf_counter()
+    batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
     if arguments.start:
         tower = CLIPVisionModel.from_pretrained(arguments.start)
     else:
         tower = build(arguments.hidden, arguments.layers, arguments.heads, arguments.patch)
-    batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
-    if not arguments.start:
         reader = pretrain(tower, arguments.steps, batch, rate, seed)
     if arguments.start or arguments.distorted_steps:
         reader = pretrain(tower, arguments.distorted_steps, batch, rate / 2, seed + 1, arguments.distortion)
