@@ -56,10 +56,9 @@ def check_benchmarks(options: argparse.Namespace) -> None:
             continue
         print(f"{benchmark.title}: {'ready' if ready(findings) else 'not ready'}")
         for finding in findings:
-            print(
-                f"  {finding.state:8} {finding.path}"
-                + (f"\n           {finding.detail}" if finding.detail else "")
-            )
+            print(f"  {finding.state:8} {finding.path}")
+            if finding.detail:
+                print(f"           {finding.detail}")
     if incomplete:
         sys.exit(1)
 

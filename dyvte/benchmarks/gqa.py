@@ -189,12 +189,7 @@ def remarks_on(balanced: Records, records: Records, answers: list[dict[str, Any]
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError: answers or records are missing.
-        ValueError: a file is broken, or no answer belongs to a balanced question.
-    """
+    """See ``Scorer``."""
     variant = BENCHMARK.variant(variant)
     records = read_records(data_dir / QUESTIONS)
     balanced = balanced_of(records)

@@ -164,10 +164,8 @@ def judge(options: argparse.Namespace) -> None:
     totals = grading.aggregate(
         {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
     )
-    for file, columns in zip(
-        grading.csv_paths(path), (totals.capabilities, totals.combinations), strict=True
-    ):
-        write_whole(file, grading.csv_text(name, totals.row(columns)))
+    for file, row in zip(grading.csv_paths(path), totals.rows, strict=True):
+        write_whole(file, grading.csv_text(name, row))
     print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
 
 

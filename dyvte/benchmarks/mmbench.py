@@ -160,9 +160,8 @@ def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> lis
             what = (
                 f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)}): "
             )
-            remarks.append(
-                Remark(row["index"], what + 'one reads as an empty cell ("None", "N/A" and the like)')
-            )
+            what += 'one reads as an empty cell ("None", "N/A" and the like)'
+            remarks.append(Remark(row["index"], what))
     return remarks
 
 

@@ -153,11 +153,7 @@ def report(scores: dict[str, TaskScore]) -> str:
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Scorer``.
-    """
+    """See ``Scorer``."""
     truths = read_ground_truth(data_dir / RELEASE)
     answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
     replies, skipped = replies_by_task(answers, truths)
@@ -186,11 +182,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and texts must be about the same.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Benchmark.check_questions``.
-    """
+    """Questions and texts must be about the same."""
     truths = read_ground_truth(data_dir / RELEASE)
     asked = set()
     for number, row in numbered_lines(data_dir / QUESTIONS, ("question_id", "text")):

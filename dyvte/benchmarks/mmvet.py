@@ -52,9 +52,9 @@ def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
     if not isinstance(samples, dict) or not samples:
         raise ValueError(f"{path} is no object of samples by id; download it again.")
     for key, sample in samples.items():
-        texts = [sample.get("question"), sample.get("answer")] if isinstance(sample, dict) else [None]
-        needed = sample.get("capability") if isinstance(sample, dict) else None
-        if not all(isinstance(text, str) for text in texts):
+        fields = sample if isinstance(sample, dict) else {}
+        needed = fields.get("capability")
+        if not all(isinstance(fields.get(name), str) for name in ("question", "answer")):
             raise ValueError(f"{path}: {key} lacks a question or an answer; download it again.")
         if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
             raise ValueError(f"{path}: {key} has no list of capabilities; download it again.")
@@ -165,9 +165,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
 
 def report_of(name: str, totals: grading.Totals) -> str:
     """The two official tables, by capability and by exact combination of capabilities."""
-    return "\n".join(
-        grading.table(name, totals.row(columns)) for columns in (totals.capabilities, totals.combinations)
-    )
+    return "\n".join(grading.table(name, row) for row in totals.rows)
 
 
 def parts_of(totals: grading.Totals) -> dict[str, float]:

@@ -42,11 +42,16 @@ class Totals:
     def rounds(self) -> np.ndarray:
         return self.capabilities[TOTAL]
 
-    def row(self, table: dict[str, np.ndarray]) -> dict[str, str]:
-        """The columns of the official tables: rounded means, deviation of the total, and its rounds."""
-        cells = {name: str(float(np.round(values.mean(), DECIMALS))) for name, values in table.items()}
-        runs = str(np.round(self.rounds, DECIMALS).tolist())
-        return {**cells, "std": str(float(np.round(self.rounds.std(), DECIMALS))), "runs": runs}
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The official tables, one row each: rounded means, deviation of the total, and its rounds."""
+        total = {"std": _rounded(self.rounds.std()), "runs": str(np.round(self.rounds, DECIMALS).tolist())}
+        tables = (self.capabilities, self.combinations)
+        return [{name: _rounded(each.mean()) for name, each in table.items()} | total for table in tables]
+
+
+def _rounded(value: np.floating) -> str:
+    return str(float(np.round(value, DECIMALS)))
 
 
 def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:

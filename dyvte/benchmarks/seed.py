@@ -155,11 +155,7 @@ def write_upload(annotations: Annotations, texts: dict[Any, str], path: str | Pa
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Scorer``.
-    """
+    """See ``Scorer``."""
     annotations = read_annotations(data_dir / ANNOTATIONS)
     return score_answers_file(annotations, data_dir / ANNOTATIONS, answers_file)[0]
 
@@ -184,11 +180,7 @@ def score_answers_file(
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and annotations must be of the same revision.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Benchmark.check_questions``.
-    """
+    """Questions and annotations must be of the same revision."""
     annotations = read_annotations(data_dir / ANNOTATIONS)
     ids, path = Counter(question.id for question in annotations.questions), data_dir / QUESTIONS
     videos = sum(question.data_type == "video" for question in annotations.questions)

@@ -60,24 +60,24 @@ def nothing_shared(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing shares neither color nor digit with any that is there."""
     colors, digits = {thing.color for thing in scene.things}, {thing.digit for thing in scene.things}
     absent = [f"{c} {d}" for c in COLORS if c not in colors for d in range(10) if d not in digits]
-    return _presence(pick(scene.things, rng), absent, rng)
+    return _presence(scene, pick(scene.things, rng), absent, rng)
 
 
 def other_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing is the present one in another color."""
     thing = pick(scene.things, rng)
-    return _presence(thing, [f"{color} {thing.digit}" for color in COLORS], rng, scene)
+    return _presence(scene, thing, [f"{color} {thing.digit}" for color in COLORS], rng)
 
 
 def other_digit(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing is another digit in the color of the present one."""
     thing = pick(scene.things, rng)
-    return _presence(thing, [f"{thing.color} {digit}" for digit in range(10)], rng, scene)
+    return _presence(scene, thing, [f"{thing.color} {digit}" for digit in range(10)], rng)
 
 
 def mixture(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing mixes the color of one thing and the digit of another."""
-    return _presence(pick(scene.things, rng), absent_mixtures(scene), rng)
+    return _presence(scene, pick(scene.things, rng), absent_mixtures(scene), rng)
 
 
 def mixture_of_many(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -93,7 +93,7 @@ def mixture_of_few(scene: Scene, rng: np.random.Generator) -> Pair | None:
 def look_alike(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing has the color of the present one, and a digit that looks like its."""
     thing = pick(scene.things, rng)
-    return _presence(thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng, scene)
+    return _presence(scene, thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng)
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -170,11 +170,9 @@ WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
 """Tasks whose images and texts lie in folders of their own, as in the original."""
 
 
-def _presence(
-    thing: Thing, absent: Sequence[str], rng: np.random.Generator, scene: Scene | None = None
-) -> Pair | None:
-    """Questions about a thing and about one of the ``absent``, without those that are in ``scene``."""
-    there = {thing.name for thing in scene.things} if scene else set()
+def _presence(scene: Scene, thing: Thing, absent: Sequence[str], rng: np.random.Generator) -> Pair | None:
+    """Questions about a thing and about one of the ``absent``, without those that are there after all."""
+    there = {thing.name for thing in scene.things}
     absent = [name for name in absent if name not in there]
     return (presence_question(thing.name), presence_question(pick(absent, rng))) if absent else None
 
