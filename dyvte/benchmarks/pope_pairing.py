@@ -34,34 +34,27 @@ class SplitScore:
         return self.true_positive, self.false_positive, self.true_negative, self.false_negative
 
     @property
-    def accuracy(self) -> float:
-        return _ratio(self.true_positive + self.true_negative, sum(self.counts))
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
-
-    @property
-    def f1(self) -> float:
-        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
-
-    @property
-    def yes_ratio(self) -> float:
-        return _ratio(self.said_yes, self.answers)
+    def figures(self) -> dict[str, float]:
+        """By name, in the official order."""
+        return {name: _ratio(*terms) for name, terms in self._ratios.items()}
 
     def without_denominator(self) -> list[str]:
         """The figures that are 0 only for want of a denominator."""
-        denominators = {
-            "yes ratio": self.answers,
-            "precision": self.true_positive + self.false_positive,
-            "recall": self.true_positive + self.false_negative,
-            "F1": self.precision + self.recall,
+        titles = {"yes_ratio": "yes ratio", "precision": "precision", "recall": "recall", "f1": "F1"}
+        return [title for name, title in titles.items() if not self._ratios[name][1]]
+
+    @property
+    def _ratios(self) -> dict[str, tuple[float, float]]:
+        """Numerators and denominators of the figures."""
+        said, wanted = self.true_positive + self.false_positive, self.true_positive + self.false_negative
+        precision, recall = _ratio(self.true_positive, said), _ratio(self.true_positive, wanted)
+        return {
+            "f1": (2 * precision * recall, precision + recall),
+            "accuracy": (self.true_positive + self.true_negative, sum(self.counts)),
+            "precision": (self.true_positive, said),
+            "recall": (self.true_positive, wanted),
+            "yes_ratio": (self.said_yes, self.answers),
         }
-        return [name for name, value in denominators.items() if not value]
 
 
 @dataclass

@@ -256,11 +256,8 @@ def main() -> None:
     parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
     parser.add_argument("--batch", type=int, default=48, help="scenes per step")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in {"hidden": 96, "layers": 4, "heads": 4, "patch": 8, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     run(parser, train)
 
 
