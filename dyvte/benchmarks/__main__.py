@@ -17,17 +17,9 @@ from dyvte.io import write_json
 DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
 RUN_SETTINGS = (
-    "method",
-    "method_config",
-    "gates",
-    "threshold",
-    "exit_layer",
-    "conv_mode",
-    "out",
-    "batch_size",
-    "chunks",
+    "method", "method_config", "gates", "threshold", "exit_layer", "conv_mode", "out", "batch_size", "chunks",
     "variant",
-)
+)  # fmt: skip
 """Flags of ``run`` that are, in upper case, settings of the scripts (scripts/v1_5/eval/common.sh)."""
 
 

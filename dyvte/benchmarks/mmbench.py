@@ -90,8 +90,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     beyond letters is not public.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, the table has no answers (test split), or no answer belongs to it.
+        FileNotFoundError, ValueError: see ``Scorer``; also for a table without answers (test split).
     """
     variant = BENCHMARK.variant(variant)
     path = tables.table_file(data_dir)

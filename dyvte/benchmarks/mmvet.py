@@ -125,8 +125,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
     """Score answers that have been graded. The value is the mean over the rounds of grading.
 
     Raises:
-        FileNotFoundError: a file is missing; the grades are, too, before the answers have been graded.
-        ValueError: a file is broken, grades are incomplete or of other answers, or answers of another benchmark.
+        FileNotFoundError, ValueError: see ``Scorer``; also when grades are missing, incomplete or of other answers.
     """
     variant = BENCHMARK.variant(variant)
     predictions = predictions_for(data_dir, answers_file)

@@ -219,10 +219,8 @@ def _remarks(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
         return [Remark(name, "no prompt: taken as a question without an image", skipped=pictured)]
     if "image" in outcome.problem and outcome.has_image != pictured:
         counted = "counted" if outcome.has_image else "not counted"
-        what = (
-            f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}; {counted} among the images"
-        )
-        return [Remark(name, what)]
+        shown = f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}"
+        return [Remark(name, f"{shown}; {counted} among the images")]
     return []
 
 
