@@ -145,7 +145,7 @@ def read_results(path: Path) -> tuple[Predictions, list[Remark]]:
         if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
             raise ValueError(f"{path}: entry {number} is no object with question_id and answer.")
         name = row["question_id"]
-        if not isinstance(name, (int, float, str)):
+        if not isinstance(row["question_id"], (int, float, str)):
             raise ValueError(f"{path}: question_id of entry {number} is neither a number nor a string.")
         if not isinstance(row["answer"], str):
             what = f"answer is {row['answer']!r:.40}, not a string: taken as an empty answer"

@@ -52,7 +52,7 @@ def _next_pair(
     while True:
         scene, rng = next(drawn)
         if pair := TASKS[task](scene, rng):
-            lines = [*zip(pair, ("Yes", "No"), strict=True)]
+            lines: list[tuple[str, str]] = [*zip(pair, ("Yes", "No"), strict=True)]
             return scene, lines if rng.random() < 0.5 else lines[::-1]
 
 
