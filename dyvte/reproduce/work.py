@@ -231,8 +231,7 @@ class Work:
     # gates fitted to stored states
 
     def store(self, part: str) -> Path:
-        """The store of states of the sample that gates are fitted to ("fit") or judged on ("judge"): begun, finished or
-        kept.
+        """The store of states of the sample that gates are fitted to ("fit") or judged on ("judge").
 
         Raises:
             ValueError: no sample is named.
