@@ -6,7 +6,6 @@ A function is a kind of experiment: what it runs, and, in ``@kind``, which setti
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -86,8 +85,8 @@ def paper_table(entry: Experiment, *works: Work) -> None:
 def state_table(entry: Experiment, *works: Work) -> None:
     """Gates that look at different states, fitted to one store."""
     for work in works:
-        width = ("--width", work.settings.width)
-        work.fit_grid(entry.option, entry.benchmarks, work.fitted / "results", *width)
+        results = work.fitted / "results"
+        work.fit_grid(entry.option, entry.benchmarks, results, width=work.settings.width)
     works[0].table("state_table", entry.name, *(work.fitted / "results" for work in works))
 
 
@@ -102,8 +101,8 @@ def method_table(entry: Experiment, work: Work) -> None:
         for name in work.with_data(tiny if work.is_tiny else entry.benchmarks)
         for line in ("none", *rivals, "dyvte", f"dyvte+{fastv[-1]}")
     ]
-    work.python("dyvte.report.rivals_table", *places, "--out", work.out / "tables")
-    work.python("dyvte.study.pareto", *places, "--out", work.out / "tables" / entry.name)
+    work.python("dyvte.report.rivals_table", *places, out=work.out / "tables")
+    work.python("dyvte.study.pareto", *places, out=work.out / "tables" / entry.name)
     work.say(f"written: {work.out}/tables/{entry.name}.md, .tex, .csv, .png and .pdf")
 
 
@@ -127,20 +126,18 @@ def dynamic_exits(entry: Experiment, work: Work) -> None:
                 places.append(work.rival(name, "dyvte", threshold, f"dyvte-{threshold}"))
         places.append(study_once("fixed_exits", name, work.rivaled / name / "fixed"))
         oracles.append(study_once("oracle", name, work.rivaled / name / "oracle"))
-    work.python("dyvte.study.dynamic", *places, "--oracle", *oracles, "--output", work.out / "tables")
+    work.python("dyvte.study.dynamic", *places, oracle=tuple(oracles), output=work.out / "tables")
 
 
 @kind(*FITTED, "judge_data", "label_epochs", "label_seeds", makes="tables/{name}/supervision_modes.json")
 def label_modes(entry: Experiment, work: Work) -> None:
     """Labels of all layers against labels of one random layer a step, at the same number of forward passes."""
     own, judge = work.settings, work.store("judge")  # first, because it says if there is none to judge on
-    # epochs and seed are this study's own; the last of a flag's values counts
-    work.python(
-        "dyvte.study.supervision_modes",
-        *("--store", work.store("fit"), "--held-out", judge, "--model-path", work.model),
-        *("--output", work.out / "tables" / entry.name, "--epochs", *own.label_epochs),
-        *("--seeds", *own.label_seeds, *work.fit_flags(), "--width", own.width),
-    )
+    stores = {"store": work.store("fit"), "held_out": judge, "model_path": work.model}
+    asked = {"epochs": own.label_epochs, "seeds": own.label_seeds, "width": own.width}
+    # epochs and seed of fitting are this study's own; the last of a flag's values counts
+    flags = {**stores, **asked, "output": work.out / "tables" / entry.name}
+    work.python("dyvte.study.supervision_modes", *work.fit_flags(), **flags)
 
 
 @kind(*EVALUATED, *FITTED, "judge_data", "reference", makes="tables/{name}.json")
@@ -149,25 +146,20 @@ def size_table(entry: Experiment, work: Work) -> None:
     judge = work.store("judge")  # first, because it says if there is none to judge on
     results = work.fitted / "size-results"
     grid = work.fit_grid("sizes", entry.benchmarks, results)
-    records = ("--records", results) if results.is_dir() else ()
-    work.python(
-        "dyvte.study.gate_sizes",
-        *("--store", judge, "--gates", grid, "--model-path", work.model),
-        *("--reference", work.settings.reference, *records, "--output", work.out / "tables"),
-    )
+    records = results if results.is_dir() else None
+    asked = {"store": judge, "gates": grid, "records": records, "reference": work.settings.reference}
+    work.python("dyvte.study.gate_sizes", model_path=work.model, **asked, output=work.out / "tables")
 
 
 @kind(*ASKED, "limit", makes="figures/{model}/{name}.png")
 def attention_figure(entry: Experiment, work: Work) -> None:
     """Attention mass by layer (option "attention"), or its entropies without and with exit ("entropy")."""
-    limit, without = ("--limit", work.settings.limit or 100), ("--method", "none")
-    methods = (
-        {"none": without, "dyvte": work.exit_flags()} if entry.option == "entropy" else {"none": without}
-    )
+    methods = {"none": {"method": "none"}, "dyvte": work.exit_flags()}
+    limit, chosen = work.settings.limit or 100, ["none"] if entry.option == "attention" else methods
     places = [
-        work.study("attention", name, work.numbers / name / method, *limit, *flags)
+        work.study("attention", name, work.numbers / name / method, limit=limit, **methods[method])
         for name in work.with_data(entry.benchmarks)
-        for method, flags in methods.items()
+        for method in chosen
     ]
     work.plot(entry.option, entry.name, *places)
 
@@ -176,27 +168,25 @@ def attention_figure(entry: Experiment, work: Work) -> None:
 def fixed_exit_figure(entry: Experiment, work: Work) -> None:
     """Score against the layer at which all questions exit, with DyVTE and the oracle exit."""
     own, places, oracles = work.settings, [], []
-    layers = ("--layers", *own.layers) if own.layers else ()
-    limit = ("--limit", own.limit) if own.limit else ()
     for name in work.with_data(entry.benchmarks):
-        places.append(work.study("fixed_exits", name, work.evaluate(name), *layers))
-        oracles.append(work.study("oracle", name, work.numbers / name / "oracle", *limit))
-    work.plot("manual", entry.name, *places, "--oracle", *oracles)
+        places.append(work.study("fixed_exits", name, work.evaluate(name), layers=own.layers))
+        oracles.append(work.study("oracle", name, work.numbers / name / "oracle", limit=own.limit))
+    work.plot("manual", entry.name, *places, oracle=tuple(oracles))
 
 
 @kind(*EVALUATED, makes="figures/{model}/{name}.png")
 def exit_figure(entry: Experiment, work: Work) -> None:
     """After which layer the visual tokens exit."""
     places = [work.evaluate(name) / "dyvte" for name in work.with_data(entry.benchmarks)]
-    work.python("dyvte.report.figures", "exits", *places, "--out", work.figures / entry.name)
+    work.python("dyvte.report.figures", "exits", *places, out=work.figures / entry.name)
 
 
 @kind(*ASKED, "limit", makes="figures/{model}/{name}-*.html")
 def examples(entry: Experiment, work: Work) -> None:
     """Questions with their answers and tokens per second, without and with exit: one page for each benchmark."""
-    flags = ("--limit", work.settings.limit or 6, *work.exit_flags())
+    flags = {"limit": work.settings.limit or 6, **work.exit_flags()}
     for name in work.with_data(entry.benchmarks):
-        folder = work.study("examples", name, work.numbers / name / "examples", *flags)
+        folder = work.study("examples", name, work.numbers / name / "examples", **flags)
         work.plot("examples", f"{entry.name}-{name}", folder)
 
 
@@ -207,7 +197,7 @@ def tiny_llava(entry: Experiment, work: Work) -> None:
         work.evaluate(name)
     for table in ("table1", "table2"):
         work.table("paper_table", table, work.results)
-    work.python("dyvte.report.figures", "exits", work.results, "--out", work.out / "tables/exits.png")
+    work.python("dyvte.report.figures", "exits", work.results, out=work.out / "tables/exits.png")
 
 
 @kind(*EVALUATED, *("scenes", "fraction", "seed", "width", "gain"), makes="summary/*", always=True)
@@ -217,15 +207,15 @@ def whole_method(entry: Experiment, work: Work) -> None:
     own, begun, out = work.settings, time.monotonic(), work.out
     work.data_root, work.gates, work.results = out / "eval", out / "gates", out / "results"
     scenes, fraction, seed = own.scenes or 4000, own.fraction or "1", own.seed or 0
-    benchmarks, sizes = own.benchmarks or entry.benchmarks, ("--width", own.width, "--gain", own.gain)
+    benchmarks = own.benchmarks or entry.benchmarks
     if not (Path(work.model) / "config.json").is_file():
         raise ValueError(f"no checkpoint in {work.model}")
 
     def step(text: str) -> None:
         work.say(f"\n[{since(begun)}] {text}")
 
-    def once(mark: str, module: str, *arguments: object) -> None:
-        keep(mark, " ".join(map(str, (module, *arguments))), lambda: work.python(module, *arguments))
+    def once(mark: str, module: str, **flags: object) -> None:
+        keep(mark, f"{module} {flags}", lambda: work.python(module, **flags))
 
     def keep(mark: str, words: str, action: Callable[[], None]) -> None:
         work.once(out / ".done" / mark, words, action, "kept from an earlier run")
@@ -234,8 +224,8 @@ def whole_method(entry: Experiment, work: Work) -> None:
         fresh = out / "gates-fresh"
         for folder in (fresh, work.gates):
             shutil.rmtree(folder, ignore_errors=True)
-        flags = ("--model-path", work.model, "--output", fresh, *sizes, "--seed", seed)
-        work.command(sys.executable, "init_weight.py", *flags)
+        sizes = {"width": own.width, "gain": own.gain, "seed": seed}
+        work.python("init_weight", model_path=work.model, output=fresh, **sizes)
         work.command(
             *("bash", "scripts/v1_5/finetune_visual_gate.sh", "--disable_tqdm", "False"),
             **{"MODEL": work.model, "GATES": fresh, "DATA": out / "gates.json", "OUTPUT": work.gates},
@@ -244,11 +234,10 @@ def whole_method(entry: Experiment, work: Work) -> None:
         )
 
     step("Data: scenes with instructions, and evaluation sets of writers never trained on")
-    once("train", "dyvte.tiny.data", "--out", out / "train", "--scenes", scenes, "--processes", 2)
-    sets = ("--questions", own.questions, "--only", *benchmarks)
-    once("eval", "dyvte.tiny.sets", "--out", work.data_root, *sets)
-    data = ("--data-path", out / "train/finetune.json", "--output", out / "gates.json")
-    once("sample", "dyvte.gates.sample", *data, "--fraction", fraction, "--seed", seed)
+    once("train", "dyvte.tiny.data", out=out / "train", scenes=scenes, processes=2)
+    once("eval", "dyvte.tiny.sets", out=work.data_root, questions=own.questions, only=benchmarks)
+    drawn = {"output": out / "gates.json", "fraction": fraction, "seed": seed}
+    once("sample", "dyvte.gates.sample", data_path=out / "train/finetune.json", **drawn)
 
     step("Exit gates: fresh ones, then trained while the model stays frozen")
     words = f"{work.model} {state_of(Path(work.model))} {scenes} {fraction} {own.width} {own.gain} {seed}"
@@ -264,8 +253,8 @@ def whole_method(entry: Experiment, work: Work) -> None:
 
     step("Results")
     facts = {"seed": seed, "scenes": scenes, "fraction": fraction, "gate_width": own.width}
-    setting = [f"{key}={value}" for key, value in {**facts, "seconds": since(begun).seconds}.items()]
-    work.python("dyvte.report.summary", work.results, "--out", out / "summary", "--setting", *setting)
+    setting = tuple(f"{key}={value}" for key, value in {**facts, "seconds": since(begun).seconds}.items())
+    work.python("dyvte.report.summary", work.results, out=out / "summary", setting=setting)
 
 
 _QA = ("gqa", "sqa", "textvqa")

@@ -109,7 +109,7 @@ class Runner:
                     write_whole(self._mark(entry, "failed"), "\n".join(ending) + "\n")
                     print(f"FAILED, {error}: {log} ends with", *ending, sep="\n        ", flush=True)
             try:
-                self._works()[0].python("dyvte.report.page", self.out, "--out", self.out / "report.html")
+                self._works()[0].python("dyvte.report.page", self.out, out=self.out / "report.html")
             except StepFailed:
                 failed.append("report")
         print(f"all: {len(names)} steps in {since(begun)}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -102,9 +102,12 @@ class Work:
         if code:
             raise StepFailed(f"{' '.join(map(str, words[:4]))} ... ended with exit code {code}")
 
-    def python(self, module: str, *arguments: object) -> None:
-        """``python -m module arguments``."""
-        self.command(sys.executable, "-m", module, *arguments)
+    def python(self, module: str, *words: object, **flags: object) -> None:
+        """``python -m module words --flags``; a flag with None is left out, one with a tuple has all its values."""
+        for name, value in flags.items():
+            if value is not None:
+                words += (f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [value]))
+        self.command(sys.executable, "-m", module, *words)
 
     def once(self, mark: Path, words: object, action: Callable[[], object], kept: str = "") -> None:
         """Do it, or say ``kept`` if it was done before with the same words, which the mark then holds."""
@@ -144,8 +147,10 @@ class Work:
         """
         count, found = self.settings.questions, False
         if self.is_tiny:
-            make = ("dyvte.tiny.sets", "--out", self.data_root, "--questions", count, "--only", *TINY_SETS)
-            self.once(self.data_root / ".questions", count, lambda: self.python(*make))
+            make = partial(
+                self.python, "dyvte.tiny.sets", out=self.data_root, questions=count, only=TINY_SETS
+            )
+            self.once(self.data_root / ".questions", count, make)
             findings_of.cache_clear()
         for name in self.settings.benchmarks or names:
             findings = findings_of(name, self.data_of(name))
@@ -203,29 +208,27 @@ class Work:
 
     # studies
 
-    def study(self, module: str, name: str, folder: Path, *flags: object) -> Path:
+    def study(self, module: str, name: str, folder: Path, **flags: object) -> Path:
         """Run ``dyvte.study.MODULE`` on a benchmark; its output folder."""
-        single = ("--single-pred-prompt",) if name in ("sqa", "mmbench") else ()
+        own, data = self.settings, self.data_of(name)
+        asked = {"conv_mode": own.conv_mode, "temperature": 0, "batch_size": own.batch_size}
+        asked |= {"single_pred_prompt": () if name in ("sqa", "mmbench") else None, **flags}
         self.python(
-            f"dyvte.study.{module}",
-            *(name, "--data-dir", self.data_of(name), "--model-path", self.model, "--output", folder),
-            *("--conv-mode", self.settings.conv_mode, "--temperature", 0),
-            *("--batch-size", self.settings.batch_size, *single, *flags),
+            f"dyvte.study.{module}", name, data_dir=data, model_path=self.model, output=folder, **asked
         )
         return folder
 
-    def exit_flags(self) -> list[object]:
+    def exit_flags(self) -> dict[str, object]:
         """Flags for exit by gates."""
-        chosen = {"--gates": self.gates, "--threshold": self.settings.threshold}
-        return ["--method", "dyvte", *(word for pair in chosen.items() if pair[1] for word in pair)]
+        return {"method": "dyvte", "gates": self.gates, "threshold": self.settings.threshold}
 
-    def plot(self, kind: str, figure: str, *arguments: object) -> None:
+    def plot(self, kind: str, figure: str, *places: Path, **flags: object) -> None:
         """Draw from stored numbers."""
-        self.python("dyvte.study.plot", kind, *arguments, "--out", self.figures / figure)
+        self.python("dyvte.study.plot", kind, *places, **flags, out=self.figures / figure)
 
     def table(self, module: str, name: str, *places: Path) -> None:
         """Write and show a table of the paper."""
-        self.python(f"dyvte.report.{module}", name, *places, "--out", self.out / "tables")
+        self.python(f"dyvte.report.{module}", name, *places, out=self.out / "tables")
         self.say(f"written: {self.out}/tables/{name}.md, .tex and .csv")
 
     # gates fitted to stored states
@@ -243,21 +246,10 @@ class Work:
         if not sample:
             raise ValueError("set JUDGE_DATA to a sample that no gate is fitted to")
         output = self.fitted / ("store" if part == "fit" else "judge-store")
-        self.python(
-            "dyvte.gates.store_states",
-            *(
-                "--model-path",
-                self.model,
-                "--data-path",
-                sample,
-                "--version",
-                own.version,
-                "--dtype",
-                own.dtype,
-            ),
-            *("--image-folder", own.train_images or folder / "images", "--output", output),
-            *(("--attention",) if part == "fit" else ()),
-        )
+        kept = {"version": own.version, "dtype": own.dtype, "attention": () if part == "fit" else None}
+        images = own.train_images or folder / "images"
+        asked = {"model_path": self.model, "data_path": sample, "image_folder": images, "output": output}
+        self.python("dyvte.gates.store_states", **asked, **kept)
         return output
 
     def _draw(self, folder: Path) -> Path:
@@ -266,15 +258,14 @@ class Work:
         scenes, fraction, seed = own.scenes or 8000, own.fraction or "0.2", own.seed or 0
 
         def draw() -> None:
-            made = ("--out", folder, "--scenes", scenes, "--seed", seed, "--processes", 2)
-            self.python("dyvte.tiny.data", *made)
+            self.python("dyvte.tiny.data", out=folder, scenes=scenes, seed=seed, processes=2)
             records = read_json(folder / "finetune.json")
             cut = len(records) * 3 // 4
             for part, chosen in (("fit", records[:cut]), ("judge", records[cut:])):
                 whole = folder / f"{part}-all.json"
                 write_whole(whole, json.dumps(chosen))
-                output = ("--output", folder / f"{part}.json", "--fraction", fraction, "--seed", seed)
-                self.python("dyvte.gates.sample", "--data-path", whole, *output)
+                drawn = {"output": folder / f"{part}.json", "fraction": fraction, "seed": seed}
+                self.python("dyvte.gates.sample", data_path=whole, **drawn)
 
         self.once(folder / ".made", f"{scenes} {fraction} {seed}", draw)
         return folder
@@ -290,13 +281,13 @@ class Work:
             *(("--disable_tqdm", True) if self.is_tiny else ()),
         ]
 
-    def fit_grid(self, grid: str, names: Iterable[str], results: Path, *flags: object) -> Path:
+    def fit_grid(self, grid: str, names: Iterable[str], results: Path, **flags: object) -> Path:
         """Fit all gates of a grid of ``dyvte.study.gate_grid`` and evaluate each, and the model without exit; the
         folder of their folders.
         """
         output = self.fitted / ("states" if grid == "pairs" else grid)  # pairs are some of the states
-        stores = ("--store", self.store("fit"), "--output", output)
-        self.python("dyvte.study.gate_grid", grid, *stores, *self.fit_flags(), *flags)
+        asked = {"store": self.store("fit"), "output": output, **flags}
+        self.python("dyvte.study.gate_grid", grid, *self.fit_flags(), **asked)
         for name in self.with_data(names, needed=False):
             self.evaluation(name, results / name / "none", "none")
             for folder in sorted(path for path in output.iterdir() if path.is_dir()):
@@ -336,11 +327,9 @@ class Work:
         if not self.chosen.train_data or not self.chosen.train_images:
             raise ValueError(f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search a layer for {self.model}")
         found = self.rivaled / "vtw.json"
-        self.python(
-            "dyvte.study.vtw_search",
-            *("--model-path", self.model, "--data-path", own.train_data, "--image-folder", own.train_images),
-            *("--output", found, "--conv-mode", own.conv_mode, "--divergence", own.vtw_divergence),
-        )
+        sample = {"data_path": own.train_data, "image_folder": own.train_images, "output": found}
+        how = {"conv_mode": own.conv_mode, "divergence": own.vtw_divergence}
+        self.python("dyvte.study.vtw_search", model_path=self.model, **sample, **how)
         return int(read_json(found)["k"])
 
     def rival(self, name: str, line: str, threshold: str | None = None, folder: str | None = None) -> Path:
