@@ -97,10 +97,9 @@ run_shards() {
     [ ${#failed[@]} -eq 0 ] || die "shard ${failed[*]} of $chunks failed (see above); a new run goes on from here"
 }
 
-# answer QUESTIONS IMAGES ARGUMENTS...: answer, and merge in question order, into OUT.
+# answer QUESTIONS IMAGES ARGUMENTS...: after method_arguments, answer and merge in question order, into OUT.
 answer() {
     local questions=$1 index
-    method_arguments
     OUT=${OUT:-$DATA/answers/$(basename "${questions%.*}")/$(basename "$MODEL")$variant}
     mkdir -p "$OUT"
     rm -f "$OUT/merge.jsonl" "$OUT/record.json" # of an earlier run: none is left behind if this one fails
@@ -112,6 +111,7 @@ answer() {
 
 # answer_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: check the files and answer.
 answer_benchmark() {
+    method_arguments
     "$PYTHON" -m dyvte.benchmarks check "$1" --data-dir "$DATA" --quiet ||
         die "the files in DATA=$DATA are not ready (see above)"
     answer "${@:2}"
