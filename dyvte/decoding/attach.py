@@ -16,22 +16,27 @@ import threading
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from dyvte.cost.vision import VisionMeter
 from dyvte.decoding.attention.interface import check_kernel
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import run_layers
-from dyvte.decoding.packed import Layout, PackedRow, pack, to_device, unpack
+from dyvte.decoding.packed import Layout, PackedRow, pack, unpack
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
+from dyvte.families.stack import next_positions, text_positions
 from dyvte.provenance import git_state, versions
 
 TRACES_KEPT = 1024
@@ -52,7 +57,7 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
     """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
 
     Args:
-        model: LLaVA's own class here, or transformers' ``LlavaForConditionalGeneration``.
+        model: of a family in :mod:`dyvte.families`, as LLaVA's own class here or as transformers has it.
         policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
         graphs: ``Graphs()`` records decoding steps and the layers after an exit as CUDA graphs; by default every
             kernel is launched by itself. Make new ones when the model's weights are moved or replaced.
@@ -61,18 +66,35 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
             policy is attached already, the model's attention has no packed form, or it cannot be recorded.
     """
-    decoder = adapter_for(model).decoder(model)
+    adapter = adapter_for(model)
+    stack = adapter.stack(adapter.decoder(model))
     if is_attached(model):
         raise ValueError("a policy is attached to this model already: call detach() on its handle first")
-    layer_types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise ValueError(
-            f"packed rows need full attention in every layer, this model has {sorted(layer_types)}"
-        )
-    check_kernel(decoder.config)
+    check_kernel(stack.config)
     if graphs is not None:
-        graphs.check(decoder)
+        graphs.check(stack)
     return Handle(model, policy, graphs)
+
+
+@dataclass
+class DecoderOutput(MoeModelOutputWithPast):
+    """What families read from their decoder; of mixtures of experts, the routers' logits are not kept."""
+
+    shared_kv_states: Any = None
+
+
+@dataclass
+class _Prompt:
+    """What a family's outer module knows of a prompt and its decoder is not told.
+
+    Attributes:
+        visual_mask, blocks: (B, S), see :func:`~dyvte.decoding.packed.pack`.
+        attention_mask: (B, S); the decoder may get a 4-D mask, or several, in its place.
+    """
+
+    visual_mask: Tensor | None
+    blocks: Tensor | None
+    attention_mask: Tensor | None
 
 
 class Handle:
@@ -90,23 +112,43 @@ class Handle:
         adapter = adapter_for(model)
         self._model = model
         self._decoder = adapter.decoder(model)
+        self._stack = adapter.stack(self._decoder)
+        self._axes = adapter.position_axes
         self.policy = policy
         self.graphs = graphs
         self.run = run_info(model, graphs)
         self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
-        self._collecting = threading.local()
-        self._hook = None
+        # of each thread: `traces` being collected, and the `prompt` on its way to the decoder
+        self._local = threading.local()
+        tower, projector = adapter.vision(model)
+        self._meter = None
+        if tower is not None and adapter.counts_vision:
+            self._meter = VisionMeter([part for part in (tower, projector) if part is not None])
+        self._hooks: list[RemovableHandle] = []
         if adapter.visual_mask is not None:
-            entry, find_visual = adapter.entry(model), adapter.visual_mask
+            entry, visual_mask, blocks = adapter.entry(model), adapter.visual_mask, adapter.blocks
             names = list(inspect.signature(entry.forward).parameters)
 
-            def add_visual_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
+            def note_prompt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-                if kwargs.get("visual_mask") is None and _columns(kwargs) > 1:
-                    kwargs["visual_mask"] = find_visual(model, kwargs)
-                return (), kwargs
+                if self._meter is not None:
+                    self._meter.take()  # of images that were encoded on their own
+                if _columns(kwargs) > 1:
+                    mask = kwargs.get("attention_mask")
+                    self._local.prompt = _Prompt(
+                        visual_mask(model, kwargs),
+                        None if blocks is None else blocks(model, kwargs),
+                        mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+                    )
 
-            self._hook = entry.register_forward_pre_hook(add_visual_mask, with_kwargs=True)
+            def forget_prompt(module: nn.Module, args: object, output: object) -> None:
+                self._local.prompt = None
+
+            # not through the arguments: some families hand them to the tower as well
+            self._hooks = [
+                entry.register_forward_pre_hook(note_prompt, with_kwargs=True),
+                entry.register_forward_hook(forget_prompt, always_call=True),
+            ]
         # plain attributes, so that neither enters the module tree or the state dict
         attributes = vars(self._decoder)
         self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
@@ -130,12 +172,12 @@ class Handle:
     @contextmanager
     def collect(self) -> Generator[list[ExitTrace]]:
         """A list that takes the traces of this thread's prefills within the block, instead of :attr:`traces`."""
-        outer, traces = getattr(self._collecting, "traces", None), []
-        self._collecting.traces = traces
+        outer, traces = getattr(self._local, "traces", None), []
+        self._local.traces = traces
         try:
             yield traces
         finally:
-            self._collecting.traces = outer
+            self._local.traces = outer
 
     def detach(self) -> None:
         """Give the model back the forward that it had. A second call does nothing."""
@@ -145,8 +187,10 @@ class Handle:
         del attributes["_exit_handle"], attributes["forward"]
         if self._own_forward is not None:
             attributes["forward"] = self._own_forward
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        if self._meter is not None:
+            self._meter.remove()
 
     def __enter__(self) -> Handle:
         return self
@@ -164,7 +208,7 @@ class Handle:
         use_cache: bool | None = None,
         visual_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> DecoderOutput:
         """Stands in for the decoder's forward: (B, S) ids or (B, S, D) embeddings -> states (B, S, D)."""
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.get(name):
@@ -173,40 +217,53 @@ class Handle:
                 )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        decoder = self._decoder
+        prompt: _Prompt | None = getattr(self._local, "prompt", None)
+        blocks = None
+        if prompt is not None:
+            visual_mask, blocks = prompt.visual_mask, prompt.blocks
+            attention_mask = prompt.attention_mask if prompt.attention_mask is not None else attention_mask
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+            attention_mask = None
+        decoder, stack = self._decoder, self._stack
         embeds: Tensor = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = stack.embed(embeds)
+        extras = stack.extras(kwargs, embeds)
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
         cache = (
             _ragged(past_key_values, len(decoder.layers))
             if use_cache or past_key_values is not None
             else None
         )
+        if position_ids is not None:
+            position_ids = text_positions(position_ids, self._axes)
 
         batch, columns, _ = embeds.shape
         if cache is not None and cache.columns:
-            row = _continue(cache, embeds, attention_mask, visual_mask)
+            row = _continue(cache, embeds, attention_mask, position_ids, visual_mask, extras)
             row = self._prefill(row, cache) if columns > 1 else self._step(row, cache)
         else:
-            row = pack(embeds, attention_mask, position_ids, visual_mask)
+            row = pack(embeds, attention_mask, position_ids, visual_mask, blocks=blocks, extras=extras)
             if cache is not None:
-                cache.advance(columns, row.layout.positions[row.layout.last_index] + 1)
+                cache.advance(columns, _next(row.layout), row.layout.lengths)
             row = self._prefill(row, cache)
-        return BaseModelOutputWithPast(last_hidden_state=unpack(row, batch, columns), past_key_values=cache)
+        return DecoderOutput(last_hidden_state=unpack(row, batch, columns), past_key_values=cache)
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)
+        if self._meter is not None:
+            trace.vision_flops = self._meter.take()
         row = run_layers(
-            self._decoder, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
+            self._stack, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )
-        collected = getattr(self._collecting, "traces", None)
+        collected = getattr(self._local, "traces", None)
         (self.traces if collected is None else collected).append(trace)
         return row
 
     def _step(self, row: PackedRow, cache: RaggedCache) -> PackedRow:
         graphs = self._usable_graphs()
         if graphs is None:
-            return run_layers(self._decoder, row, cache=cache)
-        return graphs.step(self._decoder, row, cache, run_layers)
+            return run_layers(self._stack, row, cache=cache)
+        return graphs.step(self._stack, row, cache, run_layers)
 
     def _usable_graphs(self) -> Graphs | None:
         """Recorded work has no gradients."""
@@ -252,10 +309,24 @@ def _ragged(past_key_values: Cache | None, num_layers: int) -> RaggedCache:
     return RaggedCache(num_layers)
 
 
+def _next(layout: Layout) -> Tensor:
+    """(G,) long, the position after each sequence."""
+    return next_positions(layout.positions, layout.owner_ids, len(layout.samples))
+
+
 def _continue(
-    cache: RaggedCache, inputs_embeds: Tensor, attention_mask: Tensor | None, visual_mask: Tensor | None
+    cache: RaggedCache,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    visual_mask: Tensor | None,
+    extras: Any,
 ) -> PackedRow:
-    """Pack tokens that follow what the cache holds; positions go on from each sample's full length."""
+    """Pack tokens that follow what the cache holds.
+
+    Positions follow each sample's full length; only where they have several axes are the given ones taken, since new
+    images move them.
+    """
     batch, columns, _ = inputs_embeds.shape
     if batch != len(cache.next_positions):
         raise ValueError(f"the cache holds {len(cache.next_positions)} samples, the batch has {batch}")
@@ -264,11 +335,15 @@ def _continue(
         new = None if attention_mask is None else attention_mask[:, -columns:]
         if visual_mask is not None and visual_mask.shape[1] != columns:
             visual_mask = None  # `generate` repeats the prompt's mask; what follows the prompt is text
-        row = pack(inputs_embeds, new, visual_mask=visual_mask)
-        cache.advance(columns, offsets + to_device(row.layout.lengths, offsets.device))
-        before = cache.columns - columns
-        return PackedRow(row.hidden, row.layout.continuing(offsets[row.layout.owner_ids], before))
-    cache.advance(1, offsets + 1)
-    layout = Layout.of_single_tokens(offsets, extent=cache.columns)
+        given = position_ids if position_ids is not None and position_ids.ndim == 3 else None
+        row = pack(inputs_embeds, new, given, visual_mask, extras=extras)
+        layout = row.layout
+        places = layout.places + np.array(cache.seen)[layout.owners]
+        positions = layout.positions if given is not None else layout.positions + offsets[layout.owner_ids]
+        layout = replace(layout, positions=positions, places=places)
+        cache.advance(columns, _next(layout), layout.lengths)
+        return PackedRow(row.hidden, layout)
+    layout = replace(Layout.of_single_tokens(offsets, cache.seen), extras=extras)
+    cache.advance(1, offsets + 1, [1] * batch)
     # a reshape, not a transpose: with strides of a transpose matrix products would copy their weights
     return PackedRow(inputs_embeds.reshape(1, batch, -1), layout)

@@ -29,7 +29,8 @@ from dyvte.decoding.attention.plan import make_plan
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.loop import Layers
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.families.base import Decoder
+from dyvte.families.protocols import Decoder
+from dyvte.families.stack import Stack
 
 BUCKET = 32
 """Text-only samples are filled up to a multiple of this many tokens. A choice: it wastes 16 tokens on average where
@@ -90,7 +91,7 @@ class CudaGraphs:
 class RunLayers(Protocol):
     """:func:`dyvte.decoding.loop.run_layers`."""
 
-    def __call__(self, decoder: Decoder, row: PackedRow, *, cache: RaggedCache) -> PackedRow:
+    def __call__(self, stack: Stack, row: PackedRow, *, cache: RaggedCache) -> PackedRow:
         """All layers and the final norm over a row of single tokens."""
         ...
 
@@ -121,19 +122,21 @@ class Graphs:
         """Bytes of the static buffers of all buckets."""
         return sum(bucket.nbytes for own in self._of.values() for bucket in own.buckets.values() if bucket)
 
-    def check(self, decoder: Decoder) -> None:
+    def check(self, stack: Stack) -> None:
         """Raise ValueError when the decoder's work cannot be recorded.
 
         It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
         """
+        decoder = stack.decoder
         kind = getattr(decoder.rotary_emb, "rope_type", "default")
         if kind in ("dynamic", "longrope"):
             raise ValueError(
                 f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"
             )
-        if getattr(decoder.config, "sliding_window", None) is not None:
+        if not stack.plain:
             raise ValueError(
-                "layers with a sliding window look at lengths on the host: graphs cannot be used"
+                "graphs are for decoders whose layers are all alike and see all tokens: not for sliding windows, or "
+                "features added to tokens"
             )
         devices = {parameter.device for parameter in decoder.parameters()}
         if isinstance(self._record, CudaGraphs) and (
@@ -142,18 +145,18 @@ class Graphs:
             names = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"CUDA graphs need the whole decoder on one CUDA device, this one is on {names}")
 
-    def step(self, decoder: Decoder, row: PackedRow, cache: RaggedCache, run: RunLayers) -> PackedRow:
-        """A decoding step of ``row``, one token per sample; ``run(decoder, row, cache=cache)`` does it as usual."""
-        own = self._own(decoder)
+    def step(self, stack: Stack, row: PackedRow, cache: RaggedCache, run: RunLayers) -> PackedRow:
+        """A decoding step of ``row``, one token per sample; ``run(stack, row, cache=cache)`` does it as usual."""
+        own = self._own(stack.decoder)
         step = own.step
         if step is None or not step.continues(row, cache):
             cache.make_static()
             own.step = _Step(cache, own)
-            return own.step.note(run(decoder, row, cache=cache), cache)
+            return own.step.note(run(stack, row, cache=cache), cache)
         if step.replay is None:
             if step.seen < STEPS_BEFORE:
-                return step.note(run(decoder, row, cache=cache), cache)
-            step.replay = self.record(step.prepare(decoder, row, cache, run), row.hidden)
+                return step.note(run(stack, row, cache=cache), cache)
+            step.replay = self.record(step.prepare(stack, row, cache, run), row.hidden)
         else:
             step.hidden.copy_(row.hidden)
             step.positions.copy_(row.layout.positions)
@@ -176,14 +179,14 @@ class Graphs:
             or samples * length > MOST_TOKENS
         ):
             return None
-        own = self._own(plain.decoder)
+        own = self._own(plain.stack.decoder)
         key = samples, length, plain.kernel, row.hidden.dtype, torch.is_inference_mode_enabled()
         if key not in own.buckets:
             own.buckets[key] = None  # seen once
             return None
         bucket = own.buckets[key]
         if bucket is None:
-            bucket = own.buckets[key] = _Bucket.of(plain.decoder, row, length)
+            bucket = own.buckets[key] = _Bucket.of(plain.stack.decoder, row, length)
         own.buckets.move_to_end(key)
         while self.nbytes > self.most_bytes and len(own.buckets) > 1:
             own.buckets.popitem(last=False)
@@ -217,7 +220,7 @@ class RecordedLayers:
         self._graphs, self._bucket, self._plain = graphs, bucket, plain
         within = np.arange(len(layout.owners)) - np.array(layout.starts)[layout.owners]
         self._places = layout.to_device(layout.owners * bucket.length + within)
-        bucket.set_positions(plain.decoder, layout.positions, self._places)
+        bucket.set_positions(plain.stack.decoder, layout.positions, self._places)
         self._out: Tensor | None = None
 
     def __call__(
@@ -230,7 +233,7 @@ class RecordedLayers:
         if hidden is not self._out:
             bucket.hidden.zero_().index_copy_(1, self._places, hidden)
         if index not in bucket.replays:
-            work = bucket.work(plain.decoder, index, plain.kernel)
+            work = bucket.work(plain.stack.decoder, index, plain.kernel)
             bucket.replays[index] = self._graphs.record(work, bucket.hidden)
         self._graphs.play(bucket.replays[index])
         if cache is not None:
@@ -292,15 +295,13 @@ class _Step:
         same = cache is self._cache() and cache.epoch == self._epoch and cache.free_steps > 0
         return same and (self.replay is None or self.hidden.shape == row.hidden.shape)
 
-    def prepare(
-        self, decoder: Decoder, row: PackedRow, cache: RaggedCache, run: RunLayers
-    ) -> Callable[[], None]:
+    def prepare(self, stack: Stack, row: PackedRow, cache: RaggedCache, run: RunLayers) -> Callable[[], None]:
         """What is to be recorded."""
         self.hidden, self.positions = row.hidden.clone(), row.layout.positions.clone()
         layout = Layout.of_single_tokens(self.positions)
 
         def work() -> None:
-            self.out = run(decoder, PackedRow(self.hidden, layout), cache=cache).hidden
+            self.out = run(stack, PackedRow(self.hidden, layout), cache=cache).hidden
 
         return work
 
@@ -359,7 +360,7 @@ class _Bucket:
             with torch.no_grad():  # a dry run, for the shapes
                 shapes: list[Tensor] = []
                 look = PackedContext(
-                    self.layout, plan, None, lambda seen: shapes.extend((seen.key, seen.value))
+                    self.layout, plan, None, observe=lambda seen: shapes.extend((seen.key, seen.value))
                 )
                 self._layer(decoder, index, look)
                 self.keys, self.values = (torch.zeros_like(part) for part in shapes)
@@ -368,7 +369,7 @@ class _Bucket:
             self.keys.copy_(seen.key)
             self.values.copy_(seen.value)
 
-        context = PackedContext(self.layout, plan, None, keep)
+        context = PackedContext(self.layout, plan, None, observe=keep)
 
         def work() -> None:
             self.hidden.copy_(self._layer(decoder, index, context))

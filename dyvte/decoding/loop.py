@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,14 @@ from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.packed import PackedRow
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.families.base import Decoder
+from dyvte.families.stack import Stack
 
 if TYPE_CHECKING:
     from dyvte.decoding.graphs import Graphs, RecordedLayers
 
 
 def run_layers(
-    decoder: Decoder,
+    stack: Stack,
     row: PackedRow,
     *,
     policy: Policy | None = None,
@@ -32,7 +33,7 @@ def run_layers(
     """Run a packed row through all layers and the final norm.
 
     Args:
-        decoder: a Llama-like module; its own layers run.
+        stack: the decoder as its family has it; its own layers run.
         row: states (1, T, D) entering layer 0.
         policy: may edit the row before the first layer and after each; None while decoding.
         trace: where policy and loop write what they did; needed with a policy.
@@ -47,13 +48,13 @@ def run_layers(
     """
     if (policy is None) != (trace is None):
         raise ValueError("a policy needs a trace to write to, and a trace a policy")
-    with packed_layers(decoder.config) as kernel:
+    with packed_layers(stack.config) as kernel:
         if policy is not None and trace is not None:
             row = policy.enter(row, trace)
         layers: Layers | RecordedLayers | None = None
-        for index in range(len(decoder.layers)):
+        for index in range(len(stack.layers)):
             if layers is None or layers.layout is not row.layout:
-                plain = Layers(decoder, row, cache, kernel, first=index)
+                plain = Layers(stack, row, cache, kernel, first=index)
                 layers = (graphs and graphs.layers(plain, index, row)) or plain
             if policy is None or trace is None:
                 row = PackedRow(layers(index, row.hidden), row.layout)
@@ -63,34 +64,43 @@ def run_layers(
             )
             trace.record_layer(row.layout)
             row = policy.edit(index, PackedRow(layers(index, row.hidden, observe), row.layout), trace)
-        return PackedRow(decoder.norm(row.hidden), row.layout)
+        hidden = stack.before(len(stack.layers), row.hidden, row.layout)
+        return PackedRow(stack.norm(hidden), row.layout)
 
 
 class Layers:
     """The decoder's layers from ``first`` on, over one layout: what all of them share is made once.
 
     Attributes:
-        decoder, layout, cache, kernel: what they run on.
+        stack, layout, cache, kernel: what they run on.
         continued: whether the cache held tokens of the samples before.
     """
 
     def __init__(
-        self, decoder: Decoder, row: PackedRow, cache: RaggedCache | None, kernel: str, first: int = 0
+        self, stack: Stack, row: PackedRow, cache: RaggedCache | None, kernel: str, first: int = 0
     ) -> None:
-        self.decoder, self.layout, self.cache, self.kernel = decoder, row.layout, cache, kernel
+        self.stack, self.layout, self.cache, self.kernel = stack, row.layout, cache, kernel
         self.continued = cache is not None and cache.layers[first].is_initialized
-        self._positions = row.layout.positions[None]
-        self._rope = decoder.rotary_emb(row.hidden, position_ids=self._positions)
-        self._plan = make_plan(kernel, row.layout, self.continued)
+        positions = row.layout.positions
+        self._positions = positions[None] if positions.ndim == 1 else positions[:, None]
+        self._ropes = stack.ropes(row.hidden, self._positions)
+        self._contexts = {
+            rule: PackedContext(
+                row.layout,
+                make_plan(kernel, row.layout, self.continued, rule),
+                cache,
+                rule,
+                rescale=stack.rescale,
+            )
+            for rule in dict.fromkeys(stack.rules[first:])
+        }
 
     def __call__(
         self, index: int, hidden: Tensor, observe: Callable[[AttentionInputs], None] | None = None
     ) -> Tensor:
         """States (1, T, D) after layer ``index``, given those before it."""
-        return self.decoder.layers[index](
-            hidden,
-            attention_mask=None,
-            position_ids=self._positions,
-            position_embeddings=self._rope,
-            packed=PackedContext(self.layout, self._plan, self.cache, observe),
-        )
+        stack, context = self.stack, self._contexts[self.stack.rules[index]]
+        hidden = stack.before(index, hidden, self.layout)
+        if observe is not None:
+            context = replace(context, observe=observe)
+        return stack.run(index, hidden, self._ropes[stack.kinds[index]], self._positions, context)

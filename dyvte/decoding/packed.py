@@ -36,15 +36,18 @@ class Layout:
     """Per-token metadata of a packed batch (below: row). Immutable: an edit of the row makes a new layout.
 
     Attributes:
-        positions: (T,) long, the tokens' positions in their prompts; never renumbered.
+        positions: (T,) long, the tokens' positions in their prompts, or (A, T) on several axes (M-RoPE); never
+            renumbered.
         kinds: (T,) int8, on the host: ``TEXT`` of the prompt, ``VISUAL``, or ``ANSWER`` for teacher-forced answers,
             which gates must not see.
         origins: (T,) int64, on the host, where each token came from: ``sample * S + column`` of the padded batch.
         owners: (T,) int64, ascending, on the host: the sequence of each token.
         samples: (G,) the sample that each sequence belongs to, on the host.
         forked_at: (G,) the layer after which a sequence was copied without its image; None for the samples' own.
-        extent: places in the longest prompt, at least: no token is further from another of its sequence. Removing
-            tokens does not change it.
+        places: (T,) int64, on the host: where each token stood in its unpadded prompt. Windows count in places.
+        blocks: (T,) int64, on the host: the block of tokens that see each other in both directions, -1 for none; None
+            where no token has one.
+        extras: what some layers get beside the states, by slot; see :meth:`dyvte.families.stack.Stack.extras`.
         sizes: (T,) float32, of how many tokens each is the merged mean; None while nothing was merged. Attention adds
             their logarithm to the scores of keys.
     """
@@ -55,13 +58,16 @@ class Layout:
     owners: NDArray[np.int64]
     samples: tuple[int, ...]
     forked_at: tuple[int | None, ...]
-    extent: int
+    places: NDArray[np.int64]
+    blocks: NDArray[np.int64] | None = None
     sizes: Tensor | None = None
+    extras: Any = None
 
     @classmethod
-    def of_single_tokens(cls, positions: Tensor, extent: int = 1) -> Layout:
-        """One text token per sample, as in a decoding step; ``positions`` (B,)."""
-        return replace(cls.of_text(positions, 1), extent=extent)
+    def of_single_tokens(cls, positions: Tensor, places: Sequence[int] | None = None) -> Layout:
+        """One text token per sample, as in a decoding step; ``positions`` (B,), at ``places`` (B,) of its sample."""
+        layout = cls.of_text(positions, 1)
+        return layout if places is None else replace(layout, places=np.array(places, np.int64))
 
     @classmethod
     def of_text(cls, positions: Tensor, length: int) -> Layout:
@@ -74,12 +80,13 @@ class Layout:
             tokens // length,
             tuple(range(samples)),
             (None,) * samples,
-            length,
+            tokens % length,
         )
 
-    def continuing(self, offsets: Tensor, columns: int) -> Layout:
-        """The same tokens after a prompt: adds ``offsets`` (T,) to positions and ``columns`` to the extent."""
-        return replace(self, positions=self.positions + offsets, extent=self.extent + columns)
+    @cached_property
+    def extent(self) -> int:
+        """Places in the longest prompt, at least: no token is further from another of its sequence."""
+        return int(self.places.max()) + 1
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -158,6 +165,16 @@ class Layout:
         return self.to_device(self.kinds == ANSWER)
 
     @cached_property
+    def place_ids(self) -> Tensor:
+        """(T,) long, :attr:`places`."""
+        return self.to_device(self.places)
+
+    @cached_property
+    def block_ids(self) -> Tensor | None:
+        """(T,) long, :attr:`blocks`; None where none is left."""
+        return None if self.blocks is None or not (self.blocks >= 0).any() else self.to_device(self.blocks)
+
+    @cached_property
     def slots(self) -> Tensor:
         """(T,) long, :attr:`origins`."""
         return self.to_device(self.origins)
@@ -194,7 +211,9 @@ class Layout:
         samples, layers = zip(*copied, strict=True) if copied else ((), ())
         return replace(
             self,
-            positions=self.positions.index_select(0, on_device),
+            positions=self.positions.index_select(-1, on_device),
+            places=self.places[index],
+            blocks=None if self.blocks is None else self.blocks[index],
             kinds=self.kinds[index],
             origins=self.origins[index],
             owners=self.owners[index] if owners is None else owners,
@@ -229,15 +248,20 @@ def pack(
     position_ids: Tensor | None = None,
     visual_mask: Tensor | None = None,
     answer_mask: Tensor | None = None,
+    blocks: Tensor | None = None,
+    extras: Any = None,
 ) -> PackedRow:
     """Padded batch -> packed row.
 
     Args:
         inputs_embeds: (B, S, D).
         attention_mask: (B, S), nonzero on real tokens; all by default. Padding may be anywhere.
-        position_ids: (B, S) or (1, S); by default 0, 1, ... over the real tokens of each sample.
+        position_ids: (B, S), (1, S), or (A, B, S) on several axes; by default 0, 1, ... over the real tokens of each
+            sample.
         visual_mask: (B, S) bool, True on visual tokens; none by default.
         answer_mask: (B, S) bool, True on teacher-forced answer tokens; none by default.
+        blocks: (B, S) long, see :class:`Layout`; none by default.
+        extras: see :class:`Layout`.
 
     Raises:
         ValueError: when a mask is not (B, S), or a sample has no real token.
@@ -254,10 +278,11 @@ def pack(
     if position_ids is None:
         position_ids = keep.long().cumsum(1) - 1
     origins = np.flatnonzero(real)
-    positions, hidden = position_ids.expand(batch, columns).flatten(), inputs_embeds.flatten(0, 1)
+    positions = position_ids.expand(*position_ids.shape[:-2], batch, columns).flatten(-2)
+    hidden = inputs_embeds.flatten(0, 1)
     if len(origins) < batch * columns:
         index = to_device(origins, device)
-        positions, hidden = positions.index_select(0, index), hidden.index_select(0, index)
+        positions, hidden = positions.index_select(-1, index), hidden.index_select(0, index)
     layout = Layout(
         positions=positions,
         kinds=(VISUAL * is_visual + ANSWER * (is_answer & ~is_visual)).astype(np.int8).ravel()[origins],
@@ -265,7 +290,9 @@ def pack(
         owners=origins // columns,
         samples=tuple(range(batch)),
         forked_at=(None,) * batch,
-        extent=columns,
+        places=(real.cumsum(1) - 1).ravel()[origins],
+        blocks=None if blocks is None else blocks.cpu().numpy().ravel()[origins].astype(np.int64),
+        extras=extras,
     )
     return PackedRow(hidden[None], layout)
 
@@ -317,6 +344,10 @@ def merge_tokens(row: PackedRow, into: Tensor, *, track_sizes: bool) -> PackedRo
         track_sizes: whether attention is to count a merged token as often as the tokens it stands for.
     """
     layout, hidden = row.layout, row.hidden[0]
+    if layout.positions.ndim > 1 or layout.extras is not None or layout.blocks is not None:
+        raise ValueError(
+            "merging tokens has no meaning for this model: its tokens have more than states and a position"
+        )
     stay = into == torch.arange(len(into), device=into.device)
     sizes = hidden.new_ones(len(into), dtype=torch.float32) if layout.sizes is None else layout.sizes
     totals = torch.zeros_like(sizes).index_add_(0, into, sizes)

@@ -1,3 +1,12 @@
-"""Model families: where each keeps its decoder, and which tokens are visual. One short file each."""
+"""Model families: where each keeps its decoder, and which tokens are visual. One short file each.
 
-from dyvte.families import llava as llava  # registers itself
+Importing this package registers all of them; importing a family imports nothing of transformers.
+"""
+
+from dyvte.families import gemma as gemma
+from dyvte.families import granite as granite
+from dyvte.families import llama4 as llama4
+from dyvte.families import llava as llava
+from dyvte.families import molmo as molmo
+from dyvte.families import qwen_vl as qwen_vl
+from dyvte.families import refused as refused

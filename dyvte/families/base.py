@@ -1,56 +1,16 @@
-"""What a model family has to say about itself, and what the loop expects of its decoder."""
+"""What a model family says about itself, and the list of families."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class DecoderConfig(Protocol):
-    """A decoder's config, of which costs and the loop read these fields."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    use_cache: bool
-    _attn_implementation: str | None
-    _attn_implementation_internal: str | None
-
-
-class Decoder(Protocol):
-    """A Llama-like decoder: its layers, called one by one, and what stands before and after them."""
-
-    config: Any  # a DecoderConfig; transformers types it more loosely
-    layers: Sequence[Any]  # each family's own layer class
-    norm: Callable[[Tensor], Tensor]
-    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
-    embed_tokens: nn.Module
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All weights."""
-        ...
-
-
-class VisionLanguageModel(Protocol):
-    """A model that answers questions about images, of whichever family."""
-
-    config: Any  # each family's own class
-    device: torch.device
-    dtype: torch.dtype
-    model: Any  # what holds tower, projector and decoder: families name them as they like
-
-    def get_input_embeddings(self) -> Any:
-        """The token embeddings."""
-        ...
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language head."""
-        ...
+from dyvte.families.protocols import Decoder, VisionLanguageModel
+from dyvte.families.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -62,16 +22,27 @@ class Adapter:
         vision: model -> (vision tower, projector), for costs; None where absent.
         visual_mask: (model, keyword arguments of ``entry``) -> (B, S) bool, which tokens are visual; None where the
             model itself hands ``visual_mask`` to its decoder.
-        entry: model -> the module whose keyword arguments ``visual_mask`` reads; the model itself by default.
+        entry: model -> the module whose keyword arguments ``visual_mask`` and ``blocks`` read.
+        stack: decoder -> what the loop runs; a :class:`~dyvte.families.stack.Stack`.
+        blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
+            -1 for the others; None where all layers are causal.
+        position_axes: of rotary positions where they have several (M-RoPE).
+        counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 
     decoder: Callable[[Any], Decoder]
     vision: Callable[[Any], tuple[nn.Module | None, nn.Module | None]]
     visual_mask: Callable[[Any, dict[str, Any]], Tensor] | None = None
     entry: Callable[[Any], nn.Module] = lambda model: model
+    stack: Callable[[Any], Any] = Stack
+    blocks: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
+    position_axes: int = 3
+    counts_vision: bool = False
 
 
 _ADAPTERS: dict[str, Adapter] = {}
+REFUSED: dict[str, str] = {}
+"""Model types that cannot have exits -> why."""
 
 
 def register_adapter(model_type: str, adapter: Adapter) -> None:
@@ -86,9 +57,81 @@ def adapter_for(model: Any) -> Adapter:
         ValueError: the family has none.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in REFUSED:
+        raise ValueError(f"exits are not available for models of type {model_type!r}: {REFUSED[model_type]}")
     if model_type not in _ADAPTERS:
         raise ValueError(
             f"no adapter for models of type {model_type!r} (known: {', '.join(sorted(_ADAPTERS))}); "
             "add one with dyvte.families.base.register_adapter"
         )
     return _ADAPTERS[model_type]
+
+
+def stack_of(model: Any) -> Stack:
+    """A model's decoder as the loop runs it."""
+    adapter = adapter_for(model)
+    return adapter.stack(adapter.decoder(model))
+
+
+def at_path(root: Any, path: str | None) -> Any:
+    """The attribute of an attribute ... that a dotted path names; None for None."""
+    for name in path.split(".") if path else ():
+        root = getattr(root, name)
+    return None if path is None else root
+
+
+def family(
+    model_type: str,
+    decoder: str = "model.language_model",
+    tower: str = "model.vision_tower",
+    projector: str | None = "model.multi_modal_projector",
+    *,
+    ids: Sequence[str] = ("image_token_id",),
+    entry: str = "model",
+    **more: Any,
+) -> None:
+    """Register a family of transformers by the places of its parts.
+
+    Args:
+        decoder, tower, projector, entry: dotted paths from the model; ``entry`` is the module that gets token ids or
+            embeddings, pixels, and the masks.
+        ids: the config's fields with the ids of placeholders, which become visual tokens.
+        more: see :class:`Adapter`.
+    """
+    register_adapter(
+        model_type,
+        Adapter(
+            decoder=lambda model: at_path(model, decoder),
+            vision=lambda model: (at_path(model, tower), at_path(model, projector)),
+            visual_mask=lambda model, kwargs: placeholder_mask(model, kwargs, ids),
+            entry=lambda model: at_path(model, entry),
+            counts_vision=True,
+            **more,
+        ),
+    )
+
+
+def placeholder_mask(model: VisionLanguageModel, kwargs: dict[str, Any], names: Sequence[str]) -> Tensor:
+    """Which tokens are placeholders, (B, S) bool, by their ids or, where these are not given, their embeddings.
+
+    Args:
+        kwargs: of the family's entry, with ``input_ids`` or ``inputs_embeds``.
+        names: the config's fields with the placeholders' ids.
+
+    Raises:
+        ValueError: a placeholder is outside of the vocabulary, so that it has no embedding to compare with.
+    """
+    ids = [value for name in names if (value := getattr(model.config, name, None)) is not None]
+    given = kwargs.get("input_ids")
+    if given is not None:
+        return torch.isin(given, torch.tensor(ids, device=given.device))
+    embeds, table = kwargs["inputs_embeds"], model.get_input_embeddings()
+    found = []
+    for value in ids:
+        if value >= len(table.weight):
+            raise ValueError(
+                f"placeholder {value} has no embedding: give this model input_ids, not inputs_embeds"
+            )
+        embedding = table(torch.tensor(value, device=embeds.device)).to(embeds)
+        found.append((embeds == embedding).all(-1))
+    return torch.stack(found).any(0)

@@ -1,30 +1,38 @@
-"""LLaVA-1.5 as transformers has it (``LlavaForConditionalGeneration``, models/llava/modeling_llava.py)."""
+"""LLaVA and its relatives: one tower, a projector, and a decoder in which nothing is special.
+
+Where each keeps its parts, and which placeholders it has, is read from transformers' ``models/<model type>``.
+Newline features of LLaVA-NeXT and OneVision are image features, so they are visual tokens; tokens such as
+``[IMG_BREAK]`` or ``<row_1_col_2>`` are ordinary embeddings, so they are text.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dyvte.families.base import family
 
-from torch import Tensor
+WITH_VIDEO = ("image_token_id", "video_token_id")
 
-from dyvte.families.base import Adapter, VisionLanguageModel, register_adapter
-
-
-def _placeholder_mask(model: VisionLanguageModel, kwargs: dict[str, Any]) -> Tensor:
-    """(B, S) bool: the placeholder ids, or their embeddings where ids are not given."""
-    placeholder: int = model.config.image_token_id
-    if kwargs.get("input_ids") is not None:
-        return kwargs["input_ids"] == placeholder
-    embeds = kwargs["inputs_embeds"]
-    weight = model.get_input_embeddings().weight[placeholder].to(embeds)
-    return (embeds == weight).all(-1)
-
-
-register_adapter(
+for name in (
     "llava",
-    Adapter(
-        decoder=lambda model: model.model.language_model,
-        vision=lambda model: (model.model.vision_tower, model.model.multi_modal_projector),
-        visual_mask=_placeholder_mask,
-        entry=lambda model: model.model,
-    ),
-)
+    "llava_next",
+    "vipllava",
+    "internvl",
+    "mistral3",
+    "aya_vision",
+    "cohere2_vision",
+    "got_ocr2",
+):
+    family(name)
+for name in ("aria", "fast_vlm"):
+    family(name)
+family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")
+for name in ("llava_next_video", "llava_onevision"):
+    family(name, ids=WITH_VIDEO)
+family("perception_lm", ids=WITH_VIDEO)
+family("kimi_k25", projector="model.mm_projector", ids=WITH_VIDEO)
+family("ovis2", projector=None)  # the table of visual embeddings is within the tower's side
+family("video_llama_3", tower="model.vision_model", projector="model.projector", ids=WITH_VIDEO)
+for name in ("idefics2", "idefics3", "smolvlm"):
+    family(name, "model.text_model", "model.vision_model", "model.connector")
+for name in ("janus", "deepseek_vl", "deepseek_vl_hybrid"):
+    family(name, tower="model.vision_model", projector="model.aligner")
+family("llava")

@@ -25,7 +25,7 @@ from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import Layout, PackedRow, fork, pack
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
-from dyvte.families.base import adapter_for
+from dyvte.families.base import adapter_for, stack_of
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention, state_index
@@ -154,7 +154,7 @@ def supervise(
     position = [i for i, sample in enumerate(index.sequences) if has_answer[sample]]
     samples = tuple(index.sequences[i] for i in position)
 
-    row = run_layers(decoder, row, policy=policy, trace=ExitTrace(num_layers, row.layout))
+    row = run_layers(stack_of(model), row, policy=policy, trace=ExitTrace(num_layers, row.layout))
     losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
     # sequences: the samples' own first, then one block of copies per layer, each in the order of the samples
     batch = len(labels)

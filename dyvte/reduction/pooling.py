@@ -43,7 +43,7 @@ class Pooling(Policy):
         if self.s == 1:
             return row
         layout = row.layout
-        into = torch.arange(len(layout.positions), device=layout.positions.device)
+        into = torch.arange(len(layout.kinds), device=layout.positions.device)
         for sequence in layout.may_exit:
             visual = visual_index(layout, sequence)
             ends = (visual.diff() != 1).nonzero().flatten() + 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.packed import VISUAL, PackedRow
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
 from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual_index
@@ -53,16 +54,16 @@ class RandomDrop(Policy):
         layout = row.layout
         if self.r == 0:
             return row
-        scores = torch.zeros(len(layout.positions), device=row.hidden.device)
+        scores = torch.zeros(len(layout.kinds), device=row.hidden.device)
         for sequence in layout.may_exit:
             visual = visual_index(layout, sequence)
-            ends = torch.stack([visual[0], visual.new_tensor(layout.last_text[sequence])])
-            scores[visual] = self._draw(len(visual), layout.positions[ends]).to(scores)
+            images = np.flatnonzero((layout.kinds == VISUAL) & (layout.owners == sequence))
+            first, last = layout.places[[images[0], layout.last_text[sequence]]].tolist()
+            scores[visual] = self._draw(len(visual), first, last).to(scores)
         counts = {s: kept_count(layout.visual[s], 1 - self.r) for s in layout.may_exit}
         return keep_highest(row, scores, counts, layer, trace)
 
-    def _draw(self, count: int, place: Tensor) -> Tensor:
-        """(count,) random ranks; ``place`` (2,) are the positions of the first visual and the last prompt token."""
-        first, last = place.tolist()
+    def _draw(self, count: int, first: int, last: int) -> Tensor:
+        """(count,) random ranks, given the places of the first visual and the last prompt token."""
         generator = torch.Generator().manual_seed((self.seed * 8191 + first) * 131071 + last)
         return torch.randperm(count, generator=generator)

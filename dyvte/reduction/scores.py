@@ -57,7 +57,7 @@ def observe_attention(layer: int, inputs: AttentionInputs, trace: ExitTrace) -> 
     Its FLOPs, ``2 * tokens * query width`` a sample, are noted in the trace.
     """
     layout, query = inputs.layout, inputs.query
-    values = torch.zeros(len(layout.positions), dtype=torch.float32, device=query.device)
+    values = torch.zeros(len(layout.kinds), dtype=torch.float32, device=query.device)
     for sequence, seen, weights in last_text_attention(inputs):
         values[seen] = weights.mean(0)
         trace.record_scores(layer, layout.samples[sequence], 2 * weights.numel() * query.shape[3])

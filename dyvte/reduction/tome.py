@@ -73,7 +73,7 @@ class ToMe(Policy):
             return row
         layout = row.layout
         keys = normalize(observed.on(layout), dim=-1)
-        into = torch.arange(len(layout.positions), device=keys.device)
+        into = torch.arange(len(layout.kinds), device=keys.device)
         sequences = [sequence for sequence in layout.may_exit if layout.visual[sequence] > 1]
         for sequence in sequences:
             visual = visual_index(layout, sequence)

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
 from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding import attach as attach_file
 from dyvte.decoding.attention.interface import packed_layers
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import pack
+from dyvte.families.base import stack_of
 from dyvte.reduction import Combine, FastV
-from tests.conftest import IMAGE, LAYERS, MIXED, Prompts, tiny_hf_llava
+from tests.conftest import LAYERS, MIXED, Prompts
 
 
 @torch.no_grad()
@@ -93,41 +93,6 @@ def test_a_policy_that_does_not_fit_is_refused_when_it_is_put_in(hf_llava):
         assert handle.policy == NoExit()
 
 
-def mistral(window, length=64):
-    """LLaVA over a Mistral decoder whose layers all have a sliding window, as BakLLaVA's."""
-    base = tiny_hf_llava().config
-    text = MistralConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=200,
-        sliding_window=window,
-    )
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=base.vision_config, text_config=text, image_token_id=IMAGE)
-    return LlavaForConditionalGeneration(config).eval()
-
-
-@torch.no_grad()
-def test_sliding_windows_are_served_while_prompts_are_shorter(gates):
-    model, prompt = mistral(window=12), Prompts(MIXED[0])  # 11 tokens
-    expected = model(**prompt.hf()).logits
-    with attach(model, NoExit()):
-        out = model(**prompt.hf(), use_cache=True)
-        torch.testing.assert_close(out.logits, expected)
-        cache = out.past_key_values
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
-        with pytest.raises(ValueError, match="up to 13 tokens is longer than the sliding window of 12"):
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
-    with (
-        attach(mistral(window=4), FixedExit(0)) as handle,
-        pytest.raises(ValueError, match="sliding window of 4"),
-    ):
-        handle._model(**prompt.hf())
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("argument", ["softcap", "s_aux", "position_bias", "attention_mask", "dropout"])
 def test_arguments_that_would_be_dropped_are_refused(hf_llava, monkeypatch, argument):
@@ -141,7 +106,7 @@ def test_arguments_that_would_be_dropped_are_refused(hf_llava, monkeypatch, argu
         monkeypatch.setattr(type(layer), "forward", forward)
         break
     with pytest.raises((ValueError, TypeError), match=argument):
-        run_layers(decoder, pack(torch.randn(1, 3, 64)))
+        run_layers(stack_of(hf_llava), pack(torch.randn(1, 3, 64)))
 
 
 def test_another_attention_implementation_is_refused(hf_llava):

@@ -12,6 +12,7 @@ from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import pack
 from dyvte.decoding.policy import Policy
 from dyvte.decoding.trace import ExitTrace
+from dyvte.families.base import stack_of
 from tests.conftest import LAYERS, MIXED, PATCHES, Prompts
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
@@ -169,7 +170,7 @@ def test_cached_decoding_equals_recomputing(hf_llava, prompts, gates, policy):
     policy = {"none": NoExit(), "learned": LearnedExit(gates)}.get(policy) or FixedExit(policy)
     inputs = prompts.hf()
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    decoder, columns = hf_llava.model.language_model, ids.shape[1]
+    columns = ids.shape[1]
     with attach(hf_llava, policy) as handle:
         outputs = hf_llava(input_ids=ids, attention_mask=mask, use_cache=True, **inputs)
         exits = handle.traces[-1].exit_layers
@@ -181,7 +182,7 @@ def test_cached_decoding_equals_recomputing(hf_llava, prompts, gates, policy):
             answer = torch.arange(ids.shape[1]).expand_as(ids) >= columns
             row = pack(embeds, mask, None, ids == hf_llava.config.image_token_id, answer)
             trace = ExitTrace(LAYERS, row.layout)
-            row = run_layers(decoder, row, policy=policy, trace=trace)
+            row = run_layers(stack_of(hf_llava), row, policy=policy, trace=trace)
             assert trace.exit_layers == exits
             expected = hf_llava.lm_head(row.hidden[0, row.layout.last_index])
             torch.testing.assert_close(outputs.logits[:, -1], expected, rtol=1e-4, atol=1e-4)

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from dyvte.decoding.attention.plan import KERNELS, AttentionPlan
+from dyvte.decoding.attention.sdpa import CAUSAL
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.packed import Layout
+from dyvte.families.rules import LayerRule
 
 NAME = "dyvte_packed"
 # What stock layers pass on that changes nothing here: positions are in the rotary embedding already.
@@ -51,14 +53,18 @@ class PackedContext:
     Attributes:
         layout: of the row.
         plan: how this layout is computed.
+        rule: of the layer.
         cache: filled on the way; None without.
+        rescale: see :meth:`dyvte.families.stack.Stack.rescale`.
         observe: called before attention with what it works on.
     """
 
     layout: Layout
     plan: AttentionPlan
     cache: RaggedCache | None
+    rule: LayerRule = CAUSAL
     observe: Callable[[AttentionInputs], None] | None = None
+    rescale: Callable[[Any, Tensor, Layout], Tensor] | None = None
 
 
 def packed_attention(
@@ -70,6 +76,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     *,
     packed: PackedContext,
     **kwargs: Any,
@@ -79,7 +86,7 @@ def packed_attention(
     Args:
         query: (1, heads, T, head_dim) of the packed row.
         key, value: (1, kv_heads, T, head_dim).
-        sliding_window: of the layer; served while no prompt is longer, so that every token sees all before it.
+        sliding_window, softcap: of the layer, as its rule has them.
         packed: layout, plan and cache.
 
     Returns:
@@ -88,20 +95,20 @@ def packed_attention(
     Raises:
         ValueError: an argument would change the result in a way that is not computed here.
     """
-    layout = packed.layout
-    _refuse(attention_mask=attention_mask, dropout=dropout or None, **kwargs)
-    if sliding_window is not None and layout.extent > sliding_window:
-        raise ValueError(
-            f"a prompt of up to {layout.extent} tokens is longer than the sliding window of {sliding_window} tokens "
-            "of this model's layers, which packed attention does not compute: shorten the prompt or detach the policy"
-        )
+    layout, rule = packed.layout, packed.rule
+    if attention_mask is not None or dropout or not kwargs.keys() <= _WITHOUT_EFFECT:
+        _refuse(attention_mask=attention_mask, dropout=dropout or None, **kwargs)
+    if sliding_window not in (None, rule.window) or softcap != rule.softcap:
+        _refuse(sliding_window=sliding_window, softcap=softcap)
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     if packed.observe is not None:
         packed.observe(AttentionInputs(query, key, value, layout, scale))
+    if packed.rescale is not None:
+        query = packed.rescale(module, query, layout)
     held = None
     if packed.cache is not None:
         held = packed.cache.layers[module.layer_idx]
-        held.append(key, value, layout.lengths, layout.bias)
+        held.append(key, value, layout.lengths, layout.bias, layout.place_ids if rule.local else None)
     return packed.plan(query, key, value, held, scale), None
 
 

@@ -10,6 +10,7 @@ situations, and each kernel has a plan for each of them:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from dyvte.decoding.attention import sdpa, varlen
 from dyvte.decoding.cache.ragged import RaggedLayer
 from dyvte.decoding.packed import Layout
+from dyvte.families.rules import LayerRule
 
 KERNELS = ("sdpa", "eager", "flash_attention_2", "torch_varlen")
 """Attention implementations with a packed form: SDPA; plain matrix products, the slow reference; the variable-length
@@ -42,8 +44,8 @@ class AttentionPlan(Protocol):
         ...
 
 
-def make_plan(kernel: str, layout: Layout, continued: bool) -> AttentionPlan:
-    """The plan of a layout.
+def make_plan(kernel: str, layout: Layout, continued: bool, rule: LayerRule = sdpa.CAUSAL) -> AttentionPlan:
+    """The plan of a layout for the layers of one rule.
 
     Args:
         kernel: one of :data:`KERNELS`.
@@ -51,15 +53,21 @@ def make_plan(kernel: str, layout: Layout, continued: bool) -> AttentionPlan:
 
     Raises:
         ImportError: the kernel's package is not installed.
+        ValueError: the kernel cannot do what the rule asks for.
     """
     step = continued and max(layout.lengths) == 1
-    if kernel in varlen.KERNELS and layout.sizes is None:
+    if rule.softcap is not None and kernel != "eager":
+        raise ValueError(
+            f"this model caps attention scores, which the kernel {kernel} cannot do: load it with "
+            "attn_implementation='eager'"
+        )
+    causal = rule.sees_all(layout.extent) and (not rule.blocks or layout.block_ids is None)
+    if kernel in varlen.KERNELS and layout.sizes is None and causal:
         module = varlen.KERNELS[kernel]()
         if step:
-            return varlen.Step(module)
+            return varlen.Step(module, layout)
         return varlen.Chunk(module, layout) if continued else varlen.Prefill(module, layout)
-    # the variable-length kernels take no bias for each key, which merged tokens need
-    attend = sdpa.eager if kernel == "eager" else sdpa.sdpa
+    attend = partial(sdpa.eager, softcap=rule.softcap) if kernel == "eager" else sdpa.sdpa
     if step:
-        return sdpa.Step(attend)
-    return sdpa.Chunk(attend, layout) if continued else sdpa.Prefill(attend, layout)
+        return sdpa.Step(attend, layout, rule)
+    return sdpa.Chunk(attend, layout, rule) if continued else sdpa.Prefill(attend, layout, rule)

@@ -14,7 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dyvte.decoding.cache.ragged import RaggedLayer
 from dyvte.decoding.packed import Layout
+from dyvte.families.rules import LayerRule
 
+CAUSAL = LayerRule()
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(S, heads, Q, d) x (S, kv_heads, K, d) -> (S, heads, Q, d); queries are the last Q tokens.
 
@@ -24,13 +26,20 @@ The mask (S, 1, Q or 1, K) says which keys count (bool), or what to add to the s
 class Prefill:
     """Sequences that attend to themselves."""
 
-    def __init__(self, attend: Attend, layout: Layout) -> None:
+    def __init__(self, attend: Attend, layout: Layout, rule: LayerRule = CAUSAL) -> None:
         self._attend = attend
         self._runs: list[tuple[slice, int, Tensor | None]] = []
+        blocks = layout.block_ids if rule.blocks else None
+        limited = blocks is not None or not rule.sees_all(layout.extent)
         for start, length, count in layout.runs:
             at = slice(start, start + length * count)
             bias = None if layout.bias is None else layout.bias[at].unflatten(0, (count, length))
-            self._runs.append((at, count, _biased_mask(bias, length)))
+            mask = _biased_mask(bias, length)
+            if limited:
+                places = layout.place_ids[at].unflatten(0, (count, length))
+                own = None if blocks is None else blocks[at].unflatten(0, (count, length))
+                mask = _both(mask, rule.mask(places, places, own, own))
+            self._runs.append((at, count, mask))
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
@@ -46,8 +55,9 @@ class Prefill:
 class Chunk:
     """Sequences that continue what the cache holds of their samples, one call for each."""
 
-    def __init__(self, attend: Attend, layout: Layout) -> None:
-        self._attend, self._layout = attend, layout
+    def __init__(self, attend: Attend, layout: Layout, rule: LayerRule = CAUSAL) -> None:
+        self._attend, self._layout, self._rule = attend, layout, rule
+        self._limited = not rule.sees_all(layout.extent)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
@@ -58,6 +68,9 @@ class Chunk:
         for sample, (start, length) in enumerate(zip(self._layout.starts, self._layout.lengths, strict=True)):
             keys, values = held.sequence(sample)
             mask = _biased_mask(held.sequence_bias(sample), length)
+            if self._limited:
+                places = self._layout.place_ids[None, start : start + length]
+                mask = _both(mask, self._rule.mask(places, held.sequence_places(sample)[None]))
             queries = query[:, :, start : start + length]
             outs.append(_rowed(self._attend(queries, keys[None], values[None], mask, scaling)))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
@@ -66,8 +79,9 @@ class Chunk:
 class Step:
     """One token per sample against all that the cache holds of it."""
 
-    def __init__(self, attend: Attend) -> None:
-        self._attend = attend
+    def __init__(self, attend: Attend, layout: Layout, rule: LayerRule = CAUSAL) -> None:
+        self._attend, self._layout, self._rule = attend, layout, rule
+        self._limited = not rule.sees_all(layout.extent)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
@@ -75,7 +89,14 @@ class Step:
         """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         assert held is not None, "a step continues a cache"
         groups, queries = held.groups(), query.transpose(0, 2)
-        batches = held.batches()
+        near = None
+        if self._limited:
+            places = self._layout.place_ids if groups.order is None else self._layout.place_ids[groups.order]
+
+            def near(keys: Tensor, samples: slice) -> Tensor:
+                return self._rule.near(places[samples, None, None, None], keys)
+
+        batches = held.batches(near)
         if groups.order is not None:
             queries = queries[groups.order]
         if len(batches) == 1:
@@ -105,11 +126,20 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling
     )
 
 
-def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """An :data:`Attend` by plain matrix products, softmax in float32."""
+def eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """An :data:`Attend` by plain matrix products, softmax in float32; see ``LayerRule.softcap``."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     mask = _causal_mask(query.shape[2], key.shape[2], query.device) if mask is None else mask
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
@@ -124,6 +154,11 @@ def _batched(states: Tensor, samples: int) -> Tensor:
 def _rowed(states: Tensor) -> Tensor:
     """(samples, heads, length, head_dim) -> (1, samples * length, heads, head_dim)."""
     return states.transpose(1, 2).flatten(0, 1)[None]
+
+
+def _both(mask: Tensor | None, seen: Tensor) -> Tensor:
+    """A mask of a bias (float) or None, and which keys are seen (bool), as one mask."""
+    return seen if mask is None else mask.masked_fill(~seen, float("-inf"))
 
 
 def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Plans for kernels that take sequences of any lengths in one call, by the offsets at which they begin.
 
 Two packages have one: ``flash-attn``, and torch itself (``torch.nn.attention.varlen``, from 2.10). Both need CUDA and
-half precision. Neither takes a bias for each key, so rows with merged tokens go to SDPA
-(:func:`~dyvte.decoding.attention.plan.make_plan`).
+half precision. Neither takes a bias for each key, or windows that
+count removed tokens, so such rows go to SDPA (:func:`~dyvte.decoding.attention.plan.make_plan`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyvte.cli import extra
 from dyvte.decoding.attention import sdpa
 from dyvte.decoding.cache.ragged import RaggedLayer
 from dyvte.decoding.packed import Layout, to_device
@@ -61,7 +62,8 @@ class FlashAttention:
     """The flash-attn package."""
 
     def __init__(self) -> None:
-        import flash_attn  # an extra
+        with extra("flash"):
+            import flash_attn
 
         self._package = flash_attn
 
@@ -190,8 +192,8 @@ class Chunk:
 class Step(sdpa.Step):
     """One token per sample; groups of samples with unused capacity are read by their lengths instead of a mask."""
 
-    def __init__(self, kernel: VarlenKernel) -> None:
-        super().__init__(self._by_length)
+    def __init__(self, kernel: VarlenKernel, layout: Layout) -> None:
+        super().__init__(self._by_length, layout)
         self._kernel = kernel
 
     def _by_length(

@@ -23,7 +23,7 @@ from itertools import accumulate, count
 
 from torch import Tensor
 
-from dyvte.decoding.cache.groups import Groups, slices
+from dyvte.decoding.cache.groups import Groups, Near, slices
 from dyvte.decoding.packed import to_device
 
 GROWTH = 64
@@ -39,6 +39,7 @@ class KVBuffer:
     Attributes:
         starts, capacities: per sample, on the host: where its slice begins, and how many tokens fit.
         bias: (1, C, 1) float32, added to the scores of each key (of merged tokens); None where there is none.
+        places: (1, C, 1) long, of each key in its unpadded prompt; None where the layer sees all of it.
         static: whether steps read all capacity, through a mask, so that their shapes stay the same until a slice is
             full, as graphs need it; otherwise only what the longest sample of a group holds.
         epoch: a number that no other buffer has had, and that changes whenever later steps will read or write other
@@ -46,10 +47,17 @@ class KVBuffer:
     """
 
     def __init__(
-        self, keys: Tensor, values: Tensor, lengths: Sequence[int], bias: Tensor | None, static: bool = False
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Sequence[int],
+        bias: Tensor | None = None,
+        places: Tensor | None = None,
+        static: bool = False,
     ) -> None:
         self.keys, self.values = keys, values
         self.bias = None if bias is None else bias[None, :, None]
+        self.places = None if places is None else places[None, :, None]
         self.starts = list(accumulate(lengths[:-1], initial=0))
         self.capacities = list(lengths)
         self.static = static
@@ -72,10 +80,17 @@ class KVBuffer:
         """Steps that can be taken in place."""
         return 0 if self._groups is None else self._groups.free - self._steps
 
-    def append(self, keys: Tensor, values: Tensor, lengths: Sequence[int], bias: Tensor | None) -> None:
+    def append(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Sequence[int],
+        bias: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> None:
         """Add ``lengths`` tokens to the samples; see :meth:`~dyvte.decoding.cache.ragged.RaggedLayer.append`."""
         if bias is None and self._groups is not None and self.free_steps > 0 and max(lengths) == 1:
-            self._write(self._groups.ends, keys, values, None)
+            self._write(self._groups.ends, keys, values, None, places)
             self._groups.ends.add_(1)
             self._steps += 1
             return
@@ -84,12 +99,17 @@ class KVBuffer:
         if any(total > capacity for total, capacity in zip(totals, self.capacities, strict=True)):
             self._move(range(len(totals)), _capacities(totals))
         ends = [start + length for start, length in zip(self.starts, held, strict=True)]
-        self._write(to_device(slices(ends, lengths), keys.device), keys, values, bias)
+        self._write(to_device(slices(ends, lengths), keys.device), keys, values, bias, places)
         self._note(totals)
 
-    def _write(self, index: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+    def _write(
+        self, index: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, places: Tensor | None
+    ) -> None:
         self.keys.index_copy_(1, index, keys[0])
         self.values.index_copy_(1, index, values[0])
+        if self.places is not None:
+            assert places is not None, "this layer's keys have places"
+            self.places.index_copy_(1, index, places[None, :, None])
         if bias is not None and self.bias is None:
             self.bias = bias.new_zeros(1, sum(self.capacities), 1)
             self._note(self.lengths)
@@ -119,6 +139,7 @@ class KVBuffer:
 
         self.keys, self.values = move(self.keys), move(self.values)
         self.bias = None if self.bias is None else move(self.bias)
+        self.places = None if self.places is None else move(self.places)
         self.starts, self.capacities = starts, capacities
         self._note(lengths)
 
@@ -127,13 +148,20 @@ class KVBuffer:
         if self._groups is None:
             self._lengths, self._steps = self.lengths, 0
             self._groups = Groups(
-                self.keys, self.values, self.bias, self.starts, self._lengths, self.capacities, self.static
+                self.keys,
+                self.values,
+                self.bias,
+                self.places,
+                self.starts,
+                self._lengths,
+                self.capacities,
+                self.static,
             )
         return self._groups
 
-    def batches(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def batches(self, near: Near | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Keys, values and mask of each group of samples; see :meth:`Groups.batches`."""
-        return self.groups().batches(self._steps)
+        return self.groups().batches(self._steps, near)
 
     def count_step(self) -> None:
         """Note that a replayed graph has written one token of every sample."""

@@ -6,7 +6,7 @@ samples. Everything here is a view of the buffer, made once for as many steps as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -27,6 +27,7 @@ class Group:
         filled: (count, 1, 1, capacity) bool, the places that hold a token; None where all samples hold equally many.
         bias: (count, 1, 1, capacity) float32, see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
         longest: tokens of the longest sample when the group was made.
+        places: (count, 1, 1, capacity) long, see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
     """
 
     keys: Tensor
@@ -34,13 +35,19 @@ class Group:
     filled: Tensor | None
     bias: Tensor | None
     longest: int
+    places: Tensor | None
+
+
+Near = Callable[[Tensor, slice], Tensor]
+"""(places (count, 1, 1, K) of a group's keys, which samples these are in the order of the buffer) -> bool, which keys
+are within the layer's window."""
 
 
 class Groups:
     """All groups of a buffer.
 
     Args:
-        keys, values, bias: the buffer's, (heads, C, head_dim) and (1, C, 1).
+        keys, values, bias, places: the buffer's, (heads, C, head_dim) and (1, C, 1).
         starts, lengths, capacities: per sample.
         static: see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
 
@@ -56,6 +63,7 @@ class Groups:
         keys: Tensor,
         values: Tensor,
         bias: Tensor | None,
+        places: Tensor | None,
         starts: Sequence[int],
         lengths: Sequence[int],
         capacities: Sequence[int],
@@ -95,27 +103,34 @@ class Groups:
                     filled=None if filled is None else view(filled[None, :, None]).transpose(2, 3),
                     bias=None if bias is None else view(bias).transpose(2, 3),
                     longest=max(lengths[sample] for sample in group),
+                    places=None if places is None else view(places).transpose(2, 3),
                 )
             )
 
-    def batches(self, steps: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def batches(self, steps: int, near: Near | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Keys and values of all samples in the order of the buffer, cut into groups: views, whatever the lengths.
 
         Args:
             steps: tokens that every sample has got since the groups were made.
+            near: which keys the layer's window lets each sample see; all by default.
 
         Returns:
             per group keys and values (samples, heads, K, head_dim), and a mask (samples, 1, 1, K): bool, which of
             them count, or float32, what to add to their scores; None where all count as they are.
         """
         batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        done = 0
         for group in self._groups:
             held = group.keys.shape[2] if self._static else group.longest + steps
             mask = None if group.filled is None else group.filled.narrow(3, 0, held)
+            if near is not None and group.places is not None:
+                seen = near(group.places.narrow(3, 0, held), slice(done, done + len(group.keys)))
+                mask = seen if mask is None else mask & seen
             if group.bias is not None:
                 bias = group.bias.narrow(3, 0, held)
                 mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
             batches.append((group.keys.narrow(2, 0, held), group.values.narrow(2, 0, held), mask))
+            done += len(group.keys)
         return batches
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dyvte.decoding.cache.buffer import KVBuffer
-from dyvte.decoding.cache.groups import Groups
+from dyvte.decoding.cache.groups import Groups, Near
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -31,7 +31,12 @@ class RaggedLayer(CacheLayerMixin):
         return self._buffer
 
     def append(
-        self, keys: Tensor, values: Tensor, lengths: Sequence[int], bias: Tensor | None = None
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Sequence[int],
+        bias: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> None:
         """Add a packed row of new tokens.
 
@@ -39,31 +44,32 @@ class RaggedLayer(CacheLayerMixin):
             keys, values: (1, heads, T, head_dim).
             lengths: per sample.
             bias: (T,) float32, added to the scores of each key; zeros by default.
+            places: (T,) long, of layers with a window; either at every call or never.
         """
         if self._buffer is None:
-            self._buffer = KVBuffer(keys[0], values[0], lengths, bias, self._static)
+            self._buffer = KVBuffer(keys[0], values[0], lengths, bias, places, self._static)
             self.is_initialized = True
         else:
-            self._buffer.append(keys, values, lengths, bias)
+            self._buffer.append(keys, values, lengths, bias, places)
 
     # transformers sets `keys` and `values` to None at the start, and moves them when a cache is offloaded
 
     @property
-    def keys(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keys(self) -> Any:
         """(heads, C, head_dim), unused capacity included; None before anything was appended."""
         return None if self._buffer is None else self._buffer.keys
 
     @keys.setter
-    def keys(self, keys: Tensor | None) -> None:
+    def keys(self, keys: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._replace("keys", keys)
 
     @property
-    def values(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def values(self) -> Any:
         """As :attr:`keys`."""
         return None if self._buffer is None else self._buffer.values
 
     @values.setter
-    def values(self, values: Tensor | None) -> None:
+    def values(self, values: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._replace("values", values)
 
     def _replace(self, name: str, tensor: Tensor | None) -> None:
@@ -86,9 +92,9 @@ class RaggedLayer(CacheLayerMixin):
         """How steps read the layer."""
         return self.buffer.groups()
 
-    def batches(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def batches(self, near: Near | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Keys, values and mask of each group of samples; see :meth:`Groups.batches`."""
-        return self.buffer.batches()
+        return self.buffer.batches(near)
 
     def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one sample, views of (heads, tokens, head_dim)."""
@@ -99,6 +105,12 @@ class RaggedLayer(CacheLayerMixin):
         """The bias of one sample's keys, (1, tokens); None where there is none."""
         bias = self.buffer.bias
         return None if bias is None else bias[:, self.buffer.place(sample), 0]
+
+    def sequence_places(self, sample: int) -> Tensor:
+        """(tokens,) long, places of one sample's keys; for layers with a window."""
+        places = self.buffer.places
+        assert places is not None, "this layer's keys have no places"
+        return places[0, self.buffer.place(sample), 0]
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """See :meth:`KVBuffer.packed`."""
@@ -153,6 +165,7 @@ class RaggedCache(Cache):
         columns: padded columns seen so far, the length that ``generate`` counts in.
         next_positions: (samples,) long, the position of the next token of each sample: it follows the full prompt,
             whatever left the cache.
+        seen: per sample, on the host: tokens of the prompt and after it, whatever left the cache.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment] - narrower than the base class has it
@@ -161,13 +174,16 @@ class RaggedCache(Cache):
         super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
         self.columns = 0
         self.next_positions = torch.zeros(0, dtype=torch.long)
+        self.seen: list[int] = []
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Padded columns seen so far, the same for every layer."""
         return self.columns
 
-    def advance(self, columns: int, next_positions: Tensor) -> None:
-        """Note that ``columns`` more columns were computed, and each sample's next position."""
+    def advance(self, columns: int, next_positions: Tensor, lengths: Sequence[int]) -> None:
+        """Note that ``columns`` more columns, ``lengths`` tokens, were computed, and each sample's next position."""
+        seen = self.seen or [0] * len(lengths)
+        self.seen = [before + more for before, more in zip(seen, lengths, strict=True)]
         self.columns += columns
         self.next_positions = next_positions
 
@@ -206,11 +222,17 @@ class RaggedCache(Cache):
         """Bytes of the buffers that hold them, with unused capacity."""
         return sum(layer.allocated_nbytes for layer in self.layers)
 
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a prompt was computed: some models ask this to tell prefill from decoding."""
+        return self.columns > 0
+
     def _select(self, samples: Tensor) -> None:
         on_host: list[int] = samples.tolist()  # read once, not once a layer
         for layer in self.layers:
             layer.buffer.select(on_host)
         self.next_positions = self.next_positions[samples.to(self.next_positions.device)]
+        self.seen = [self.seen[sample] for sample in on_host]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Hold the samples at ``beam_idx`` (samples,)."""
@@ -244,3 +266,4 @@ class RaggedCache(Cache):
             layer.buffer.crop(removed)
         self.columns -= removed
         self.next_positions = self.next_positions - removed
+        self.seen = [tokens - removed for tokens in self.seen]

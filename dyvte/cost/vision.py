@@ -1,0 +1,105 @@
+"""FLOPs of vision towers and projectors, counted by torch's formulas while they run.
+
+CLIP as LLaVA has it has a formula (:func:`dyvte.cost.flops.vision_flops`). Others differ too much, so the operations
+are counted, once for each shape of a module's inputs: counting slows a forward.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
+
+FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    # torch's registry lacks the kernel for CPUs, whose first arguments are the same
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts FLOPs; unlike torch's ``FlopCounterMode`` it does not track modules, which fails without gradients.
+
+    Attributes:
+        flops: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; one without a formula is counted by its parts."""
+        kwargs = kwargs or {}
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+class _Running(threading.local):
+    """What one thread's forward has counted so far."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.modules: list[tuple[object, FlopCounter | None]] = []
+
+
+class VisionMeter:
+    """Counts FLOPs of modules until :meth:`remove`; each thread's for itself."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._known: dict[object, int] = {}
+        self._running = _Running()
+        self._hooks: list[RemovableHandle] = []
+        for module in modules:
+            self._hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._end, always_call=True))
+
+    def take(self) -> int:
+        """FLOPs since the last call."""
+        total, self._running.total = self._running.total, 0
+        return total
+
+    def remove(self) -> None:
+        """Take the hooks out of the modules."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = tuple(map(_shape, args)), tuple((name, _shape(value)) for name, value in kwargs.items())
+        key = id(module), shapes
+        counter = None if key in self._known or self._running.modules else FlopCounter()
+        if counter is not None:
+            counter.__enter__()
+        self._running.modules.append((key, counter))
+
+    def _end(self, module: nn.Module, args: object, output: object) -> None:
+        key, counter = self._running.modules.pop()
+        if counter is not None:
+            counter.__exit__(None, None, None)
+            self._known[key] = counter.flops
+        if not self._running.modules:
+            self._running.total += self._known[key]
+
+
+def _shape(value: Any) -> object:
+    """What the FLOPs of a module can depend on: shapes of features, values of grids."""
+    if not isinstance(value, torch.Tensor):
+        return value if isinstance(value, (int, float, str, type(None))) else type(value)
+    if value.is_floating_point() or value.numel() > 256:
+        return tuple(value.shape)
+    return tuple(value.flatten().tolist())

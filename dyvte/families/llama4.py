@@ -1,0 +1,49 @@
+"""Llama 4: chunks in most layers, full attention without rotary embedding in the others.
+
+transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale queries by the place in
+the *row* they are given; in a packed row that is not the place in the prompt, so attention puts it right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dyvte.families.base import family
+from dyvte.families.stack import Stack
+
+if TYPE_CHECKING:
+    from dyvte.decoding.packed import Layout
+
+
+class Llama4Stack(Stack):
+    """Temperature tuning by places of the prompt."""
+
+    computes_all_experts = True
+
+    def rescale(self, module: Any, query: Tensor, layout: Layout) -> Tensor:
+        """Queries with the scale of their own places, in layers that have one."""
+        config = module.config
+        if not module.attn_temperature_tuning or module.use_rope:
+            return query
+
+        def scale(places: Tensor) -> Tensor:
+            return (
+                torch.log1p(torch.floor((places.float() + 1.0) / config.floor_scale)) * config.attn_scale
+                + 1.0
+            )
+
+        wrong = scale(torch.arange(query.shape[2], device=query.device))
+        return query * (scale(layout.place_ids) / wrong)[None, None, :, None].to(query)
+
+
+family(
+    "llama4",
+    "language_model.model",
+    "vision_model",
+    "multi_modal_projector",
+    entry="",
+    stack=Llama4Stack,
+)

@@ -1,0 +1,52 @@
+"""What the loop and the costs expect of a model's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class DecoderConfig(Protocol):
+    """A decoder's config, of which costs and the loop read these fields."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    use_cache: bool
+    _attn_implementation: str | None
+    _attn_implementation_internal: str | None
+
+
+class Decoder(Protocol):
+    """A Llama-like decoder: its layers, called one by one, and what stands before and after them."""
+
+    config: Any  # a DecoderConfig; transformers types it more loosely
+    layers: Sequence[Any]  # each family's own layer class
+    norm: Callable[[Tensor], Tensor]
+    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
+    embed_tokens: nn.Module
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+        ...
+
+
+class VisionLanguageModel(Protocol):
+    """A model that answers questions about images, of whichever family."""
+
+    config: Any  # each family's own class
+    device: torch.device
+    dtype: torch.dtype
+    model: Any  # what holds tower, projector and decoder: families name them as they like
+
+    def get_input_embeddings(self) -> Any:
+        """The token embeddings."""
+        ...
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language head."""
+        ...

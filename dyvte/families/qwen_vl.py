@@ -1,0 +1,44 @@
+"""Qwen-VL and GLM-V: rotary positions on three axes (time, height, width).
+
+transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``. The tower's merger is the
+projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
+Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dyvte.families.base import family
+from dyvte.families.stack import Stack, TokenFeatures
+
+if TYPE_CHECKING:
+    from dyvte.decoding.packed import Layout
+
+
+class DeepstackStack(Stack):
+    """Features that the model hands its decoder, added after layers 0, 1, ...: before layers 1, 2, ..."""
+
+    def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> TokenFeatures | None:
+        """The features of the prompt's visual tokens."""
+        features = kwargs.get("deepstack_visual_embeds")
+        if features is None:
+            return None
+        return TokenFeatures(
+            kwargs["visual_pos_masks"], {layer + 1: part for layer, part in enumerate(features)}
+        )
+
+    def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
+        """States with the features of the visual tokens that are still there."""
+        extras: TokenFeatures | None = layout.extras
+        return hidden if extras is None else extras.add(index, hidden, layout)
+
+
+PLACES = {"tower": "model.visual", "projector": None, "ids": ("image_token_id", "video_token_id")}
+for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe"):
+    family(name, **PLACES)
+for name in ("qwen3_vl", "qwen3_vl_moe"):
+    family(name, **PLACES, stack=DeepstackStack)
