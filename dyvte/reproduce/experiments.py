@@ -270,9 +270,7 @@ _ROWS = (
     Experiment("dynamic", "what does dynamic buy?", dynamic_exits, ("gqa", "pope", "textvqa", "sqa", "seed")),
     Experiment("labels", "labels of all layers, or of one random layer", label_modes),
     Experiment("gate_sizes", "how small can gates be?", size_table, ("gqa", "textvqa", "pope")),
-    Experiment(
-        "figure3", "attention mass by layer, and the three stages", attention_figure, _QA, "attention"
-    ),
+    Experiment("figure3", "attention mass by layer, three stages", attention_figure, _QA, "attention"),
     Experiment("figure4", "score against the exit layer of all questions", fixed_exit_figure, _QA),
     Experiment("figure5", "entropy without and with exit", attention_figure, ("gqa",), "entropy"),
     Experiment("figure6", "after which layer the visual tokens exit", exit_figure, (*_QA, "pope")),

@@ -84,11 +84,10 @@ class Settings:
 
     def given(self, names: Iterable[str]) -> dict[str, str]:
         """Those of these settings that are not at their default, as environment variables."""
-        values = {item: getattr(self, item.name) for item in fields(self) if item.name in names}
+        split = {item: item.metadata["split"] for item in fields(self) if item.name in names}
+        values = {item: getattr(self, item.name) for item in split}
         return {
-            item.name.upper(): (item.metadata["split"] or "").join(
-                map(str, value if type(value) is tuple else [value])
-            )
+            item.name.upper(): split[item].join(map(str, value)) if split[item] else str(value)
             for item, value in values.items()
             if value != item.default
         }
@@ -103,10 +102,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each setting."""
     for item in fields(Settings):
         flag, how = f"--{item.name.replace('_', '-')}", item.metadata
-        value = {"type": how["parse"], "nargs": "+" if how["split"] else None, "metavar": item.name.upper()}
-        parser.add_argument(
-            flag, help=how["help"], **({"action": "store_true"} if how["parse"] is bool else value)
-        )
+        kind: dict[str, Any] = {"type": how["parse"], "nargs": "+" if how["split"] else None}
+        kind = {"action": "store_true"} if how["parse"] is bool else {**kind, "metavar": item.name.upper()}
+        parser.add_argument(flag, help=how["help"], **kind)
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
@@ -115,15 +113,14 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
     Raises:
         ValueError: a variable has no possible value.
     """
-    values = dict(flags)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
     for item in fields(Settings):
         name, (parse, split) = item.name, (item.metadata["parse"], item.metadata["split"])
-        text = environment.get(name.upper(), "").strip()
-        if text and name not in flags:
+        if name not in flags and (text := environment.get(name.upper(), "").strip()):
             words = text.split(split) if split else [text]
             try:
-                parsed = [parse(word.strip()) for word in words if word.strip()]
+                parsed = tuple(parse(word.strip()) for word in words if word.strip())
             except ValueError:
                 raise ValueError(f"{name.upper()}={text} is not possible: {item.metadata['help']}") from None
             values[name] = parsed if split else parsed[0]
-    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return Settings(**values)

@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import Finding, check, ready
@@ -198,7 +198,7 @@ class Work:
         asked |= {"MODEL": self.model, "DATA": data, "OUT": folder}
         self.once(folder / ".done", words, lambda: self._answer(name, asked), f"kept: {folder}")
 
-    def _answer(self, name: str, asked: dict[str, object]) -> None:
+    def _answer(self, name: str, asked: dict[str, Any]) -> None:
         """Run a benchmark's script. A stand-in for the judge, which the record names, grades Tiny-LLaVA on MM-Vet."""
         with serve() if self.is_tiny and name == "mmvet" else nullcontext() as address:
             if address:
