@@ -221,14 +221,14 @@ def whole_method(entry: Experiment, work: Work) -> None:
         work.once(out / ".done" / mark, words, action, "kept from an earlier run")
 
     def train_gates() -> None:
-        fresh = out / "gates-fresh"
-        for folder in (fresh, work.gates):
+        fresh, trained = out / "gates-fresh", out / "gates"
+        for folder in (fresh, trained):
             shutil.rmtree(folder, ignore_errors=True)
         sizes = {"width": own.width, "gain": own.gain, "seed": seed}
         work.python("init_weight", model_path=work.model, output=fresh, **sizes)
         work.command(
             *("bash", "scripts/v1_5/finetune_visual_gate.sh", "--disable_tqdm", "False"),
-            **{"MODEL": work.model, "GATES": fresh, "DATA": out / "gates.json", "OUTPUT": work.gates},
+            **{"MODEL": work.model, "GATES": fresh, "DATA": out / "gates.json", "OUTPUT": trained},
             **{"IMAGES": out / "train/images", "VERSION": own.conv_mode, "SEED": seed, "LR": "1e-3"},
             **{"NPROC": 1, "BF16": False, "WORKERS": 0, "GLOBAL_BATCH": 32, "BATCH": 32, "EPOCHS": 1},
         )
