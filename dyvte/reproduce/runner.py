@@ -13,10 +13,9 @@ import inspect
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -28,10 +27,10 @@ from dyvte.io import write_whole
 from dyvte.reproduce import work as work_module
 from dyvte.reproduce.experiments import EXPERIMENTS, Experiment
 from dyvte.reproduce.settings import Settings
-from dyvte.reproduce.work import Clock, Launch, StepFailed, Work, digest_of, findings_of, name_of, state_of
+from dyvte.reproduce.work import Launch, StepFailed, Work, digest_of, findings_of, name_of, since, state_of
 
-STOPPED = 130
-"""Exit code of a run that was stopped."""
+FAILURES = (StepFailed, ValueError, OSError)
+"""What an experiment raises that cannot be made."""
 
 
 def launch(command: list[str], environment: dict[str, str], log: TextIO | None) -> int:
@@ -43,42 +42,29 @@ def launch(command: list[str], environment: dict[str, str], log: TextIO | None) 
     try:
         return process.wait()
     except BaseException:
-        _end_group(process)
+        with suppress(ProcessLookupError):  # nothing of the group is left
+            os.killpg(process.pid, signal.SIGTERM)
+            for _ in range(200):  # ten seconds
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGKILL)
         raise
 
 
-def _end_group(process: subprocess.Popen, patience: float = 10.0) -> None:
-    """End a process and what it started: with SIGTERM, and with SIGKILL what is there ``patience`` seconds later."""
-    until = time.monotonic() + patience
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        while time.monotonic() < until:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing of the group is left
-
-
-@contextmanager
-def stoppable():
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, once: nothing disturbs the stopping itself."""
-
-    def stop(number, frame) -> None:
-        for each in held:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
+def raise_when_stopped() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, once: nothing disturbs the stopping itself."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
         signals.append(signal.SIGHUP)
-    held = {each: signal.signal(each, stop) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in held.items():
-            signal.signal(each, handler)
+
+    def stop(number, frame) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in signals:
+        signal.signal(each, stop)
 
 
 @dataclass
@@ -94,130 +80,102 @@ class Runner:
     out: Path
     launch: Launch = launch
 
-    def __post_init__(self) -> None:
-        self.marks = self.out / "steps"
+    def run_one(self, experiment: Experiment) -> None:
+        """Run one experiment, with its output on the terminal.
 
-    def run_one(self, experiment: Experiment) -> int:
-        """Run one experiment, with its output on the terminal; the exit code."""
-        clock = Clock()
+        Raises:
+            one of FAILURES: it failed.
+        """
         with self._locked():
-            if not experiment.always and self._is_done(experiment):
-                print(f"{experiment.name}: kept, {self.out / self._product(experiment)}")
-                return 0
-            error = self._run(experiment, log=None)
-        if error:
-            print(f"{experiment.name}: {error}", file=sys.stderr)
-            return 1
-        if not experiment.always:
-            print(f"done in {clock}")
-        return 0
+            print(f"{experiment.name}: {self._run(experiment)}")
 
-    def run_all(self) -> int:
-        """Run the chosen experiments, with a log for each, and write the report; the exit code."""
-        clock, failed = Clock(), []
+    def run_all(self) -> list[str]:
+        """Run the chosen experiments, with a log for each, and write the report; the names of those that failed."""
         names = self.settings.steps or [entry.name for entry in EXPERIMENTS.values() if entry.in_all]
+        begun, failed, entries = time.monotonic(), [], [EXPERIMENTS[name] for name in names]
         with self._locked():
-            self._write_inputs(names)
+            self._write_inputs(entries)
             print(f"{self.models[0]} -> {self.out}")
-            for index, name in enumerate(names, start=1):
-                print(f"[{index:2}/{len(names)}] {time.strftime('%H:%M')}  {name:10}  ", end="", flush=True)
-                if not self._run_logged(EXPERIMENTS[name]):
-                    failed.append(name)
+            for index, entry in enumerate(entries, start=1):
+                place = f"[{index:2}/{len(names)}]"
+                print(f"{place} {time.strftime('%H:%M')}  {entry.name:10}  ", end="", flush=True)
+                log = self._mark(entry, "log")
+                try:
+                    print(self._run(entry, log))
+                except FAILURES as error:
+                    failed.append(entry.name)
+                    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+                    ending = text.splitlines()[-5:]
+                    write_whole(self._mark(entry, "failed"), "\n".join(ending) + "\n")
+                    print(f"FAILED, {error}: {log} ends with", *ending, sep="\n        ", flush=True)
             try:
-                self._works()[0].python("dyvte.report.page", self.out, "--out", self.out / "report.html")
+                self._works()[0].python("dyvte.report.page", self.out, out=self.out / "report.html")
             except StepFailed:
                 failed.append("report")
-        if failed:
-            tries = "the same command tries these again"
-            print(f"all: after {clock}, failed: {' '.join(failed)}; {tries}", file=sys.stderr)
-            return 1
-        print(f"all steps done in {clock}")
-        return 0
+        print(f"all: {len(names)} steps in {since(begun)}")
+        return failed
 
-    def _run_logged(self, experiment: Experiment) -> bool:
-        """Run an experiment unless it is done; whether it ended well."""
-        if self._is_done(experiment):
-            print("kept")
-            return True
-        clock, path = Clock(), self.marks / f"{experiment.name}.log"
-        with path.open("w", encoding="utf-8") as log:
-            error = self._run(experiment, log)
-        if not error:
-            print(f"done in {clock}")
-            return True
-        print(f"FAILED after {clock}, {error}: {path} ends with")
-        ending = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-5:]
-        write_whole(self.marks / f"{experiment.name}.failed", "\n".join(ending) + "\n")
-        print("".join(f"        {line}\n" for line in ending), end="", flush=True)
-        return False
-
-    def _run(self, experiment: Experiment, log: TextIO | None) -> str:
-        """Run an experiment and leave its mark; what went wrong, if something did."""
-        clock, key = Clock(), self.key_of(experiment)
-        done, failed = (self.marks / f"{experiment.name}.{ending}" for ending in ("done", "failed"))
-        done.unlink(missing_ok=True)
-        failed.unlink(missing_ok=True)
-        try:
-            experiment.run(self._works(log))
-        except (StepFailed, ValueError, OSError) as error:
-            if log and not isinstance(error, StepFailed):
-                print(f"error: {error}", file=log)
-            return str(error)
-        if not experiment.always:
-            write_whole(done, f"{key}\nseconds {clock.seconds}\n")
-        return ""
+    def _run(self, experiment: Experiment, log_file: Path | None = None) -> str:
+        """Run an experiment unless it is done, and leave its mark; how it ended."""
+        begun, key, makes = time.monotonic(), self.key_of(experiment), self._product(experiment)
+        done, always = self._mark(experiment, "done"), self.settings.force or experiment.kind.always
+        kept = not always and done.is_file() and done.read_text(encoding="utf-8").splitlines()[:1] == [key]
+        if kept and any(self.out.glob(makes)):
+            return f"kept, {self.out / makes}"
+        for mark in (done, self._mark(experiment, "failed")):
+            mark.unlink(missing_ok=True)
+        with log_file.open("w", encoding="utf-8") if log_file else nullcontext() as log:
+            try:
+                experiment.run(*self._works(log))
+            except (ValueError, OSError) as error:
+                if log:
+                    print(f"error: {error}", file=log)
+                raise
+        write_whole(done, f"{key}\nseconds {since(begun).seconds}\n")
+        return f"done in {since(begun)}"
 
     def key_of(self, experiment: Experiment) -> str:
         """Changes when the experiment has to run again."""
-        own = self.settings
-        lines = [repr(experiment), *map(inspect.getsource, (type(experiment), work_module))]
-        lines += [f"{name}={value}" for name, value in own.given(experiment.settings).items()]
+        own, kind = self.settings, experiment.kind
+        lines = [repr(experiment), *map(inspect.getsource, (kind.run, work_module))]
+        lines += [f"{name}={value}" for name, value in own.given(kind.settings).items()]
+        samples = [getattr(own, name) for name in ("train_data", "judge_data") if name in kind.settings]
         for work in self._works():
-            gates = work.gates if "gates" in experiment.settings else None
-            samples = [
-                getattr(own, name) for name in ("train_data", "judge_data") if name in experiment.settings
-            ]
+            gates = work.gates if "gates" in kind.settings else None
             lines += [work.model, str(gates), state_of(Path(work.model)), state_of(gates), state_of(*samples)]
-            lines += [] if work.is_tiny else self._data(work, own.benchmarks or experiment.benchmarks)
+            lines += self._data(work, own.benchmarks or experiment.benchmarks)
         return digest_of(lines)
 
     @staticmethod
-    def _data(work: Work, names: Sequence[str]) -> list[str]:
-        """Which of these benchmarks are ready, and the state of their files."""
-        places = {name: work.data_of(name) for name in names}
-        return [
-            f"{name} {state_of(place)}"
-            for name, place in places.items()
-            if ready(list(findings_of(name, place)))
-        ]
-
-    def _is_done(self, experiment: Experiment) -> bool:
-        mark = self.marks / f"{experiment.name}.done"
-        if self.settings.force or not mark.is_file() or not any(self.out.glob(self._product(experiment))):
-            return False
-        return mark.read_text(encoding="utf-8").splitlines()[:1] == [self.key_of(experiment)]
+    def _data(work: Work, names: Iterable[str]) -> list[str]:
+        """Which of these benchmarks are ready, and the state of their files; none of Tiny-LLaVA's, which are made."""
+        places = {} if work.is_tiny else {name: work.data_of(name) for name in names}
+        there = [name for name, place in places.items() if ready(list(findings_of(name, place)))]
+        return [f"{name} {state_of(places[name])}" for name in there]
 
     def _product(self, experiment: Experiment) -> str:
-        return experiment.makes.format(name=experiment.name, model=glob.escape(name_of(self.models[0])))
+        model = glob.escape(name_of(self.models[0]))
+        return experiment.kind.makes.format(name=experiment.name, model=model)
+
+    def _mark(self, experiment: Experiment, ending: str) -> Path:
+        return self.out / "steps" / f"{experiment.name}.{ending}"
 
     def _works(self, log: TextIO | None = None) -> list[Work]:
         return [Work(self.settings, model, self.out, self.launch, log) for model in self.models]
 
-    def _write_inputs(self, names: Sequence[str]) -> None:
+    def _write_inputs(self, experiments: Sequence[Experiment]) -> None:
         """What the report says of the settings: model, settings that are not at their default, data at hand."""
-        wanted = {setting for name in names for setting in EXPERIMENTS[name].settings} - {"benchmarks"}
-        given = {"MODEL": self.models[0], **self.settings.given(tuple(wanted))}
-        benchmarks = {name for step in names for name in EXPERIMENTS[step].benchmarks}
+        wanted = {name for entry in experiments for name in entry.kind.settings} - {"benchmarks"}
+        given = {"MODEL": self.models[0], **self.settings.given(wanted)}
+        benchmarks = sorted({name for entry in experiments for name in entry.benchmarks})
         lines = [f"{name}={value}" for name, value in given.items()]
-        (work,) = self._works()
-        if not work.is_tiny:
-            lines += [f"benchmark {line.split()[0]}" for line in self._data(work, sorted(benchmarks))]
-        path, text = self.marks / "inputs", "\n".join(lines) + "\n"
+        lines += [f"benchmark {line.split()[0]}" for line in self._data(self._works()[0], benchmarks)]
+        path, text = self.out / "steps/inputs", "\n".join(lines) + "\n"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_whole(path, text)
 
     @contextmanager
-    def _locked(self):
+    def _locked(self) -> Generator[None]:
         """Alone in the output folder.
 
         Raises:
@@ -225,7 +183,7 @@ class Runner:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.out / ".lock", timeout=0), stoppable():
+            with FileLock(self.out / ".lock", timeout=0):
                 yield
         except Timeout:
             raise ValueError(f"another run is at work in {self.out}") from None

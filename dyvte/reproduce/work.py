@@ -10,12 +10,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from datetime import timedelta
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, TextIO
 
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import Finding, check, ready
@@ -29,18 +31,14 @@ TINY_JUDGE = "playground/tiny/judge_prompt.txt"
 TINY_SETS = ("vqav2", "gqa", "sqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet")
 FAST_CPU = {
     "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
     # glibc returns freed memory to the system after each step and faults it in again; keeping it doubles the speed
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
 EVAL_SETTINGS = ("threshold", "batch_size", "conv_mode", "verify_every", "variant", "chunks")
-OWN = {
-    "METHOD",
-    "METHOD_CONFIG",
-    "EXIT_LAYER",
-    "DATA",
-    "SPLIT",
-    *(item.name.upper() for item in fields(Settings)),
+OWN = {"METHOD", "METHOD_CONFIG", "EXIT_LAYER", "DATA", "SPLIT"} | {
+    item.name.upper() for item in fields(Settings)
 }
 """Variables that commands get from here or not at all."""
 
@@ -49,10 +47,8 @@ class StepFailed(Exception):
     """A command ended with an error, which it has printed."""
 
 
-class Launch(Protocol):
-    """Runs a command to its end and returns its exit code; output goes to the log, or to the terminal without one."""
-
-    def __call__(self, command: list[str], environment: dict[str, str], log: TextIO | None) -> int: ...
+Launch = Callable[[list[str], dict[str, str], TextIO | None], int]
+"""Runs a command (words, environment, log) and returns its exit code; without a log, output goes to the terminal."""
 
 
 @dataclass
@@ -60,13 +56,14 @@ class Work:
     """One model in one output folder.
 
     Attributes:
+        chosen: what a person chose; ``settings`` has the model's values for what was not chosen.
         model: folder or hub name.
         out: the output folder.
         log: where output goes; None: the terminal.
         environment: variables that all commands get.
     """
 
-    settings: Settings
+    chosen: Settings
     model: str
     out: Path
     launch: Launch
@@ -74,8 +71,8 @@ class Work:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        folder = Path(self.model)
-        self.is_tiny = (ROOT / folder).resolve() == (ROOT / TINY).resolve()
+        self.is_tiny = (ROOT / self.model).resolve() == (ROOT / TINY).resolve()
+        self.settings = self.chosen.filled(self.is_tiny)
         name = name_of(self.model)
         self.results = self.out / "results" / name
         self.numbers = self.out / "study" / name
@@ -91,8 +88,8 @@ class Work:
         """A line in the log, or on the terminal."""
         print(text, file=self.log, flush=True)
 
-    def command(self, *words: object, environment: Mapping[str, object | None] | None = None) -> None:
-        """Run a command with these variables; those that are None are left out.
+    def command(self, *words: object, **environment: object) -> None:
+        """Run a command with these environment variables; those that are None are left out.
 
         Raises:
             StepFailed: its exit code is not 0.
@@ -100,19 +97,23 @@ class Work:
         inherited = {name: value for name, value in os.environ.items() if name not in OWN}
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         own = {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths), **self.environment}
-        given = {name: str(value) for name, value in (environment or {}).items() if value is not None}
+        given = {name: str(value) for name, value in environment.items() if value is not None}
         code = self.launch([str(word) for word in words], {**inherited, **own, **given}, self.log)
         if code:
             raise StepFailed(f"{' '.join(map(str, words[:4]))} ... ended with exit code {code}")
 
-    def python(self, module: str, *arguments: object) -> None:
-        """``python -m module arguments``."""
-        self.command(sys.executable, "-m", module, *arguments)
+    def python(self, module: str, *words: object, **flags: object) -> None:
+        """``python -m module words --flags``; a flag with None is left out, one with a tuple has all its values."""
+        for name, value in flags.items():
+            if value is not None:
+                words += (f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [value]))
+        self.command(sys.executable, "-m", module, *words)
 
-    def once(self, mark: Path, words: str, action: Callable[[], object], kept: str = "") -> None:
-        """Do it unless it was done before with the same words, which the mark then holds."""
+    def once(self, mark: Path, words: object, action: Callable[[], object], kept: str = "") -> None:
+        """Do it, or say ``kept`` if it was done before with the same words, which the mark then holds."""
         if mark.is_file() and mark.read_text(encoding="utf-8") == f"{words}\n":
-            self.say(kept or f"kept: {mark.parent}")
+            if kept:
+                self.say(kept)
             return
         mark.unlink(missing_ok=True)
         action()
@@ -120,15 +121,7 @@ class Work:
 
     # the model, its data and its gates
 
-    @property
-    def conv_mode(self) -> str:
-        return self.settings.conv_mode or ("vicuna_v1_nosys" if self.is_tiny else "vicuna_v1")
-
-    @property
-    def batch_size(self) -> int:
-        return self.settings.batch_size or (16 if self.is_tiny else 1)
-
-    @property
+    @cached_property
     def gates(self) -> Path | None:
         """The model's folder of gates; None where the checkpoint holds its own."""
         if self.settings.gates or self.is_tiny:
@@ -136,34 +129,40 @@ class Work:
         folder = self.settings.gates_dir / f"{Path(self.model).name}-gates"
         return folder if folder.is_dir() else None
 
+    @cached_property
+    def data_root(self) -> Path:
+        """The folder of the benchmarks' folders."""
+        return self.out / "tiny-eval" if self.is_tiny else self.settings.data_root
+
     def data_of(self, name: str) -> Path:
         """The folder of a benchmark's files."""
-        root = self.out / "tiny-eval" if self.is_tiny else self.settings.data_root
-        return root / get_benchmark(name).folder
+        return self.data_root / get_benchmark(name).folder
 
-    def with_data(self, names: Iterable[str]) -> Iterator[str]:
+    def with_data(self, names: Iterable[str], needed: bool = True) -> Iterator[str]:
         """Those of these benchmarks (or of the chosen ones) whose files are there; says which are left out.
         Tiny-LLaVA's are made.
+
+        Raises:
+            ValueError: one is needed, and none is there.
         """
+        count, found = self.settings.questions, False
+        if self.is_tiny:
+            make = partial(
+                self.python, "dyvte.tiny.sets", out=self.data_root, questions=count, only=TINY_SETS
+            )
+            self.once(self.data_root / ".questions", count, make)
+            findings_of.cache_clear()
         for name in self.settings.benchmarks or names:
-            if self.is_tiny:
-                self.make_tiny_sets()
             findings = findings_of(name, self.data_of(name))
             if ready(list(findings)):
+                found = True
                 yield name
                 continue
             for finding in findings:
                 self.say(f"  {finding.state:8} {finding.path}  {finding.detail}")
             self.say(f"{name}: left out for {self.model}, its data are not ready (see above)")
-
-    def make_tiny_sets(self) -> None:
-        """Tiny-LLaVA's benchmarks, unless they are there with as many questions."""
-        folder, count = self.out / "tiny-eval", self.settings.questions
-        mark = folder / ".questions"
-        if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != str(count):
-            self.python("dyvte.tiny.sets", "--out", folder, "--questions", count, "--only", *TINY_SETS)
-            write_whole(mark, f"{count}\n")
-            findings_of.cache_clear()
+        if needed and not found:
+            raise ValueError("no benchmark is ready")
 
     # evaluations
 
@@ -183,153 +182,118 @@ class Work:
         config: str = "",
         gates: Path | None = None,
         threshold: str | None = None,
-        data: Path | None = None,
     ) -> None:
         """Answers and record in ``folder``, kept where they are of the same model, gates, questions and settings."""
-        own, data = self.settings, data or self.data_of(name)
-        chosen = {key.upper(): getattr(own, key) for key in EVAL_SETTINGS} | {
-            "THRESHOLD": threshold or own.threshold
+        data, own = self.data_of(name), self.settings
+        asked = {key.upper(): getattr(own, key) for key in EVAL_SETTINGS} | {
+            **{"METHOD": method, "METHOD_CONFIG": config, "GATES": gates},
+            "THRESHOLD": threshold or own.threshold,
         }
         state = state_of(Path(self.model), data, gates)
-        words = " ".join(f"{value or ''}" for value in (method, config, *chosen.values(), gates, state))
-        mark = folder / ".done"
+        words = " ".join(f"{value or ''}" for value in (*asked.values(), state))
         if not (folder / "record.json").is_file():  # nobody has graded or scored the answers: not done
-            mark.unlink(missing_ok=True)
-        environment: dict[str, object | None] = {
-            **chosen,
-            **{"MODEL": self.model, "DATA": data, "METHOD": method, "METHOD_CONFIG": config, "GATES": gates},
-            **{"OUT": folder, "CONV_MODE": self.conv_mode, "BATCH_SIZE": self.batch_size},
-        }
-        if (data / "v2_mscoco_val2014_annotations.json").is_file():
-            environment["SPLIT"] = (
-                "llava_vqav2_mscoco_val2014"  # the test split has no public answers, so no record
-            )
-        self.once(mark, words, lambda: self._answer(name, environment))
+            (folder / ".done").unlink(missing_ok=True)
+        if (data / "v2_mscoco_val2014_annotations.json").is_file():  # the test split has no public answers
+            asked["SPLIT"] = "llava_vqav2_mscoco_val2014"
+        asked |= {"MODEL": self.model, "DATA": data, "OUT": folder}
+        self.once(folder / ".done", words, lambda: self._answer(name, asked), f"kept: {folder}")
 
-    def _answer(self, name: str, environment: dict[str, object | None]) -> None:
+    def _answer(self, name: str, asked: dict[str, Any]) -> None:
         """Run a benchmark's script. A stand-in for the judge, which the record names, grades Tiny-LLaVA on MM-Vet."""
         with serve() if self.is_tiny and name == "mmvet" else nullcontext() as address:
             if address:
-                environment |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "none", "ROUNDS": 1}
-                environment |= {"MMVET_JUDGE_MODEL": "exact-match", "PROMPT_FILE": TINY_JUDGE}
-            self.command("bash", f"scripts/v1_5/eval/{name}.sh", environment=environment)
+                asked |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "none", "ROUNDS": 1}
+                asked |= {"MMVET_JUDGE_MODEL": "exact-match", "PROMPT_FILE": TINY_JUDGE}
+            self.command("bash", f"scripts/v1_5/eval/{name}.sh", **asked)
 
     # studies
 
-    def study(self, module: str, name: str, folder: Path, *flags: object, data: Path | None = None) -> Path:
+    def study(self, module: str, name: str, folder: Path, **flags: object) -> Path:
         """Run ``dyvte.study.MODULE`` on a benchmark; its output folder."""
-        single = ("--single-pred-prompt",) if name in ("sqa", "mmbench") else ()
+        own, data = self.settings, self.data_of(name)
+        asked = {"conv_mode": own.conv_mode, "temperature": 0, "batch_size": own.batch_size}
+        asked |= {"single_pred_prompt": () if name in ("sqa", "mmbench") else None, **flags}
         self.python(
-            f"dyvte.study.{module}",
-            *(name, "--data-dir", data or self.data_of(name), "--model-path", self.model, "--output", folder),
-            *("--conv-mode", self.conv_mode, "--temperature", 0, "--batch-size", self.batch_size),
-            *(*single, *flags),
+            f"dyvte.study.{module}", name, data_dir=data, model_path=self.model, output=folder, **asked
         )
         return folder
 
-    def exit_flags(self) -> list[object]:
+    def exit_flags(self) -> dict[str, object]:
         """Flags for exit by gates."""
-        gates = ["--gates", self.gates] if self.gates else []
-        threshold = ["--threshold", self.settings.threshold] if self.settings.threshold else []
-        return ["--method", "dyvte", *gates, *threshold]
+        return {"method": "dyvte", "gates": self.gates, "threshold": self.settings.threshold}
 
-    def plot(self, kind: str, figure: str, places: Sequence[Path], *flags: object) -> None:
-        """Draw from stored numbers.
+    def plot(self, kind: str, figure: str, *places: Path, **flags: object) -> None:
+        """Draw from stored numbers."""
+        self.python("dyvte.study.plot", kind, *places, **flags, out=self.figures / figure)
 
-        Raises:
-            ValueError: there are none.
-        """
-        if not places:
-            raise ValueError(f"{figure}: no benchmark is ready")
-        self.python("dyvte.study.plot", kind, *places, *flags, "--out", self.figures / figure)
-
-    def table(self, module: str, name: str, places: Sequence[Path]) -> None:
+    def table(self, module: str, name: str, *places: Path) -> None:
         """Write and show a table of the paper."""
-        self.python(f"dyvte.report.{module}", name, *places, "--out", self.out / "tables")
+        self.python(f"dyvte.report.{module}", name, *places, out=self.out / "tables")
         self.say(f"written: {self.out}/tables/{name}.md, .tex and .csv")
 
     # gates fitted to stored states
 
-    def store(self, sample: Path, name: str, *flags: object) -> Path:
-        """The store of a sample's states, finished if it is not."""
-        images = self.settings.train_images or (
-            self.out / "tiny-train/images" if self.is_tiny else Path("playground/data")
-        )
-        version = self.settings.version or ("vicuna_v1_nosys" if self.is_tiny else "v1")
-        self.python(
-            "dyvte.gates.store_states",
-            *("--model-path", self.model, "--data-path", sample, "--image-folder", images),
-            *("--version", version, "--dtype", self.settings.dtype, "--output", self.fitted / name, *flags),
-        )
-        return self.fitted / name
-
-    def store_to_fit(self) -> Path:
-        """The store that gates are fitted to."""
-        sample = (
-            self._sample("fit") if self.is_tiny else Path("playground/data/llava_v1_5_mix665k_gates.json")
-        )
-        return self.store(self.settings.train_data or sample, "store", "--attention")
-
-    def store_to_judge(self) -> Path:
-        """The store of another sample.
+    def store(self, part: str) -> Path:
+        """The store of states of the sample that gates are fitted to ("fit") or judged on ("judge").
 
         Raises:
-            ValueError: none is named.
+            ValueError: no sample is named.
         """
-        sample = self.settings.judge_data or (self._sample("judge") if self.is_tiny else None)
-        if sample is None:
+        own, folder = self.settings, self.out / "tiny-train"
+        sample = own.train_data if part == "fit" else own.judge_data
+        if self.is_tiny and not sample:
+            sample = self._draw(folder) / f"{part}.json"
+        if not sample:
             raise ValueError("set JUDGE_DATA to a sample that no gate is fitted to")
-        return self.store(sample, "judge-store")
+        output = self.fitted / ("store" if part == "fit" else "judge-store")
+        kept = {"version": own.version, "dtype": own.dtype, "attention": () if part == "fit" else None}
+        images = own.train_images or folder / "images"
+        asked = {"model_path": self.model, "data_path": sample, "image_folder": images, "output": output}
+        self.python("dyvte.gates.store_states", **asked, **kept)
+        return output
+
+    def _draw(self, folder: Path) -> Path:
+        """Draw samples of Tiny-LLaVA's data to fit gates to and to judge them on, which share no scene."""
+        own = self.settings
+        scenes, fraction, seed = own.scenes or 8000, own.fraction or "0.2", own.seed or 0
+
+        def draw() -> None:
+            self.python("dyvte.tiny.data", out=folder, scenes=scenes, seed=seed, processes=2)
+            records = read_json(folder / "finetune.json")
+            cut = len(records) * 3 // 4
+            for part, chosen in (("fit", records[:cut]), ("judge", records[cut:])):
+                whole = folder / f"{part}-all.json"
+                write_whole(whole, json.dumps(chosen))
+                drawn = {"output": folder / f"{part}.json", "fraction": fraction, "seed": seed}
+                self.python("dyvte.gates.sample", data_path=whole, **drawn)
+
+        self.once(folder / ".made", f"{scenes} {fraction} {seed}", draw)
+        return folder
 
     def fit_flags(self) -> list[object]:
         """How gates are fitted: as in the paper, but for Tiny-LLaVA."""
         own = self.settings
-        lr, epochs, gain, batch = ("1e-3", "4", "0.1", 32) if self.is_tiny else ("4e-5", "1", "1", 128)
         return [
-            *("--learning_rate", own.lr or lr, "--num_train_epochs", own.epochs or epochs),
-            *("--gain", own.gain or gain, *(("--disable_tqdm", True) if self.is_tiny else ())),
-            *("--per_device_train_batch_size", own.gate_batch or batch, "--lr_scheduler_type", "cosine"),
+            *("--learning_rate", own.lr, "--num_train_epochs", own.epochs, "--gain", own.gain),
+            *("--per_device_train_batch_size", own.gate_batch, "--lr_scheduler_type", "cosine"),
             *("--warmup_ratio", "0.03", "--weight_decay", "0.", "--group_by_modality_length", True),
             *("--logging_steps", 10, "--seed", 42 if own.seed is None else own.seed),
+            *(("--disable_tqdm", True) if self.is_tiny else ()),
         ]
 
-    @property
-    def width(self) -> int:
-        return self.settings.width or (128 if self.is_tiny else 2048)
-
-    def fit_grid(self, grid: str, store: Path, folder: str, *flags: object) -> Path:
-        """Fit all gates of a grid of ``dyvte.study.gate_grid``; the folder of their folders."""
-        output = self.fitted / folder
-        self.python(
-            "dyvte.study.gate_grid", grid, "--store", store, "--output", output, *self.fit_flags(), *flags
-        )
-        return output
-
-    def evaluate_grid(self, grid: Path, results: Path, names: Iterable[str]) -> None:
-        """Each folder of gates on each benchmark, and the model without exit."""
-        for name in self.with_data(names):
+    def fit_grid(self, grid: str, names: Iterable[str], results: Path, **flags: object) -> Path:
+        """Fit all gates of a grid of ``dyvte.study.gate_grid`` and evaluate each, and the model without exit; the
+        folder of their folders.
+        """
+        output = self.fitted / ("states" if grid == "pairs" else grid)  # pairs are some of the states
+        asked = {"store": self.store("fit"), "output": output, **flags}
+        self.python("dyvte.study.gate_grid", grid, *self.fit_flags(), **asked)
+        for name in self.with_data(names, needed=False):
             self.evaluation(name, results / name / "none", "none")
-            for folder in sorted(path for path in grid.iterdir() if path.is_dir()):
+            for folder in sorted(path for path in output.iterdir() if path.is_dir()):
                 self.say(f"\n{self.model}, {name}, gates {folder.name}")
                 self.evaluation(name, results / name / folder.name, "dyvte", gates=folder)
-
-    def _sample(self, name: str) -> Path:
-        """Tiny-LLaVA's sample to fit gates to, or to judge them on. The two share no scene."""
-        folder, own = self.out / "tiny-train", self.settings
-        scenes, fraction, seed = own.scenes or 8000, own.fraction or "0.2", own.seed or 0
-        mark, words = folder / ".made", f"{scenes} {fraction} {seed}\n"
-        if mark.is_file() and mark.read_text(encoding="utf-8") == words:
-            return folder / f"{name}.json"
-        self.python("dyvte.tiny.data", "--out", folder, "--scenes", scenes, "--seed", seed, "--processes", 2)
-        records = read_json(folder / "finetune.json")
-        cut = len(records) * 3 // 4
-        for part, chosen in (("fit", records[:cut]), ("judge", records[cut:])):
-            whole = folder / f"{part}-all.json"
-            write_whole(whole, json.dumps(chosen))
-            output = ("--output", folder / f"{part}.json", "--fraction", fraction, "--seed", seed)
-            self.python("dyvte.gates.sample", "--data-path", whole, *output)
-        write_whole(mark, words)
-        return folder / f"{name}.json"
+        return output
 
     # methods beside DyVTE
 
@@ -344,11 +308,9 @@ class Work:
         """
         if self.settings.rivals:
             return list(self.settings.rivals)
-        tome, stability = (
-            ("r=4", "start=4 size=0 still=0.95") if self.is_tiny else ("r=18", "start=7 size=0.2")
-        )
+        tome, stability = ("4", "start=4 size=0 still=0.95") if self.is_tiny else ("18", "start=7 size=0.2")
         return [
-            *(f"tome {tome}", "fastv k=2 r=0.5", f"vtw k={self.vtw_layer()}", "random k=2 r=0.5"),
+            *(f"tome r={tome}", "fastv k=2 r=0.5", f"vtw k={self.vtw_layer()}", "random k=2 r=0.5"),
             *("pooling s=2", "pyramiddrop stages=4 ratio=0.5", f"stability {stability}"),
         ]
 
@@ -359,21 +321,15 @@ class Work:
             ValueError: there is nothing to search on.
         """
         own, known = self.settings, {"llava-v1.5-7b": 15, "llava-1.5-7b-hf": 15}
-        layer = own.vtw_k
-        if layer is None:
-            layer = 9 if self.is_tiny else known.get(Path(self.model).name)
+        layer = known.get(Path(self.model).name) if own.vtw_k is None else own.vtw_k
         if layer is not None:
             return layer
-        if not own.train_data or not own.train_images:
-            raise ValueError(
-                f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search VTW's layer for {self.model}"
-            )
+        if not self.chosen.train_data or not self.chosen.train_images:
+            raise ValueError(f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search a layer for {self.model}")
         found = self.rivaled / "vtw.json"
-        self.python(
-            "dyvte.study.vtw_search",
-            *("--model-path", self.model, "--data-path", own.train_data, "--image-folder", own.train_images),
-            *("--output", found, "--conv-mode", self.conv_mode, "--divergence", own.vtw_divergence),
-        )
+        sample = {"data_path": own.train_data, "image_folder": own.train_images, "output": found}
+        how = {"conv_mode": own.conv_mode, "divergence": own.vtw_divergence}
+        self.python("dyvte.study.vtw_search", model_path=self.model, **sample, **how)
         return int(read_json(found)["k"])
 
     def rival(self, name: str, line: str, threshold: str | None = None, folder: str | None = None) -> Path:
@@ -397,27 +353,16 @@ def name_of(model: str) -> str:
     return f"{Path(model).parent.name or '.'}-{Path(model).name}"
 
 
-class Clock:
-    """Time since it was made."""
-
-    def __init__(self) -> None:
-        self.begun = time.monotonic()
-
-    @property
-    def seconds(self) -> int:
-        return int(time.monotonic() - self.begun)
-
-    def __str__(self) -> str:
-        return f"{self.seconds // 60}:{self.seconds % 60:02d}"
+def since(begun: float) -> timedelta:
+    """Whole seconds since a time of ``time.monotonic``."""
+    return timedelta(seconds=int(time.monotonic() - begun))
 
 
 def state_of(*places: Path | None) -> str:
     """Names, sizes and times of these files and of those in these folders, not below."""
-    rows = []
-    for place in filter(None, places):
-        for file in [place] if place.is_file() else place.iterdir() if place.is_dir() else []:
-            if file.is_file():
-                rows.append(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}")
+    found = [[place] if place.is_file() else place.glob("*") for place in places if place]
+    files = [(path, path.stat()) for path in chain(*found) if path.is_file()]
+    rows = (f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
     return digest_of(sorted(rows))
 
 

@@ -4,39 +4,16 @@ set -euo pipefail
 DEEPSPEED=${DEEPSPEED-scripts/zero3.json}
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-BATCH=${BATCH:-16}   # per process; LLaVA: 8 processes, 128 together
-
-launch \
-    --model_name_or_path "${MODEL:-lmsys/vicuna-13b-v1.5}" \
+# BATCH is per process; LLaVA: 8 processes, 128 together
+launch "${LLAVA[@]}" \
     --version "${VERSION:-v1}" \
     --data_path "${DATA:-playground/data/llava_v1_5_mix665k.json}" \
     --image_folder "${IMAGES:-playground/data}" \
-    --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
     --pretrain_mm_mlp_adapter "${ADAPTER:-checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin}" \
-    --mm_projector_type mlp2x_gelu \
-    --mm_vision_select_layer -2 \
-    --mm_use_im_start_end False \
-    --mm_use_im_patch_token False \
     --image_aspect_ratio pad \
     --group_by_modality_length True \
-    --bf16 "$BF16" \
     --output_dir "${OUTPUT:-checkpoints/llava-v1.5-13b}" \
-    --num_train_epochs "${EPOCHS:-1}" \
-    --per_device_train_batch_size "$BATCH" \
-    --gradient_accumulation_steps "${ACCUMULATION:-1}" \
-    --eval_strategy no \
-    --save_strategy steps \
+    --per_device_train_batch_size "${BATCH:-16}" \
     --save_steps "${SAVE_STEPS:-50000}" \
-    --save_total_limit 1 \
     --learning_rate "${LR:-2e-5}" \
-    --weight_decay 0. \
-    --warmup_ratio 0.03 \
-    --lr_scheduler_type cosine \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length "${MAX_LENGTH:-2048}" \
-    --gradient_checkpointing "${CHECKPOINTING:-True}" \
-    --dataloader_num_workers "${WORKERS:-4}" \
-    --lazy_preprocess True \
-    --report_to "${REPORT_TO:-none}" \
     "$@"

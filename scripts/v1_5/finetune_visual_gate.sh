@@ -18,12 +18,10 @@ if ((BATCH < 1 || GLOBAL_BATCH % (BATCH * PROCESSES) != 0)); then
     echo "GLOBAL_BATCH=$GLOBAL_BATCH must be a multiple of BATCH x processes = $BATCH x $PROCESSES" >&2
     exit 2
 fi
-START=()
-if [[ -n ${GATES:-} ]]; then START=(--visual_gates "$GATES"); fi
 
 launch \
     --tune_visual_gates True \
-    ${START[@]+"${START[@]}"} \
+    ${GATES:+--visual_gates "$GATES"} \
     --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-7b}" \
     --version "${VERSION:-v1}" \
     --data_path "${DATA:-playground/data/llava_v1_5_mix665k_gates.json}" \
@@ -32,23 +30,11 @@ launch \
     --group_by_modality_length True \
     --gate_supervision "${SUPERVISION:-all}" \
     --gate_alpha "${ALPHA:-1.03}" \
-    --bf16 "$BF16" \
     --output_dir "${OUTPUT:-checkpoints/llava-v1.5-7b-gates}" \
-    --num_train_epochs "${EPOCHS:-1}" \
     --per_device_train_batch_size "$BATCH" \
     --gradient_accumulation_steps "$((GLOBAL_BATCH / (BATCH * PROCESSES)))" \
-    --eval_strategy no \
-    --save_strategy steps \
     --save_steps "${SAVE_STEPS:-10}" \
     --save_total_limit 2 \
     --learning_rate "${LR:-4e-5}" \
-    --weight_decay 0. \
-    --warmup_ratio 0.03 \
-    --lr_scheduler_type cosine \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length "${MAX_LENGTH:-2048}" \
-    --dataloader_num_workers "${WORKERS:-4}" \
     --seed "${SEED:-42}" \
-    --report_to "${REPORT_TO:-none}" \
     "$@"

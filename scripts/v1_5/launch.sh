@@ -17,6 +17,35 @@ if [[ -z ${BF16:-} ]]; then
     BF16=$("$PYTHON" -c 'import torch; print(torch.cuda.is_available())')
 fi
 
+# Flags that all stages share; those of a script come after them, and the last of a flag's values counts.
+COMMON=(
+    --bf16 "$BF16"
+    --tf32 True
+    --num_train_epochs "${EPOCHS:-1}"
+    --eval_strategy no
+    --save_strategy steps
+    --weight_decay 0.
+    --warmup_ratio 0.03
+    --lr_scheduler_type cosine
+    --logging_steps 1
+    --model_max_length "${MAX_LENGTH:-2048}"
+    --dataloader_num_workers "${WORKERS:-4}"
+    --report_to "${REPORT_TO:-none}"
+)
+# Flags that LLaVA's two stages share.
+LLAVA=(
+    --model_name_or_path "${MODEL:-lmsys/vicuna-13b-v1.5}"
+    --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
+    --mm_projector_type mlp2x_gelu
+    --mm_vision_select_layer -2
+    --mm_use_im_start_end False
+    --mm_use_im_patch_token False
+    --gradient_accumulation_steps "${ACCUMULATION:-1}"
+    --save_total_limit 1
+    --gradient_checkpointing "${CHECKPOINTING:-True}"
+    --lazy_preprocess True
+)
+
 launch() {
     local where=(--standalone)
     if [[ ${NNODES:-1} -gt 1 ]]; then
@@ -24,8 +53,7 @@ launch() {
             --master_addr "${MASTER_ADDR:?set MASTER_ADDR to the first machine}"
             --master_port "${MASTER_PORT:-29500}")
     fi
-    local deepspeed=()
-    if [[ -n ${DEEPSPEED:-} ]]; then deepspeed=(--deepspeed "$DEEPSPEED"); fi
     PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m torch.distributed.run "${where[@]}" \
-        --nproc_per_node "$NPROC" -m llava.train.train_mem ${deepspeed[@]+"${deepspeed[@]}"} "$@"
+        --nproc_per_node "$NPROC" -m llava.train.train_mem ${DEEPSPEED:+--deepspeed "$DEEPSPEED"} \
+        "${COMMON[@]}" "$@"
 }

@@ -7,31 +7,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dyvte.reproduce import runner as runner_module
-from dyvte.reproduce.experiments import Experiment
-from dyvte.reproduce.runner import Runner
+from dyvte.reproduce.experiments import Experiment, kind
+from dyvte.reproduce.runner import FAILURES, Runner
 from dyvte.reproduce.settings import Settings
 from dyvte.reproduce.work import ROOT, Work
 
 STEPS = ("table1", "figure6", "table2")
 
 
-@dataclass(frozen=True)
-class Fake(Experiment):
+@kind("questions", "gates", "benchmarks", "data_root", makes="made/{name}")
+def fake(entry: Experiment, *works: Work) -> None:
     """Runs one command, which makes the product."""
+    for work in works:
+        work.command("make", entry.name, work.out / "made" / entry.name)
 
-    settings = ("questions", "gates", "benchmarks", "data_root")
-    makes = "made/{name}"
 
-    def run(self, works: Sequence[Work]) -> None:
-        for work in works:
-            work.command("make", self.name, work.out / "made" / self.name)
+FIGURE6 = Experiment("figure6", "figure6", fake, ("gqa",))
 
 
 @pytest.fixture
@@ -41,7 +38,8 @@ def place(tmp_path, monkeypatch):
     for name in ("checkpoint", "gates"):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").write_text("1")
-    monkeypatch.setattr(runner_module, "EXPERIMENTS", {name: Fake(name, name) for name in STEPS})
+    entries = {name: Experiment(name, name, fake) for name in STEPS}
+    monkeypatch.setattr(runner_module, "EXPERIMENTS", entries)
     return folder
 
 
@@ -87,14 +85,19 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_what_is_done_is_kept(place, commands, capsys):
-    assert a_runner(place, commands).run_all() == 0
+    assert a_runner(place, commands).run_all() == []
     assert commands.taken() == list(STEPS)
     out = capsys.readouterr().out
-    assert "[ 2/3]" in out and out.count("done in 0:0") == 4 and (place / "out/report.html").is_file()
+    assert (
+        "[ 2/3]" in out
+        and out.count("done in 0:0") == 3
+        and "all: 3 steps in 0:0" in out
+        and (place / "out/report.html").is_file()
+    )
     assert (place / "out/steps/inputs").read_text().startswith(f"MODEL={place / 'checkpoint'}\nDATA_ROOT=")
     before = state(place / "out/steps")
-    assert a_runner(place, commands).run_all() == 0
-    assert capsys.readouterr().out.count("  kept\n") == 3 and commands.taken() == []
+    assert a_runner(place, commands).run_all() == []
+    assert capsys.readouterr().out.count("  kept, ") == 3 and commands.taken() == []
     assert state(place / "out/steps") == before
 
 
@@ -109,57 +112,60 @@ def test_what_is_done_is_kept(place, commands, capsys):
         (lambda place: None, {"layers": (3,)}, []),  # no setting of these
         (lambda place: None, {"force": True}, list(STEPS)),
         (lambda place: None, {"steps": ("table2", "table1")}, []),
-        (lambda place: runner_module.EXPERIMENTS.update(figure6=Fake("figure6", "6", ("gqa",))), {}, ["figure6"]),
+        (lambda place: runner_module.EXPERIMENTS.update(figure6=FIGURE6), {}, ["figure6"]),
     ],
 )  # fmt: skip
 def test_what_changed_runs_again(place, commands, change, settings, again):
-    assert a_runner(place, commands).run_all() == 0
+    assert a_runner(place, commands).run_all() == []
     commands.taken()
     change(place)
-    assert a_runner(place, commands, **settings).run_all() == 0
+    assert a_runner(place, commands, **settings).run_all() == []
     assert commands.taken() == again
 
 
 def test_new_data_and_new_code_run_again(place, commands, monkeypatch):
-    fake = Fake("figure6", "figure6", ("gqa",))
+    entry = FIGURE6
     monkeypatch.setattr(runner_module, "findings_of", lambda name, folder: ())
     (place / "data/gqa").mkdir(parents=True)
-    keys = [a_runner(place, commands).key_of(fake)]
+    keys = [a_runner(place, commands).key_of(entry)]
     (place / "data/gqa/questions.jsonl").write_text("1")
-    keys.append(a_runner(place, commands).key_of(fake))
+    keys.append(a_runner(place, commands).key_of(entry))
     monkeypatch.setattr(runner_module.inspect, "getsource", lambda _: "other")
-    keys.append(a_runner(place, commands).key_of(fake))
+    keys.append(a_runner(place, commands).key_of(entry))
     assert len(set(keys)) == 3
 
 
 def test_chosen_steps_run_in_their_order(place, commands):
-    assert a_runner(place, commands, steps=("table2", "table1")).run_all() == 0
+    assert a_runner(place, commands, steps=("table2", "table1")).run_all() == []
     assert commands.taken() == ["table2", "table1"]
 
 
 def test_a_failed_step_is_named_and_the_others_run(place, commands, capsys):
     commands.failing = {"figure6"}
-    assert a_runner(place, commands).run_all() == 1 and commands.taken() == list(STEPS)
+    assert a_runner(place, commands).run_all() == ["figure6"] and commands.taken() == list(STEPS)
     shown = capsys.readouterr()
-    assert "failed: figure6" in shown.err and "no luck with figure6" in shown.out
+    assert "FAILED, make figure6" in shown.out and "no luck with figure6" in shown.out
     assert "exit code 3" in shown.out and (place / "out/report.html").is_file()
     assert (place / "out/steps/figure6.failed").read_text() == "no luck with figure6\n"
     commands.failing = set()
-    assert a_runner(place, commands).run_all() == 0 and commands.taken() == ["figure6"]
+    assert a_runner(place, commands).run_all() == [] and commands.taken() == ["figure6"]
     assert not (place / "out/steps/figure6.failed").exists()
 
 
 def test_an_experiment_alone(place, commands, capsys):
     one = runner_module.EXPERIMENTS["table1"]
-    assert a_runner(place, commands).run_one(one) == 0 and commands.taken() == ["table1"]
-    assert a_runner(place, commands).run_one(one) == 0 and commands.taken() == []
-    assert "table1: kept" in capsys.readouterr().out
+    a_runner(place, commands).run_one(one)
+    assert commands.taken() == ["table1"] and "table1: done in 0:0" in capsys.readouterr().out
+    a_runner(place, commands).run_one(one)
+    assert commands.taken() == [] and "table1: kept" in capsys.readouterr().out
     commands.failing = {"table2"}
-    assert a_runner(place, commands).run_one(runner_module.EXPERIMENTS["table2"]) == 1 and commands.taken()
-    assert "exit code 3" in capsys.readouterr().err
+    with pytest.raises(FAILURES, match="exit code 3"):
+        a_runner(place, commands).run_one(runner_module.EXPERIMENTS["table2"])
+    assert commands.taken() == ["table2"]
     several = a_runner(place, commands)
     several.models = [*several.models, "other/model"]
-    assert several.run_one(one) == 0 and commands.taken() == ["table1", "table1"]
+    several.run_one(one)
+    assert commands.taken() == ["table1", "table1"]
 
 
 def test_a_second_run_is_refused(place, commands):
@@ -168,31 +174,30 @@ def test_a_second_run_is_refused(place, commands):
             a_runner(place, commands).run_all()
         return 0
 
-    assert a_runner(place, inner).run_one(Fake("table1", "")) == 0 and commands.taken() == []
-    assert a_runner(place, commands).run_all() == 0
+    a_runner(place, inner).run_one(Experiment("table1", "", fake))
+    assert commands.taken() == []
+    assert a_runner(place, commands).run_all() == []
 
 
 WAITING = """
 import sys
 from tests.reproduce import test_runner as t
-t.runner_module.EXPERIMENTS = {name: t.Shell(name, name) for name in t.STEPS}
+t.runner_module.EXPERIMENTS = {name: t.Experiment(name, name, t.shell) for name in t.STEPS}
 from dyvte.reproduce import __main__ as face
 face.EXPERIMENTS = t.runner_module.EXPERIMENTS
 sys.exit(face.main(["all", "--model", "playground/tiny/model", "--out", sys.argv[1]]))
 """
 
 
-@dataclass(frozen=True)
-class Shell(Fake):
+@kind("questions", makes="made/{name}")
+def shell(entry: Experiment, work: Work) -> None:
     """A command that starts another process, waits in the second step while a file says so, and makes a file."""
-
-    def run(self, works: Sequence[Work]) -> None:
-        script = (
-            'mkdir -p "$0/made"; echo "$1" >>"$0/ran"; '
-            'if [ "$1" = figure6 ] && [ -e "$0/block" ]; then touch "$0/started"; sleep 300 & sleep 300; fi; '
-            'touch "$0/made/$1"'
-        )
-        works[0].command("bash", "-c", script, works[0].out, self.name)
+    script = (
+        'mkdir -p "$0/made"; echo "$1" >>"$0/ran"; '
+        'if [ "$1" = figure6 ] && [ -e "$0/block" ]; then touch "$0/started"; sleep 300 & sleep 300; fi; '
+        'touch "$0/made/$1"'
+    )
+    work.command("bash", "-c", script, work.out, entry.name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -51,4 +51,4 @@ def test_all_interrupted_and_gone_on(tmp_path):
     assert all(f'id="{name}"' in page for name in ("table2", "examples")) and str(TINY) not in page
     before = state(tmp_path / "out")
     done = bash("reproduce/all.sh", **settings)
-    assert done.stdout.count("  kept\n") == 2 and state(tmp_path / "out") == before
+    assert done.stdout.count("  kept, ") == 2 and state(tmp_path / "out") == before

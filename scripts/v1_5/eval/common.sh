@@ -97,20 +97,24 @@ run_shards() {
     [ ${#failed[@]} -eq 0 ] || die "shard ${failed[*]} of $chunks failed (see above); a new run goes on from here"
 }
 
-# answer_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: check the files, answer, and merge in question order, into OUT.
-answer_benchmark() {
-    local name=$1 questions=$2 images=$3 index
-    shift 3
-    method_arguments
-    "$PYTHON" -m dyvte.benchmarks check "$name" --data-dir "$DATA" --quiet ||
-        die "the files in DATA=$DATA are not ready (see above)"
+# answer QUESTIONS IMAGES ARGUMENTS...: after method_arguments, answer and merge in question order, into OUT.
+answer() {
+    local questions=$1 index
     OUT=${OUT:-$DATA/answers/$(basename "${questions%.*}")/$(basename "$MODEL")$variant}
     mkdir -p "$OUT"
     rm -f "$OUT/merge.jsonl" "$OUT/record.json" # of an earlier run: none is left behind if this one fails
-    run_shards "$questions" "$images" "$@"
+    run_shards "$@"
     for ((index = 0; index < chunks; index++)); do
         cat "$OUT/${chunks}_$index.jsonl"
     done >"$OUT/merge.jsonl"
+}
+
+# answer_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: check the files and answer.
+answer_benchmark() {
+    method_arguments
+    "$PYTHON" -m dyvte.benchmarks check "$1" --data-dir "$DATA" --quiet ||
+        die "the files in DATA=$DATA are not ready (see above)"
+    answer "${@:2}"
 }
 
 # record_benchmark NAME ARGUMENTS...: score the merged answers and write the record; ARGUMENTS are kept in it.

@@ -8,13 +8,7 @@ split=mmbench_dev_cn_20231003
 RUNNER=llava.eval.model_vqa_mmbench
 [ -f "$DATA/$split.tsv" ] || die "$DATA/$split.tsv is missing; docs/evaluation.md says where it comes from"
 method_arguments
-OUT=${OUT:-$DATA/answers/$split/$(basename "$MODEL")$variant}
-mkdir -p "$OUT"
-rm -f "$OUT/merge.jsonl"
-run_shards "$DATA/$split.tsv" "$DATA" --single-pred-prompt --lang cn "$@"
-for ((index = 0; index < chunks; index++)); do
-    cat "$OUT/${chunks}_$index.jsonl"
-done >"$OUT/merge.jsonl"
+answer "$DATA/$split.tsv" "$DATA" --single-pred-prompt --lang cn "$@"
 "$PYTHON" "$root/scripts/convert_mmbench_for_submission.py" --annotation-file "$DATA/$split.tsv" \
     --result-dir "$(dirname "$OUT")" --experiment "$(basename "$OUT")" --upload-dir "$DATA/answers_upload/$split"
 "$PYTHON" -m dyvte.benchmarks score mmbench --data-dir "$DATA" --answers "$OUT/merge.jsonl" --variant "$VARIANT" \
