@@ -82,6 +82,22 @@ class DecoderOutput(MoeModelOutputWithPast):
     shared_kv_states: Any = None
 
 
+@dataclass(frozen=True)
+class DecoderCall:
+    """What a decoder was called with, as :func:`~dyvte.decoding.packed.pack` takes it.
+
+    Attributes:
+        embeds: (B, S, D), as they enter the first layer.
+    """
+
+    embeds: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    visual_mask: Tensor | None
+    blocks: Tensor | None
+    extras: Any
+
+
 @dataclass
 class _Prompt:
     """What a family's outer module knows of a prompt and its decoder is not told.
@@ -119,7 +135,7 @@ class Handle:
         self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
         self._local = (
             threading.local()
-        )  # `traces` being collected, and the `prompt` on its way to the decoder
+        )  # `traces` and `calls` being collected, and the `prompt` on its way to the decoder
         self._hooks: list[RemovableHandle] = []
         if adapter.visual_mask is not None:
             entry, visual_mask, blocks = adapter.entry(model), adapter.visual_mask, adapter.blocks
@@ -173,6 +189,19 @@ class Handle:
         finally:
             self._local.traces = outer
 
+    @contextmanager
+    def capture(self) -> Generator[list[DecoderCall]]:
+        """A list that takes what this thread's calls of the decoder bring within the block; no layer runs there.
+
+        A family's own code then places its image features, positions and blocks, and nothing else is computed.
+        """
+        calls: list[DecoderCall] = []
+        self._local.calls = calls
+        try:
+            yield calls
+        finally:
+            self._local.calls = None
+
     def detach(self) -> None:
         """Give the model back the forward that it had. A second call does nothing."""
         attributes = vars(self._decoder)
@@ -220,14 +249,17 @@ class Handle:
         embeds: Tensor = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         embeds = stack.embed(embeds)
         extras = stack.extras(kwargs, embeds)
+        if position_ids is not None:
+            position_ids = text_positions(position_ids, self._axes)
+        if (calls := getattr(self._local, "calls", None)) is not None:
+            calls.append(DecoderCall(embeds, attention_mask, position_ids, visual_mask, blocks, extras))
+            return DecoderOutput(last_hidden_state=embeds)
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
         cache = (
             _ragged(past_key_values, len(decoder.layers))
             if use_cache or past_key_values is not None
             else None
         )
-        if position_ids is not None:
-            position_ids = text_positions(position_ids, self._axes)
 
         batch, columns, _ = embeds.shape
         if cache is not None and cache.columns:

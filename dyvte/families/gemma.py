@@ -86,7 +86,7 @@ class Gemma4Stack(Stack):
 
 
 family("gemma3", blocks=image_blocks)
-family("paligemma", blocks=prompt_block, stack=PaliGemmaStack)
+family("paligemma", blocks=prompt_block, stack=PaliGemmaStack, answer_types={"token_type_ids": 1})
 family(
     "gemma4",
     projector="model.embed_vision",

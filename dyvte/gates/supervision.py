@@ -40,16 +40,20 @@ class Embedded:
     """A batch of prompts with their teacher-forced answers, as a decoder takes it.
 
     Attributes:
-        inputs_embeds: (B, S, D) embeddings, visual tokens in their places.
+        inputs_embeds: (B, S, D) embeddings as they enter the first layer, visual tokens in their places.
         labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
         visual_mask: (B, S) bool, true on visual tokens.
         attention_mask: (B, S), nonzero on real tokens.
+        position_ids, blocks, extras: see :func:`~dyvte.decoding.packed.pack`; None where a family has none of its own.
     """
 
     inputs_embeds: Tensor
     labels: Tensor
     visual_mask: Tensor
     attention_mask: Tensor
+    position_ids: Tensor | None = None
+    blocks: Tensor | None = None
+    extras: Any = None
 
 
 class FrozenModel(Protocol):
@@ -120,6 +124,9 @@ def supervise(
     labels: Tensor,
     visual_mask: Tensor,
     attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    blocks: Tensor | None = None,
+    extras: Any = None,
     *,
     layers: Sequence[int] | None = None,
     states: Sequence[str] = PAPER_STATES,
@@ -129,7 +136,7 @@ def supervise(
 
     Args:
         model: a model that has an adapter, in evaluation mode.
-        inputs_embeds, labels, visual_mask, attention_mask: see :class:`Embedded`.
+        inputs_embeds, labels, visual_mask, attention_mask, position_ids, blocks, extras: see :class:`Embedded`.
         layers: the layers to label, in any order; all by default, one for random-layer supervision.
         states: which states to return.
         alpha: allowed ratio of the cross-entropies.
@@ -147,7 +154,7 @@ def supervise(
 
     answered = labels != IGNORE_INDEX
     from_first_answer = answered.long().cumsum(1) > 0
-    row = pack(inputs_embeds, attention_mask, None, visual_mask, from_first_answer)
+    row = pack(inputs_embeds, attention_mask, position_ids, visual_mask, from_first_answer, blocks, extras)
     targets = _next_labels(row, labels)
     index = state_index(row.layout)
     has_answer = answered.any(1).tolist()

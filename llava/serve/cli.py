@@ -11,33 +11,27 @@ from dyvte.engine.exit_view import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from llava.chat_model import LlavaChatModel, infer_conv_mode
-from llava.conversation import conv_templates
+from llava.chat_model import suggested_template
 from llava.mm_utils import get_model_name_from_path
 
 
 def main(args) -> None:
     """Load the model and the image once, then answer turn after turn."""
     image = load_image(args.image_file)
-    inferred = infer_conv_mode(get_model_name_from_path(args.model_path), args.model_path)
+    inferred = suggested_template(get_model_name_from_path(args.model_path), args.model_path)
     if args.conv_mode and args.conv_mode != inferred:
         print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
     answerer = open_answerer(args, args.conv_mode or inferred)
     chat = answerer.chat
-    assert isinstance(chat, LlavaChatModel)
-    conversation = conv_templates[chat.template].copy()
+    human, model = chat.roles
+    history: list[tuple[Question, str]] = []
     streamer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    asked_before = False
-    while text := _read(f"{conversation.roles[0]}: "):
-        if not asked_before:
-            text = chat.user_turn(Question(text, [image]))
-            asked_before = True
-        conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
-        prompt = conversation.get_prompt()
-        print(f"{conversation.roles[1]}: ", end="", flush=True)
+    while text := _read(f"{human}: "):
+        question = Question(text, [] if history else [image])
+        prompt = chat.prompt(question, history)
+        print(f"{model}: ", end="", flush=True)
         (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
-        conversation.messages[-1][-1] = answer.text
+        history.append((question, answer.text))
         if answerer.exits and answer.report is not None:
             show_exit(answer.report)
         if args.debug:

@@ -2,7 +2,7 @@
 #
 #   TRAIN_DATA, TRAIN_IMAGES   what dyvte.gates.sample drew, and its images (Tiny-LLaVA: made in OUT/tiny-train)
 #   SCENES, FRACTION           Tiny-LLaVA's training scenes (8000), and the share of them that is drawn (0.2)
-#   VERSION      prompt template (v1; Tiny-LLaVA: vicuna_v1_nosys)
+#   VERSION      prompt template of LLaVA's models (v1; Tiny-LLaVA: vicuna_v1_nosys)
 #   DTYPE        float32 or bfloat16, in which the model runs and states are stored (float32)
 #   LR, EPOCHS, GATE_BATCH, WIDTH, GAIN   of fitting; the paper's 4e-5, 1, 128, 2048, 1 (Tiny-LLaVA: 1e-3, 4, 32, 128, 0.1)
 
@@ -42,7 +42,7 @@ gate_settings() {
         width=${WIDTH:-128}
     else
         sample=${TRAIN_DATA:-playground/data/llava_v1_5_mix665k_gates.json} images=${TRAIN_IMAGES:-playground/data}
-        version=${VERSION:-v1} batch=${GATE_BATCH:-128}
+        version=${VERSION:-} batch=${GATE_BATCH:-128}
         fit_flags=(--learning_rate "${LR:-4e-5}" --num_train_epochs "${EPOCHS:-1}" --gain "${GAIN:-1}")
         width=${WIDTH:-2048}
     fi
@@ -56,7 +56,7 @@ store_states() {
     folder=$(work_of "$1")/$3
     shift 3
     "$PYTHON" -m dyvte.gates.store_states --model-path "$model" --data-path "$sample" --image-folder "$images" \
-        --version "$version" --dtype "${DTYPE:-float32}" --output "$folder" "$@"
+        ${version:+--version "$version"} --dtype "${DTYPE:-float32}" --output "$folder" "$@"
 }
 
 # stores_to_fit_and_judge MODEL: work_of/store, and work_of/judge-store of JUDGE_DATA, to which no gate is fitted.

@@ -20,7 +20,7 @@ vtw_layer() {
         return 2
     }
     "$PYTHON" -m dyvte.study.vtw_search --model-path "$1" --data-path "$TRAIN_DATA" --image-folder "$TRAIN_IMAGES" \
-        --output "$found" --conv-mode "${CONV_MODE:-vicuna_v1}" --divergence "${VTW_DIVERGENCE:-0.003}" >&2
+        --output "$found" --default-conv-mode vicuna_v1 ${CONV_MODE:+--conv-mode "$CONV_MODE"} --divergence "${VTW_DIVERGENCE:-0.003}" >&2
     "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["k"])' "$found"
 }
 

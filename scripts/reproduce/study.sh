@@ -29,7 +29,7 @@ study() (
     sqa | mmbench) set -- --single-pred-prompt "$@" ;;
     esac
     "$PYTHON" -m "dyvte.study.$module" "$name" --data-dir "$(data_of "$MODEL" "$name")" --model-path "$MODEL" \
-        --output "$folder" --conv-mode "${CONV_MODE:-vicuna_v1}" --temperature 0 \
+        --output "$folder" --default-conv-mode vicuna_v1 ${CONV_MODE:+--conv-mode "$CONV_MODE"} --temperature 0 \
         --batch-size "${BATCH_SIZE:-1}" "$@"
 )
 
