@@ -8,6 +8,8 @@ the columns of the paper's tables.
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from dyvte.families.base import adapter_for
 
 if TYPE_CHECKING:
     from dyvte.decoding.trace import ExitTrace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ def projector_params(projector: nn.Module | None) -> int:
     return sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
 
 
+@functools.cache
+def _warn_once(tower: str) -> None:
+    logger.warning("the FLOPs of a %s are not known: costs are those of projector, decoder and gates", tower)
+
+
 def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
     """FLOPs of every sample of a prefill.
 
@@ -82,7 +91,7 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
         trace: the prefill's trace.
 
     The number of images (tiles) of a sample is its visual tokens over the tower's patches, rounded up: exact
-    unless tiles were cut after the projector (anyres with unpad).
+    unless tiles were cut after the projector (anyres with unpad). A tower without one size of images counts nothing.
     """
     adapter = adapter_for(model)
     tower, projector = adapter.vision(model)
@@ -90,7 +99,10 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
     per_image, patches = 0, 1
     if tower is not None and any(trace.visual_tokens):
         vision: Any = tower.config
-        per_image, patches = vision_flops(vision), (vision.image_size // vision.patch_size) ** 2
+        if isinstance(getattr(vision, "image_size", None), int):
+            per_image, patches = vision_flops(vision), (vision.image_size // vision.patch_size) ** 2
+        else:
+            _warn_once(type(tower).__name__)
     per_token = 2 * projector_params(projector)
     return FlopsReport(
         vision=[-(-tokens // patches) * per_image for tokens in trace.visual_tokens],

@@ -75,7 +75,7 @@ class ChatFormat:
         processor.chat_template = processor.chat_template or self.tokenizer.chat_template
         if not processor.chat_template:
             raise ValueError(
-                f"the processor of {name} has no chat template, so questions cannot be put as the model expects them: "
+                f"the processor of {name} has no chat template, so questions cannot be put as it expects them: "
                 "add the chat_template.jinja that belongs to it"
             )
         self.tokenizer.padding_side = "left"
@@ -250,7 +250,7 @@ def turns_of(record: Mapping[str, Any], images: Sequence[Image.Image]) -> list[t
 
 
 class ChatCollator:
-    """Samples -> the fields of a :class:`~dyvte.engine.model.Batch` and ``labels`` (B, S), -100 outside of answers."""
+    """Samples -> fields of a :class:`~dyvte.engine.model.Batch`, and ``labels`` (B, S), -100 outside of answers."""
 
     def __init__(self, form: ChatFormat) -> None:
         self.form = form

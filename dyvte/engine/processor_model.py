@@ -1,8 +1,8 @@
 """A model of transformers behind the engine's interface: its processor, its chat template, its own code for images.
 
-Whatever the family: prompts are LLaVA's words for a question inside the family's chat template, with a placeholder for
-each image where ``<image>`` stands, else in front. Nothing that a checkpoint brings is executed: ``trust_remote_code``
-stays off.
+Whatever the family: prompts are LLaVA's words for a question inside the family's chat template, with a placeholder
+for each image where ``<image>`` stands, else in front. Nothing that a checkpoint brings is executed:
+``trust_remote_code`` stays off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torchvision_available
 
-from dyvte.decoding.attach import attach
+from dyvte.decoding.attach import Handle, attach
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.chat_format import ChatCollator, ChatFormat, ChatSamples
 from dyvte.engine.model import (
@@ -54,8 +54,8 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
 
     Raises:
         OSError: a file of the checkpoint is missing.
-        ValueError: the family cannot have exits, a prompt template was asked for, the processor has none, or the gates
-            are of another model. All but gates of the wrong size are found before weights are loaded.
+        ValueError: the family cannot have exits, a prompt template was asked for, the processor has none, or the
+            gates are of another model. All but gates of the wrong size are found before weights are loaded.
     """
     path = options.model_path
     fields, _ = PretrainedConfig.get_config_dict(path)
@@ -148,8 +148,7 @@ class ProcessorModel(ChatModel):
             eos_token_id=list(self.end_token_ids),
             pad_token_id=form.tokenizer.pad_token_id,
         )
-        self.adapter = adapter_for(model)
-        self.handle = attach(model, NoExit())
+        self.handle: Handle = attach(model, NoExit())
         self.handle.run = replace(
             self.handle.run, family=model.config.model_type, template=form.name, processor=form.settings
         )
@@ -190,7 +189,8 @@ class ProcessorModel(ChatModel):
             torch.cat([batch.attention_mask, answer_mask.to(batch.attention_mask)], 1),
             {**batch.images, **more},
         )
-        return self._embedded(whole, torch.cat([labels, answers.where(answer_mask, IGNORE_INDEX)], 1))
+        labels = torch.cat([labels, answers.where(answer_mask, IGNORE_INDEX)], 1)
+        return embedded_call(self.handle, self.model, whole.inputs(), labels)
 
     def training_data(
         self, data_path: str, image_folder: str, max_length: int = 2048
@@ -203,27 +203,28 @@ class ProcessorModel(ChatModel):
         fields = dict(batch)
         labels = fields.pop("labels").to(self.device)
         inputs = Batch(fields.pop("input_ids"), fields.pop("attention_mask"), fields)
-        return self._embedded(self.place(self._usable(inputs)), labels)
+        inputs = self.place(self._usable(inputs)).inputs()
+        return embedded_call(self.handle, self.model, inputs, labels)
 
-    @torch.no_grad()
-    def _embedded(self, batch: Batch, labels: Tensor) -> Embedded:
-        """What the family's own code makes of prompts with answers."""
-        inputs = batch.inputs()
-        answered = (labels != IGNORE_INDEX).cumsum(1) > 0
-        for name, value in self.adapter.answer_types.items():
-            if name in inputs:
-                inputs[name] = inputs[name].masked_fill(answered, value)
-        assert self.handle is not None
-        with self.handle.capture() as calls:
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
-        (call,) = calls
-        assert call.visual_mask is not None
-        return Embedded(
-            call.embeds,
-            labels,
-            call.visual_mask,
-            batch.attention_mask,
-            call.position_ids,
-            call.blocks,
-            call.extras,
-        )
+
+@torch.no_grad()
+def embedded_call(handle: Handle, model: Any, inputs: dict[str, Any], labels: Tensor) -> Embedded:
+    """What a family's own code makes of prompts with answers.
+
+    Args:
+        handle: attached to the model.
+        inputs: keywords of the model's forward; token types of answers are put right here.
+        labels: (B, S) long, -100 outside of answers.
+    """
+    answered = (labels != IGNORE_INDEX).cumsum(1) > 0
+    types = {
+        name: inputs[name].masked_fill(answered, value)
+        for name, value in adapter_for(model).answer_types.items()
+        if name in inputs
+    }
+    with handle.capture() as calls:
+        model(**{**inputs, **types}, use_cache=False, logits_to_keep=1)
+    (call,) = calls
+    visual = call.visual_mask if call.visual_mask is not None else torch.zeros_like(answered)
+    mask = inputs["attention_mask"]
+    return Embedded(call.embeds, labels, visual, mask, call.position_ids, call.blocks, call.extras)

@@ -26,6 +26,7 @@ class Adapter:
         stack: decoder -> what the loop runs; a :class:`~dyvte.families.stack.Stack`.
         blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
             -1 for the others; None where all layers are causal.
+        logits: (model, what the language head gives) -> the model's logits, where these differ.
         answer_types: by input of the model, the type of an answer's tokens, where it is not 0.
         position_axes: of rotary positions where they have several (M-RoPE).
     """
@@ -36,6 +37,7 @@ class Adapter:
     entry: Callable[[Any], nn.Module] = lambda model: model
     stack: Callable[[Any], Any] = Stack
     blocks: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
+    logits: Callable[[Any, Tensor], Tensor] = lambda model, logits: logits
     answer_types: Mapping[str, int] = field(default_factory=dict)
     position_axes: int = 3
 

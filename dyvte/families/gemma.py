@@ -47,6 +47,12 @@ def vision_blocks(model: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     return runs((types == 1) | (types == 2))
 
 
+def capped(model: Any, logits: Tensor) -> Tensor:
+    """Logits squeezed by a tanh, where the text config says so (PaliGemma 2, Gemma 4)."""
+    cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class PaliGemmaStack(Stack):
     """A window does not cut the prompt's block (transformers' ``masking_utils``: mask functions are or-ed last)."""
 
@@ -86,11 +92,14 @@ class Gemma4Stack(Stack):
 
 
 family("gemma3", blocks=image_blocks)
-family("paligemma", blocks=prompt_block, stack=PaliGemmaStack, answer_types={"token_type_ids": 1})
+family(
+    "paligemma", blocks=prompt_block, stack=PaliGemmaStack, logits=capped, answer_types={"token_type_ids": 1}
+)
 family(
     "gemma4",
     projector="model.embed_vision",
     ids=("image_token_id", "video_token_id"),
     blocks=vision_blocks,
     stack=Gemma4Stack,
+    logits=capped,
 )

@@ -44,7 +44,7 @@ class Embedded:
         labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
         visual_mask: (B, S) bool, true on visual tokens.
         attention_mask: (B, S), nonzero on real tokens.
-        position_ids, blocks, extras: see :func:`~dyvte.decoding.packed.pack`; None where a family has none of its own.
+        position_ids, blocks, extras: see :func:`~dyvte.decoding.packed.pack`; None where there are none.
     """
 
     inputs_embeds: Tensor
@@ -162,7 +162,7 @@ def supervise(
     samples = tuple(index.sequences[i] for i in position)
 
     row = run_layers(stack_of(model), row, policy=policy, trace=ExitTrace(num_layers, row.layout))
-    losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
+    losses, choices, counts = _answers(row, targets, model)
     # sequences: the samples' own first, then one block of copies per layer, each in the order of the samples
     batch = len(labels)
     layout = row.layout
@@ -198,7 +198,7 @@ def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
     return torch.full_like(labels.flatten(), IGNORE_INDEX).index_copy(0, layout.slots, following)
 
 
-def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(row: PackedRow, targets: Tensor, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per sequence (G,).
 
     Cross-entropies are computed in float64, because float32 rounds those of a confident model to zero.
@@ -207,8 +207,9 @@ def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, 
     target = targets[layout.slots]
     at = (target != IGNORE_INDEX).nonzero().flatten()
     losses, choices = [], []
+    head, finish = cast(Any, model).get_output_embeddings(), adapter_for(model).logits
     for chunk in at.split(LOGIT_ROWS):
-        logits = head(row.hidden[0, chunk])
+        logits = finish(model, head(row.hidden[0, chunk]))
         choices.append(logits.argmax(-1))
         losses.append(nn.functional.cross_entropy(logits.double(), target[chunk], reduction="none"))
     groups = len(layout.lengths)

@@ -11,7 +11,9 @@ import torch
 import transformers
 
 from dyvte import FixedExit, NoExit, attach
+from dyvte.engine.processor_model import embedded_call
 from dyvte.families.base import adapter_for
+from dyvte.gates.supervision import IGNORE_INDEX, supervise
 from tests.families.cases import CASES, IMAGE, VIDEO
 from tests.families.reference import hiding
 
@@ -172,3 +174,35 @@ def test_beams_without_exit_are_the_stock_models(family):
     stock = model.generate(**inputs, **options)
     with attach(model, NoExit()):
         assert torch.equal(model.generate(**inputs, **options), stock)
+
+
+@torch.no_grad()
+def test_labels_equal_separate_runs(family):
+    """Positions, blocks and features of the family's own code reach the labels: exits agree with ``FixedExit``."""
+    model, prompts = family
+    answer = torch.randint(10, 90, (4, 2), generator=torch.Generator().manual_seed(5))
+    for chosen in batches(prompts):
+        inputs = prompts.inputs(*chosen)
+        asked = inputs["input_ids"].shape
+        for token in answer[:, : len(chosen)]:
+            inputs = prompts.extended(inputs, token)
+        labels = inputs["input_ids"].clone()
+        labels[:, : asked[1]] = IGNORE_INDEX
+        as_prompt = {name: torch.zeros_like(inputs[name]) for name in prompts.case.extended}
+        for name in as_prompt:
+            as_prompt[name][:, : asked[1]] = inputs[name][:, : asked[1]]
+        with attach(model, NoExit()) as handle:
+            found = supervise(model, **vars(embedded_call(handle, model, {**inputs, **as_prompt}, labels)))
+        for layer in range(len(found.layers)):
+            with attach(model, FixedExit(layer)):
+                logits = model(**inputs, use_cache=False).logits[:, asked[1] - 1 : -1]
+            losses = torch.nn.functional.cross_entropy(
+                logits.double().transpose(1, 2), labels[:, asked[1] :], reduction="none"
+            )
+            torch.testing.assert_close(found.loss_with_exit[layer], losses.mean(1), rtol=1e-4, atol=1e-4)
+        with attach(model, NoExit()):
+            logits = model(**inputs, use_cache=False).logits[:, asked[1] - 1 : -1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.double().transpose(1, 2), labels[:, asked[1] :], reduction="none"
+        )
+        torch.testing.assert_close(found.loss_without_exit, losses.mean(1), rtol=1e-4, atol=1e-4)
