@@ -6,6 +6,8 @@ transformers: ``models/gemma3/modeling_gemma3.py`` (``token_type_ids_mask_functi
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,13 @@ def vision_blocks(model: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
 def capped(model: Any, logits: Tensor) -> Tensor:
     """Logits squeezed by a tanh, where the text config says so (PaliGemma 2, Gemma 4)."""
     cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return logits if cap is None or not _caps(type(model)) else cap * torch.tanh(logits / cap)
+
+
+@functools.cache
+def _caps(model_class: type) -> bool:
+    """Whether the class does it: PaliGemma's does not in transformers 5.17."""
+    return "final_logit_softcapping" in inspect.getsource(model_class.forward)
 
 
 class PaliGemmaStack(Stack):
