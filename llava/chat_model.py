@@ -55,7 +55,7 @@ _MODES_BY_NAME = {
 }
 
 
-def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
+def infer_conv_mode(model_name: str, model_path: str | None = None) -> DefaultTemplate:
     """The conversation template that a checkpoint's config names as ``conversation_template``, else the one that
     LLaVA takes for a model of this name.
     """
@@ -63,14 +63,9 @@ def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
     if model_path and config.is_file():
         named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
         if named:
-            return named
+            return DefaultTemplate(named)
     name = model_name.lower()
-    return next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0")
-
-
-def suggested_template(model_name: str, model_path: str) -> DefaultTemplate:
-    """The template to take where none was asked for."""
-    return DefaultTemplate(infer_conv_mode(model_name, model_path))
+    return DefaultTemplate(next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0"))
 
 
 def open_chat_model(options: ModelOptions) -> LlavaChatModel:

@@ -9,7 +9,7 @@ from dyvte.engine.answer import Answer, describe_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from llava.chat_model import suggested_template
+from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
 
@@ -27,7 +27,7 @@ def eval_model(args) -> Answer:
     """Print the answer to ``args.query``, and what the exit did when one is on."""
     images = load_images(image_parser(args))
     model_name = getattr(args, "model_name", None) or get_model_name_from_path(args.model_path)
-    answerer = open_answerer(args, args.conv_mode or suggested_template(model_name, args.model_path))
+    answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name, args.model_path))
     (answer,) = answerer.ask([Question(args.query, images)])
     print(answer.text)
     if answerer.exits:

@@ -11,14 +11,14 @@ from dyvte.engine.exit_view import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from llava.chat_model import suggested_template
+from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
 
 def main(args) -> None:
     """Load the model and the image once, then answer turn after turn."""
     image = load_image(args.image_file)
-    inferred = suggested_template(get_model_name_from_path(args.model_path), args.model_path)
+    inferred = infer_conv_mode(get_model_name_from_path(args.model_path), args.model_path)
     if args.conv_mode and args.conv_mode != inferred:
         print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
     answerer = open_answerer(args, args.conv_mode or inferred)
