@@ -10,7 +10,7 @@ from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import ChatModel, DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.families.base import adapter_for
+from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
@@ -140,7 +140,7 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
         )
         graphs = Graphs() if _option(args, "cuda_graphs", False) else None
         if graphs is not None:
-            graphs.check(adapter_for(chat.model).decoder(chat.model))
+            graphs.check(stack_of(chat.model))
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise
