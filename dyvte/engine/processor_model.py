@@ -139,6 +139,7 @@ class ProcessorModel(ChatModel):
 
     def __init__(self, model: Any, form: ChatFormat) -> None:
         self.model, self.form, self.tokenizer = model, form, form.tokenizer
+        self._model: Any = model
         own = model.generation_config
         ends = own.eos_token_id if own.eos_token_id is not None else form.tokenizer.eos_token_id
         self.end_token_ids = tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
@@ -169,7 +170,7 @@ class ProcessorModel(ChatModel):
 
     def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
         batch = self.place(batch)
-        output = self.model.generate(**batch.inputs(), **generation.arguments(), streamer=streamer)
+        output = self._model.generate(**batch.inputs(), **generation.arguments(), streamer=streamer)
         return output[:, batch.input_ids.shape[1] :]
 
     def decode(self, ids: Tensor) -> list[str]:

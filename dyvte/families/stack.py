@@ -78,7 +78,9 @@ class Stack:
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
         """Rotary embeddings by kind of layer, for tokens at ``positions`` (1, T) or (axes, 1, T)."""
         kinds = dict.fromkeys(self.kinds)
-        if self._has_axes and positions.ndim == 2:  # text; M-RoPE of transformers 5.17 takes it on three axes alone
+        if (
+            self._has_axes and positions.ndim == 2
+        ):  # text; M-RoPE of transformers 5.17 takes it on three axes alone
             positions = positions.expand(3, *positions.shape)
         if self._rope_by_kind:
             return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in kinds}

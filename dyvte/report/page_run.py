@@ -91,6 +91,8 @@ def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[
     rows = [
         ("Model", _distinct([*(record.model for record in records), *(study["model"] for study in studies)])),
         ("Weights, SHA-256", _distinct([*(s["model"] for s in stores), *(run.model_sha256 for run in runs)])),
+        ("Family", _distinct(run.family for run in runs)),
+        ("Image processor", _distinct(_pairs(run.processor) for run in runs if run.processor)),
         ("Decoder layers", _distinct(str(record.num_layers) for record in records)),
         ("Gates", _distinct(_gates(record) for record in main if record.method == "dyvte")),
         ("Gates, SHA-256", _distinct(run.gates_sha256 for run in runs)),

@@ -111,8 +111,8 @@ def build_processor_gate_trainer(
         data_args.data_path or "", data_args.image_folder or "", training_args.model_max_length
     )
     if training_args.should_save:
-        run, kind = chat.handle.run, chat.model.config.model_type  # type: ignore[union-attr]
-        mark_origin(gates, path, run.model_sha256, kind, data_args, dataset)
+        run = chat.handle.run
+        mark_origin(gates, path, run.model_sha256, run.family, data_args, dataset)
     model = GateModel(gates, chat, training_args.gate_alpha)
     prepare.log_trainable(model)
     return GateTrainer(model=model, args=training_args, train_dataset=dataset, data_collator=collator)
@@ -122,7 +122,7 @@ def mark_origin(
     gates: ExitGates,
     path: str,
     digest: str | None,
-    family: str,
+    family: str | None,
     data_args: DataArguments,
     dataset: TrainingSet,
 ) -> None:

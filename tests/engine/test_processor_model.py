@@ -377,3 +377,21 @@ def test_conversations_take_turns():
     turns = [{"from": "gpt", "value": "a"}]
     with pytest.raises(ValueError, match="in turns"):
         turns_of({"conversations": turns}, [])
+
+
+def test_studies_run_and_name_the_template(llava_hf, tmp_path, files):
+    from dyvte.study import oracle
+
+    pictures = tmp_path / "gqa/data/images"
+    pictures.mkdir(parents=True)
+    rows = []
+    for index in range(3):
+        Image.new("RGB", (20, 20), (80 * index, 9, 9)).save(pictures / f"{index}.jpg")
+        rows.append({"question_id": str(index), "image": f"{index}.jpg", "text": "what is it"})
+    files.lines(tmp_path / "gqa/llava_gqa_testdev_balanced.jsonl", rows)
+    given = ["gqa", "--data-dir", tmp_path / "gqa", "--model-path", llava_hf, "--output", tmp_path / "out"]
+    oracle.main(
+        [str(word) for word in [*given, "--temperature", 0, "--batch-size", 2, "--max_new_tokens", 3]]
+    )
+    (manifest,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(manifest.read_text())["conv_mode"].startswith("its own (")
