@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from dyvte.engine.model import (
     Batch,
     ChatModel,
     Collator,
+    DefaultTemplate,
     Generation,
     ModelOptions,
     TrainingSet,
@@ -38,7 +38,6 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IGNORE_INDEX,
-    IMAGE_PLACEHOLDER,
 )
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -56,7 +55,7 @@ _MODES_BY_NAME = {
 }
 
 
-def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
+def infer_conv_mode(model_name: str, model_path: str | None = None) -> DefaultTemplate:
     """The conversation template that a checkpoint's config names as ``conversation_template``, else the one that
     LLaVA takes for a model of this name.
     """
@@ -64,9 +63,9 @@ def infer_conv_mode(model_name: str, model_path: str | None = None) -> str:
     if model_path and config.is_file():
         named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
         if named:
-            return named
+            return DefaultTemplate(named)
     name = model_name.lower()
-    return next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0")
+    return DefaultTemplate(next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0"))
 
 
 def open_chat_model(options: ModelOptions) -> LlavaChatModel:
@@ -100,7 +99,13 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         if isinstance(handle.policy, LearnedExit):
             handle.policy.gates.check_base(digest, short_name(options.model_path))
             of_gates = gates_digest(options.gates or options.model_path)
-        handle.run = replace(handle.run, model_sha256=digest, gates_sha256=of_gates)
+        handle.run = replace(
+            handle.run,
+            model_sha256=digest,
+            gates_sha256=of_gates,
+            family=model.config.model_type,
+            template=str(template),
+        )
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 
@@ -131,26 +136,28 @@ class LlavaChatModel(ChatModel):
         self.image_processor = image_processor
         self.template = template
         self.handle = handle
-        self.end_token_id = tokenizer.eos_token_id
+        self.end_token_ids = (tokenizer.eos_token_id,)
         self._llava = model  # the same, for what only LLaVA's class has
         self._tokenizing = threading.Lock()  # batches are made in another thread than answers are decoded
 
     def user_turn(self, question: Question) -> str:
         """The question with its image tokens: where it has placeholders for them, else in front."""
-        count = len(question.images)
         token = DEFAULT_IMAGE_TOKEN
         if getattr(self._llava.config, "mm_use_im_start_end", False):
             token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-        text = re.sub(
-            f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(DEFAULT_IMAGE_TOKEN)}", token, question.text
-        )
-        placed = text.count(token)
-        if placed not in (0, count):
-            raise ValueError(f"the question has places for {placed} images, but comes with {count}: {text!r}")
-        return text if placed else (token + "\n") * count + text
+        return token.join(question.around_images())
 
-    def prompt(self, question: Question) -> str:
+    @property
+    def roles(self) -> tuple[str, str]:
+        """Those of the template."""
+        human, model = conv_templates[self.template].roles
+        return human, model
+
+    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
         conversation = conv_templates[self.template].copy()
+        for asked, answer in history:
+            conversation.append_message(conversation.roles[0], self.user_turn(asked))
+            conversation.append_message(conversation.roles[1], answer)
         conversation.append_message(conversation.roles[0], self.user_turn(question))
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()

@@ -83,6 +83,22 @@ class DecoderOutput(MoeModelOutputWithPast):
     shared_kv_states: Any = None
 
 
+@dataclass(frozen=True)
+class DecoderCall:
+    """What a decoder was called with, as :func:`~dyvte.decoding.packed.pack` takes it.
+
+    Attributes:
+        embeds: (B, S, D), as they enter the first layer.
+    """
+
+    embeds: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    visual_mask: Tensor | None
+    blocks: Tensor | None
+    extras: Any
+
+
 @dataclass
 class _Prompt:
     """What a family's outer module knows of a prompt and its decoder is not told.
@@ -118,7 +134,7 @@ class Handle:
         self.graphs = graphs
         self.run = run_info(model, graphs)
         self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
-        # of each thread: `traces` being collected, and the `prompt` on its way to the decoder
+        # of each thread: `traces` and `calls` being collected, and the `prompt` on its way to the decoder
         self._local = threading.local()
         tower, projector = adapter.vision(model)
         self._meter = None
@@ -179,6 +195,19 @@ class Handle:
         finally:
             self._local.traces = outer
 
+    @contextmanager
+    def capture(self) -> Generator[list[DecoderCall]]:
+        """A list that takes what this thread's calls of the decoder bring within the block; no layer runs there.
+
+        A family's own code then places its image features, positions and blocks, and nothing else is computed.
+        """
+        calls: list[DecoderCall] = []
+        self._local.calls = calls
+        try:
+            yield calls
+        finally:
+            self._local.calls = None
+
     def detach(self) -> None:
         """Give the model back the forward that it had. A second call does nothing."""
         attributes = vars(self._decoder)
@@ -228,14 +257,17 @@ class Handle:
         embeds: Tensor = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         embeds = stack.embed(embeds)
         extras = stack.extras(kwargs, embeds)
+        if position_ids is not None:
+            position_ids = text_positions(position_ids, self._axes)
+        if (calls := getattr(self._local, "calls", None)) is not None:
+            calls.append(DecoderCall(embeds, attention_mask, position_ids, visual_mask, blocks, extras))
+            return DecoderOutput(last_hidden_state=embeds)
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
         cache = (
             _ragged(past_key_values, len(decoder.layers))
             if use_cache or past_key_values is not None
             else None
         )
-        if position_ids is not None:
-            position_ids = text_positions(position_ids, self._axes)
 
         batch, columns, _ = embeds.shape
         if cache is not None and cache.columns:

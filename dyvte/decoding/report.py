@@ -21,6 +21,9 @@ class RunInfo:
         model_sha256, gates_sha256: digests of the weights; None where they were not computed or there are none.
         commit, dirty: the code's git commit, and whether it was modified; None outside of a repository.
         versions: of Python and the packages that results depend on.
+        family: the model's ``model_type``.
+        template: the prompt template's name, or that it is the model's own.
+        processor: settings of the image processor: sizes, tiles.
     """
 
     dtype: str
@@ -32,6 +35,9 @@ class RunInfo:
     commit: str | None = None
     dirty: bool | None = None
     versions: Mapping[str, str] | None = None
+    family: str | None = None
+    template: str | None = None
+    processor: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

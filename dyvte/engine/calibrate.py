@@ -33,7 +33,7 @@ from dyvte.engine import exit_times
 from dyvte.engine.answer import Answerer
 from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.model import Batch
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import add_method_arguments, add_template_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches
 from dyvte.gates.calibration import (
@@ -121,16 +121,8 @@ def supervise_own_answers(
     batch = chat.place(batch)
     with handle.collect() as traces:
         answers = chat.generate(batch, answerer.generation)
-    embedded = chat.embed(batch, answers, _until_end(answers, chat.end_token_id))
-    supervision = supervise(
-        chat.model,
-        embedded.inputs_embeds,
-        embedded.labels,
-        embedded.visual_mask,
-        embedded.attention_mask,
-        states=states,
-    )
-    return supervision, traces[0]
+    embedded = chat.embed(batch, answers, _until_end(answers, chat.end_token_ids))
+    return supervise(chat.model, **vars(embedded), states=states), traces[0]
 
 
 def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
@@ -146,10 +138,11 @@ def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
     return (decoder + np.array(ran)[:, None] + vision) / TERA
 
 
-def _until_end(answers: torch.Tensor, end: int) -> torch.Tensor:
+def _until_end(answers: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """(B, T) bool: the tokens of each answer up to its end token, which counts."""
-    ended = (answers == end).long().cumsum(1)
-    return (ended == 0) | ((ended == 1) & (answers == end))
+    is_end = torch.isin(answers, torch.tensor(ends, device=answers.device))
+    ended = is_end.long().cumsum(1)
+    return (ended == 0) | ((ended == 1) & is_end)
 
 
 def calibrate(args: argparse.Namespace) -> Calibration:
@@ -227,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data-path", required=True, help="instruction data, not what the gates were trained on"
     )
     parser.add_argument("--image-folder", required=True)
-    parser.add_argument("--conv-mode", default="vicuna_v1")
+    add_template_arguments(parser, "vicuna_v1")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--limit", type=int, help="use the first so many questions")
     parser.add_argument("--max_new_tokens", type=int, default=128)

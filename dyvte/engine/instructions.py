@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dyvte.engine.questions import IMAGE_TOKEN
 from dyvte.io import read_json
 from dyvte.provenance import sha256_of
 
@@ -36,6 +37,39 @@ def image_paths(record: dict[str, Any]) -> list[str]:
     if not image:
         return []
     return [image] if isinstance(image, str) else list(image)
+
+
+def check_records(records: Sequence[dict[str, Any]], takes_images: bool = True) -> None:
+    """Raise ValueError when records are malformed; the message names the first few."""
+    problems = [problem for record in records if (problem := _problem(record, takes_images))]
+    if problems:
+        raise ValueError(f"{len(problems)} samples cannot be used, such as: " + "; ".join(problems[:5]))
+
+
+def _problem(record: dict[str, Any], takes_images: bool) -> str | None:
+    """What is wrong with a record, or None."""
+    name = f"sample {record.get('id', '?')!r}"
+    turns = record.get("conversations")
+    if not turns:
+        return f"{name} has no conversations"
+    if any("from" not in turn or not isinstance(turn.get("value"), str) for turn in turns):
+        return f"{name} has a turn without 'from' or text 'value'"
+    images = image_paths(record)
+    if images and not takes_images:
+        return f"{name} has an image but no --vision_tower is given"
+    places = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns)
+    if images and places != len(images):
+        return f"{name} has {len(images)} images but {places} {IMAGE_TOKEN} tokens"
+    return None
+
+
+def modality_lengths(records: Sequence[dict[str, Any]]) -> list[int]:
+    """Words per sample, negative for text-only ones: what LLaVA's sampler groups by."""
+    lengths = []
+    for record in records:
+        words = sum(len(turn["value"].split()) for turn in record["conversations"])
+        lengths.append(words if image_paths(record) else -words)
+    return lengths
 
 
 def data_digest(data_path: str | Path, records: Sequence[dict[str, Any]], image_folder: str | Path) -> str:

@@ -59,6 +59,10 @@ class ModelOptions:
     load_4bit: bool = False
 
 
+class DefaultTemplate(str):
+    """A prompt template that nobody asked for: families that bring their own take that instead."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """How answers are generated; greedy when the temperature is 0.
@@ -156,16 +160,26 @@ class ChatModel(abc.ABC):
     Attributes:
         model: what a policy is attached to.
         handle: the attached policy (``NoExit`` when none was asked for); None for a model that takes no images.
-        end_token_id: the token that ends an answer.
+        end_token_ids: the tokens that end an answer.
+        tokenizer: what answers are decoded with; streamers need it.
     """
 
     model: nn.Module
     handle: Handle | None
-    end_token_id: int
+    end_token_ids: Sequence[int]
+    tokenizer: Any
+
+    @property
+    def roles(self) -> tuple[str, str]:
+        """Who asks and who answers, as a conversation names them."""
+        return "USER", "ASSISTANT"
 
     @abc.abstractmethod
-    def prompt(self, question: Question) -> str:
+    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
         """The question in the prompt template, with the model's turn open.
+
+        Args:
+            history: earlier questions of the conversation, with their answers.
 
         Raises:
             ValueError: the question's text has places for another number of images than it comes with.

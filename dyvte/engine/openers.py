@@ -1,4 +1,5 @@
-"""Which code opens a model: one function per family, found by name, so that nothing here imports a family.
+"""Which code opens a model: LLaVA's for LLaVA's own checkpoints and plain language models, ``transformers`` for those
+that bring a processor and a chat template. The functions are found by name, so that nothing here imports them.
 
 An installed package adds families, or replaces one, with an entry point of the group ``dyvte.models``:
 
@@ -12,11 +13,18 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable
 
+from transformers import PretrainedConfig
+
 from dyvte.engine.model import ChatModel, ModelOptions
+from dyvte.families.base import REFUSED
 
 GROUP = "dyvte.models"
-SHIPPED = {"llava": "llava.chat_model:open_chat_model"}
-"""The families beside this package, found in a checkout that is not installed as well."""
+LLAVA, TRANSFORMERS = "llava", "transformers"
+SHIPPED = {
+    LLAVA: "llava.chat_model:open_chat_model",
+    TRANSFORMERS: "dyvte.engine.processor_model:open_processor_model",
+}
+"""What is found in a checkout that is not installed as well."""
 
 Opener = Callable[[ModelOptions], ChatModel]
 
@@ -37,11 +45,27 @@ def find_opener(family: str) -> Opener:
     return getattr(importlib.import_module(module), name)
 
 
-def open_model(options: ModelOptions, family: str = "llava") -> ChatModel:
+def family_of(model_path: str, model_base: str | None = None) -> str:
+    """Who opens a checkpoint, by its ``config.json``; LLaVA's code also says what is wrong where there is none."""
+    if model_base is not None:
+        return LLAVA
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model_path)
+    except (OSError, ValueError):
+        return LLAVA
+    of_llava = "mm_vision_tower" in config or config.get("model_type") == "llava_llama"
+    brings_tower = "vision_config" in config or config.get("model_type") in REFUSED
+    return TRANSFORMERS if brings_tower and not of_llava else LLAVA
+
+
+def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
     """Load a model; its policy is a learned exit where there are gates, else ``NoExit``.
+
+    Args:
+        family: who opens it; by default as its config says.
 
     Raises:
         FileNotFoundError: a file of the model is missing.
         ValueError: there is no such family or template, or the checkpoint is not of this family.
     """
-    return find_opener(family)(options)
+    return find_opener(family or family_of(options.model_path, options.model_base))(options)

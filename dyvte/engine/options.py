@@ -8,9 +8,9 @@ from typing import Any
 
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
-from dyvte.engine.model import ChatModel, Generation, ModelOptions
+from dyvte.engine.model import ChatModel, DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.families.base import adapter_for
+from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
@@ -49,6 +49,22 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="record decoding steps and the layers after an exit as CUDA graphs: pays for small batches and answers "
         "of many tokens",
+    )
+
+
+def add_template_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """The flags for the prompt template of LLaVA's checkpoints."""
+    parser.add_argument(
+        "--conv-mode",
+        default=DefaultTemplate(default),
+        help="prompt template (%(default)s); models of other families bring their own, and take none",
+    )
+    parser.add_argument(
+        "--default-conv-mode",
+        dest="conv_mode",
+        type=DefaultTemplate,
+        default=argparse.SUPPRESS,
+        help="the same, for models that bring none",
     )
 
 
@@ -124,7 +140,7 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
         )
         graphs = Graphs() if _option(args, "cuda_graphs", False) else None
         if graphs is not None:
-            graphs.check(adapter_for(chat.model).decoder(chat.model))
+            graphs.check(stack_of(chat.model))
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dyvte.engine.images import decode_image, load_image, path_inside
 
 IMAGE_TOKEN = "<image>"
 """Where an image belongs in a question's text; a text without it is asked after its images."""
+_IMAGE_PLACES = re.compile(f"{re.escape(IMAGE_TOKEN)}|<image-placeholder>")
 
 Images = Sequence["str | bytes"]
 
@@ -27,6 +29,22 @@ class Question:
 
     text: str
     images: Sequence[Image.Image] = ()
+
+    def around_images(self) -> list[str]:
+        """The text cut where its images stand, one piece more than there are images. Images that the text has no
+        place for stand in front, each on a line of its own.
+
+        Raises:
+            ValueError: the text has places for another number of images than it comes with.
+        """
+        pieces, count = _IMAGE_PLACES.split(self.text), len(self.images)
+        if len(pieces) == 1 and count:
+            return ["", *["\n"] * (count - 1), "\n" + self.text]
+        if len(pieces) != count + 1:
+            raise ValueError(
+                f"the question has places for {len(pieces) - 1} images, but comes with {count}: {self.text!r}"
+            )
+        return pieces
 
 
 @dataclass(frozen=True)

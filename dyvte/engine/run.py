@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import add_method_arguments, add_template_arguments, open_answerer
 from dyvte.engine.questions import Item, QuestionFormat, check_items, prepare
 
 
@@ -133,7 +133,7 @@ def question_parser(questions: QuestionFormat, description: str = "") -> argpars
     parser.add_argument("--image-folder", type=str, default="")
     parser.add_argument("--question-file", type=str, default=questions.question_file)
     parser.add_argument("--answers-file", type=str, default="answer.jsonl")
-    parser.add_argument("--conv-mode", type=str, default=questions.conv_mode)
+    add_template_arguments(parser, questions.conv_mode)
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.2)

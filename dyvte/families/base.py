@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class Adapter:
         stack: decoder -> what the loop runs; a :class:`~dyvte.families.stack.Stack`.
         blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
             -1 for the others; None where all layers are causal.
+        logits: (model, what the language head gives) -> the model's logits, where these differ.
+        answer_types: by input of the model, the type of an answer's tokens, where it is not 0.
         position_axes: of rotary positions where they have several (M-RoPE).
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
@@ -36,6 +38,8 @@ class Adapter:
     entry: Callable[[Any], nn.Module] = lambda model: model
     stack: Callable[[Any], Any] = Stack
     blocks: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
+    logits: Callable[[Any, Tensor], Tensor] = lambda model, logits: logits
+    answer_types: Mapping[str, int] = field(default_factory=dict)
     position_axes: int = 3
     counts_vision: bool = False
 

@@ -6,6 +6,8 @@ transformers: ``models/gemma3/modeling_gemma3.py`` (``token_type_ids_mask_functi
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,18 @@ def vision_blocks(model: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     return runs((types == 1) | (types == 2))
 
 
+def capped(model: Any, logits: Tensor) -> Tensor:
+    """Logits squeezed by a tanh, where the text config says so (PaliGemma 2, Gemma 4)."""
+    cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None or not _caps(type(model)) else cap * torch.tanh(logits / cap)
+
+
+@functools.cache
+def _caps(model_class: type) -> bool:
+    """Whether the class does it: PaliGemma's does not in transformers 5.17."""
+    return "final_logit_softcapping" in inspect.getsource(model_class.forward)
+
+
 class PaliGemmaStack(Stack):
     """A window does not cut the prompt's block (transformers' ``masking_utils``: mask functions are or-ed last)."""
 
@@ -86,11 +100,14 @@ class Gemma4Stack(Stack):
 
 
 family("gemma3", blocks=image_blocks)
-family("paligemma", blocks=prompt_block, stack=PaliGemmaStack)
+family(
+    "paligemma", blocks=prompt_block, stack=PaliGemmaStack, logits=capped, answer_types={"token_type_ids": 1}
+)
 family(
     "gemma4",
     projector="model.embed_vision",
     ids=("image_token_id", "video_token_id"),
     blocks=vision_blocks,
     stack=Gemma4Stack,
+    logits=capped,
 )

@@ -36,4 +36,9 @@ class GraniteStack(Stack):
         return hidden if extras is None else extras.add(index, hidden, layout)
 
 
-family("granite4_vision", projector="model.layerwise_projectors", stack=GraniteStack)
+family(
+    "granite4_vision",
+    projector="model.layerwise_projectors",
+    stack=GraniteStack,
+    logits=lambda model, logits: logits / model.config.get_text_config().logits_scaling,
+)

@@ -48,6 +48,7 @@ class Stack:
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.rules = tuple(replace(self.rule(kind), softcap=softcap) for kind in self.kinds)
         rotary = getattr(decoder, "rotary_emb", None)
+        self._has_axes = "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
         self._rope_by_kind = "layer_type" in inspect.signature(type(rotary).forward).parameters
 
     @property
@@ -79,6 +80,10 @@ class Stack:
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
         """Rotary embeddings by kind of layer, for tokens at ``positions`` (1, T) or (axes, 1, T)."""
         kinds = dict.fromkeys(self.kinds)
+        if (
+            self._has_axes and positions.ndim == 2
+        ):  # text; M-RoPE of transformers 5.17 takes it on three axes alone
+            positions = positions.expand(3, *positions.shape)
         if self._rope_by_kind:
             return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in kinds}
         return dict.fromkeys(kinds, self.decoder.rotary_emb(hidden, position_ids=positions))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dyvte.cli import run
 from dyvte.engine.instructions import data_digest
-from dyvte.engine.model import ChatModel, Collator, ModelOptions, TrainingSet
+from dyvte.engine.model import ChatModel, Collator, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
 from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
@@ -38,8 +38,7 @@ def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet)
         model=chat.handle.run.model_sha256,
         data=data_digest(args.data_path, dataset.records, args.image_folder),
         settings={
-            "version": args.version,
-            "image_aspect_ratio": getattr(config, "image_aspect_ratio", None) or "square",
+            **_template_settings(args, chat),
             "model_max_length": args.model_max_length,
         },
         states=[*STATES, *(ATTENTION_STATES if args.attention else ())],
@@ -51,6 +50,16 @@ def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet)
         base_model=short_name(args.model_path),
         model_family=config.model_type,
     )
+
+
+def _template_settings(args: argparse.Namespace, chat: ChatModel) -> dict[str, Any]:
+    """What prompts and pixels depend on beside the weights."""
+    assert chat.handle is not None
+    run = chat.handle.run
+    if run.processor is not None:
+        return {"version": run.template, "processor": dict(run.processor)}
+    aspect = getattr(chat.model.config, "image_aspect_ratio", None)
+    return {"version": args.version, "image_aspect_ratio": aspect or "square"}
 
 
 @torch.no_grad()
@@ -143,7 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-path", required=True, help="what dyvte.gates.sample draws")
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--version", default="v1", help="prompt template")
+    parser.add_argument(
+        "--version", default=DefaultTemplate("v1"), help="prompt template of LLaVA's checkpoints"
+    )
     parser.add_argument("--model-max-length", type=int, default=2048)
     parser.add_argument("--attention", action="store_true", help="store attention statistics as well")
     parser.add_argument("--batch-size", type=int, default=16)

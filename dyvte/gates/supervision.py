@@ -40,16 +40,20 @@ class Embedded:
     """A batch of prompts with their teacher-forced answers, as a decoder takes it.
 
     Attributes:
-        inputs_embeds: (B, S, D) embeddings, visual tokens in their places.
+        inputs_embeds: (B, S, D) embeddings as they enter the first layer, visual tokens in their places.
         labels: (B, S) long, the token ids at answer positions and -100 elsewhere.
         visual_mask: (B, S) bool, true on visual tokens.
         attention_mask: (B, S), nonzero on real tokens.
+        position_ids, blocks, extras: see :func:`~dyvte.decoding.packed.pack`; None where there are none.
     """
 
     inputs_embeds: Tensor
     labels: Tensor
     visual_mask: Tensor
     attention_mask: Tensor
+    position_ids: Tensor | None = None
+    blocks: Tensor | None = None
+    extras: Any = None
 
 
 class FrozenModel(Protocol):
@@ -120,6 +124,9 @@ def supervise(
     labels: Tensor,
     visual_mask: Tensor,
     attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    blocks: Tensor | None = None,
+    extras: Any = None,
     *,
     layers: Sequence[int] | None = None,
     states: Sequence[str] = PAPER_STATES,
@@ -129,7 +136,7 @@ def supervise(
 
     Args:
         model: a model that has an adapter, in evaluation mode.
-        inputs_embeds, labels, visual_mask, attention_mask: see :class:`Embedded`.
+        inputs_embeds, labels, visual_mask, attention_mask, position_ids, blocks, extras: see :class:`Embedded`.
         layers: the layers to label, in any order; all by default, one for random-layer supervision.
         states: which states to return.
         alpha: allowed ratio of the cross-entropies.
@@ -147,7 +154,7 @@ def supervise(
 
     answered = labels != IGNORE_INDEX
     from_first_answer = answered.long().cumsum(1) > 0
-    row = pack(inputs_embeds, attention_mask, None, visual_mask, from_first_answer)
+    row = pack(inputs_embeds, attention_mask, position_ids, visual_mask, from_first_answer, blocks, extras)
     targets = _next_labels(row, labels)
     index = state_index(row.layout)
     has_answer = answered.any(1).tolist()
@@ -155,7 +162,7 @@ def supervise(
     samples = tuple(index.sequences[i] for i in position)
 
     row = run_layers(stack_of(model), row, policy=policy, trace=ExitTrace(num_layers, row.layout))
-    losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
+    losses, choices, counts = _answers(row, targets, model)
     # sequences: the samples' own first, then one block of copies per layer, each in the order of the samples
     batch = len(labels)
     layout = row.layout
@@ -191,7 +198,7 @@ def _next_labels(row: PackedRow, labels: Tensor) -> Tensor:
     return torch.full_like(labels.flatten(), IGNORE_INDEX).index_copy(0, layout.slots, following)
 
 
-def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(row: PackedRow, targets: Tensor, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy (G,) float64, argmax at all answer positions (A,), and answer positions per sequence (G,).
 
     Cross-entropies are computed in float64, because float32 rounds those of a confident model to zero.
@@ -200,8 +207,9 @@ def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, 
     target = targets[layout.slots]
     at = (target != IGNORE_INDEX).nonzero().flatten()
     losses, choices = [], []
+    head, finish = cast(Any, model).get_output_embeddings(), adapter_for(model).logits
     for chunk in at.split(LOGIT_ROWS):
-        logits = head(row.hidden[0, chunk])
+        logits = finish(model, head(row.hidden[0, chunk]))
         choices.append(logits.argmax(-1))
         losses.append(nn.functional.cross_entropy(logits.double(), target[chunk], reduction="none"))
     groups = len(layout.lengths)

@@ -52,6 +52,8 @@ def facts(
     rows = {
         "Model": _distinct([*(r.model for r in records), *(study["model"] for study in studies)]),
         "Weights, SHA-256": _distinct([*(s["model"] for s in stores), *(run.model_sha256 for run in runs)]),
+        "Family": _distinct(run.family for run in runs),
+        "Image processor": _distinct(_pairs(run.processor) for run in runs if run.processor),
         "Decoder layers": _distinct(str(record.num_layers) for record in records),
         "Gates": _distinct(
             f"{r.settings.get('gates') or 'in the checkpoint'}, threshold {r.settings.get('threshold', '0.5')}"
@@ -67,9 +69,7 @@ def facts(
             (run.commit or "unknown") + " with uncommitted changes" * bool(run.commit and run.dirty)
             for run in runs
         ),
-        "Versions": _counted(
-            ", ".join(f"{name} {version}" for name, version in (run.versions or {}).items()) for run in runs
-        ),
+        "Versions": _counted(_pairs(run.versions or {}) for run in runs),
         "Hardware": _counted(run.device for run in runs),
         "Seeds": _seeds(root),
         "Batch against single": [
@@ -161,3 +161,7 @@ def _seeds(root: Path) -> list[str]:
         scenes, fraction, seed = read_text(made).split()
         seeds.append(f"Tiny-LLaVA's training sample {seed} ({scenes} scenes, {fraction} of them drawn)")
     return seeds
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -223,6 +223,11 @@ def make_record(
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    measured = measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers])
+    # families that bring a template take no other, whatever the scripts' default is
+    templates = dict.fromkeys(by.run.template for by in measured["answered"] if by.run.template)
+    if templates:
+        settings = {**settings, "conv_mode": ", ".join(templates)}
     record = ResultRecord(
         benchmark=benchmark.name,
         model=model,
@@ -235,7 +240,7 @@ def make_record(
         remarks=len(score.remarks),
         skipped=score.skipped,
         num_samples=len(answers),
-        **measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers]),
+        **measured,
         scoring=Scoring(*provenance.git_state(), created, provenance.versions(), provenance.hardware()),
         command=command.strip(),
         data_sha256=provenance.sha256_of(data_files, data_dir),

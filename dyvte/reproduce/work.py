@@ -211,12 +211,18 @@ class Work:
     def study(self, module: str, name: str, folder: Path, **flags: object) -> Path:
         """Run ``dyvte.study.MODULE`` on a benchmark; its output folder."""
         own, data = self.settings, self.data_of(name)
-        asked = {"conv_mode": own.conv_mode, "temperature": 0, "batch_size": own.batch_size}
+        asked = {**self.template, "temperature": 0, "batch_size": own.batch_size}
         asked |= {"single_pred_prompt": () if name in ("sqa", "mmbench") else None, **flags}
         self.python(
             f"dyvte.study.{module}", name, data_dir=data, model_path=self.model, output=folder, **asked
         )
         return folder
+
+    @property
+    def template(self) -> dict[str, object]:
+        """Flags for the prompt template; models of other families than LLaVA bring their own."""
+        chosen = self.settings.conv_mode
+        return {"conv_mode": chosen} if chosen else {"default_conv_mode": "vicuna_v1"}
 
     def exit_flags(self) -> dict[str, object]:
         """Flags for exit by gates."""
@@ -328,7 +334,7 @@ class Work:
             raise ValueError(f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search a layer for {self.model}")
         found = self.rivaled / "vtw.json"
         sample = {"data_path": own.train_data, "image_folder": own.train_images, "output": found}
-        how = {"conv_mode": own.conv_mode, "divergence": own.vtw_divergence}
+        how = {**self.template, "divergence": own.vtw_divergence}
         self.python("dyvte.study.vtw_search", model_path=self.model, **sample, **how)
         return int(read_json(found)["k"])
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dyvte.benchmarks import BENCHMARKS, get_benchmark
+from dyvte.decoding.attach import handle_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import run_settings
@@ -147,11 +148,12 @@ def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
 def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
     """Where a study's numbers come from: the loaded model, benchmark, data, code and machine."""
     commit, dirty = git_state()
+    handle = handle_of(model)
     return {
         "model": args.model_path,
         "benchmark": args.name,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "conv_mode": args.conv_mode,
+        "conv_mode": (handle.run.template if handle is not None else None) or args.conv_mode,
         "batch_size": args.batch_size,
         "commit": commit,
         "dirty": dirty,

@@ -24,7 +24,7 @@ from dyvte.cli import run
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
 from dyvte.engine.answers_file import run_settings
-from dyvte.engine.options import DTYPES
+from dyvte.engine.options import DTYPES, add_template_arguments
 from dyvte.engine.questions import Item, check_items, item_of, read_lines
 from dyvte.engine.run import prepared_batches
 from dyvte.io import read_json_object, write_json
@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--conv-mode", default="vicuna_v1")
+    add_template_arguments(parser, "vicuna_v1")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--limit", type=int, default=50, help="questions, evenly spaced in the file")
     parser.add_argument(

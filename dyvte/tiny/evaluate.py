@@ -22,6 +22,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
+from dyvte.engine.options import add_template_arguments
 from dyvte.engine.questions import Question, read_lines
 from dyvte.io import write_json, write_whole
 
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of questions.jsonl and images")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without .json or .md")
-    parser.add_argument("--conv-mode", default="vicuna_v1_nosys")
+    add_template_arguments(parser, "vicuna_v1_nosys")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, nargs="*", help="exit layers to try (default: all)")
 

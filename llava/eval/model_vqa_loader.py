@@ -20,7 +20,7 @@ def answer(args: argparse.Namespace, items: Sequence[Item]) -> None:
     """Answer the questions of this chunk that the answers file does not hold yet."""
     template, name = args.conv_mode, model_name_of(args.model_path)
     if "plain" in name and "finetune" not in name.lower() and "mmtag" not in template:
-        template += "_mmtag"
+        template = type(template)(template + "_mmtag")  # asked for or not, as before
         logger.warning("a model named 'plain' is asked in conversation mode %s", template)
     answer_items(args, items, template)
 

@@ -11,8 +11,7 @@ from dyvte.engine.exit_view import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
-from llava.chat_model import LlavaChatModel, infer_conv_mode
-from llava.conversation import conv_templates
+from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
 
@@ -24,20 +23,15 @@ def main(args) -> None:
         print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
     answerer = open_answerer(args, args.conv_mode or inferred)
     chat = answerer.chat
-    assert isinstance(chat, LlavaChatModel)
-    conversation = conv_templates[chat.template].copy()
+    human, model = chat.roles
+    history: list[tuple[Question, str]] = []
     streamer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    asked_before = False
-    while text := _read(f"{conversation.roles[0]}: "):
-        if not asked_before:
-            text = chat.user_turn(Question(text, [image]))
-            asked_before = True
-        conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
-        prompt = conversation.get_prompt()
-        print(f"{conversation.roles[1]}: ", end="", flush=True)
+    while text := _read(f"{human}: "):
+        question = Question(text, [] if history else [image])
+        prompt = chat.prompt(question, history)
+        print(f"{model}: ", end="", flush=True)
         (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
-        conversation.messages[-1][-1] = answer.text
+        history.append((question, answer.text))
         if answerer.exits and answer.report is not None:
             show_exit(answer.report)
         if args.debug:

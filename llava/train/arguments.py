@@ -18,7 +18,9 @@ class ModelArguments:
     """Which model is trained, and which of its parts."""
 
     model_name_or_path: str = flag("facebook/opt-125m", "Folder or hub id of the language or LLaVA model.")
-    version: str = flag("v0", "Prompt template, a key of conv_templates; unknown names mean vicuna_v1.")
+    version: str | None = flag(
+        None, "Prompt template, a key of conv_templates (v0, for gates v1); unknown names mean vicuna_v1."
+    )
     freeze_backbone: bool = flag(False, "Freeze the decoder.")
     tune_mm_mlp_adapter: bool = flag(False, "Train (and save) the projector only.")
     vision_tower: str | None = flag(None, "Folder or hub id of the vision tower; none trains on text alone.")
@@ -92,6 +94,8 @@ def parse_arguments(
     groups: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(groups)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if model_args.version is None and not model_args.tune_visual_gates:
+        model_args.version = "v0"
     if data_args.data_path is None:
         raise ValueError("--data_path is missing: name a JSON file of instruction data")
     modes = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.engine.images import load_image
-from dyvte.engine.instructions import image_paths, read_records
+from dyvte.engine.instructions import check_records, image_paths, modality_lengths, read_records
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -83,34 +83,12 @@ class SupervisedDataset(Dataset):
         self.data_args = data_args
         self.image_processor = image_processor
         self.use_im_start_end = use_im_start_end
-        problems = [problem for record in records if (problem := self._problem(record))]
-        if problems:
-            raise ValueError(f"{len(problems)} samples cannot be used, such as: " + "; ".join(problems[:5]))
-
-    def _problem(self, record: dict) -> str | None:
-        """What is wrong with a record, or None."""
-        name = f"sample {record.get('id', '?')!r}"
-        turns = record.get("conversations")
-        if not turns:
-            return f"{name} has no conversations"
-        if any("from" not in turn or not isinstance(turn.get("value"), str) for turn in turns):
-            return f"{name} has a turn without 'from' or text 'value'"
-        images = image_paths(record)
-        if images and self.image_processor is None:
-            return f"{name} has an image but no --vision_tower is given"
-        places = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in turns)
-        if images and places != len(images):
-            return f"{name} has {len(images)} images but {places} {DEFAULT_IMAGE_TOKEN} tokens"
-        return None
+        check_records(records, takes_images=image_processor is not None)
 
     @property
     def modality_lengths(self) -> list[int]:
-        """Words per sample, negative for text-only ones: what LLaVA's sampler groups by."""
-        lengths = []
-        for record in self.records:
-            words = sum(len(turn["value"].split()) for turn in record["conversations"])
-            lengths.append(words if image_paths(record) else -words)
-        return lengths
+        """See :func:`dyvte.engine.instructions.modality_lengths`."""
+        return modality_lengths(self.records)
 
     def __len__(self) -> int:
         return len(self.records)

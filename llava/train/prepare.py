@@ -143,6 +143,12 @@ def add_vision(
     return tower
 
 
+def check_not_sharded() -> None:
+    """Raise ValueError where DeepSpeed would shard the frozen model."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
+
+
 def load_frozen_llava(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -154,8 +160,7 @@ def load_frozen_llava(
     Raises:
         ValueError: when the model has no vision tower, or DeepSpeed would shard it.
     """
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
+    check_not_sharded()
     model = load_model(model_args, training_args, attn_implementation, model_class=LlavaLlamaForCausalLM)
     tower = model.get_vision_tower()
     if tower is None:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from transformers import set_seed
 
 from dyvte.engine.instructions import data_digest
+from dyvte.engine.model import ModelOptions, TrainingSet
+from dyvte.engine.openers import LLAVA, family_of, open_model
+from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import Origin, TrainedOn, short_name
 from dyvte.gates.trainer import log_to_stderr
 from dyvte.gates.training import GateModel, GateTrainer, find_gates
@@ -21,7 +24,7 @@ from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.dataset import SupervisedDataset, find_template, make_supervised_data_module, template_name
+from llava.train.dataset import find_template, make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ def build_trainer(
     attn_implementation: str | None = None,
 ) -> LLaVATrainer:
     """Model, data and Trainer from arguments."""
-    template = find_template(model_args.version)
+    template = find_template(model_args.version or "v0")
     model = prepare.load_model(model_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(model, model_args, training_args)
     if training_args.lora_enable:
@@ -57,7 +60,9 @@ def build_gate_trainer(
     attn_implementation: str | None = None,
 ) -> GateTrainer:
     """A finished model, gates, data and Trainer from arguments."""
-    name = template_name(model_args.version)
+    if family_of(model_args.model_name_or_path) != LLAVA:
+        return build_processor_gate_trainer(model_args, data_args, training_args, attn_implementation)
+    name = template_name(model_args.version or "v1")
     base, tower = prepare.load_frozen_llava(model_args, data_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(base, model_args, training_args)
     set_seed(training_args.seed)  # every process draws the same fresh gates
@@ -67,24 +72,68 @@ def build_gate_trainer(
         tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
     )
     if training_args.should_save:  # digests take time: only for the process that writes them
-        origin = origin_of(path, config, data_args, data["train_dataset"])
-        gates.check_base(origin.base_sha256, origin.base_model)
-        gates.origin = origin
+        digest = checkpoint_digest(path, getattr(config, "mm_vision_tower", None))
+        mark_origin(gates, path, digest, config.model_type, data_args, data["train_dataset"])
     chat = LlavaChatModel(base, tokenizer, tower.image_processor, name, handle=None)
     model = GateModel(gates, chat, training_args.gate_alpha)
     prepare.log_trainable(model)
     return GateTrainer(model=model, args=training_args, **data)
 
 
-def origin_of(model_path: str, config, data_args: DataArguments, dataset: SupervisedDataset) -> Origin:
-    """What gates trained on this model and data are marked with."""
-    digest = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
-    return Origin(
-        base_model=short_name(model_path),
-        base_sha256=checkpoint_digest(model_path, getattr(config, "mm_vision_tower", None)),
-        model_family=config.model_type,
-        trained_on=TrainedOn(digest, len(dataset)),
+def build_processor_gate_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+) -> GateTrainer:
+    """The same for a family that brings its processor and chat template.
+
+    Raises:
+        ValueError: a prompt template was asked for, or DeepSpeed would shard the frozen model.
+    """
+    prepare.check_not_sharded()
+    path, dtype = model_args.model_name_or_path, str(training_args.compute_dtype).removeprefix("torch.")
+    options = ModelOptions(
+        path,
+        template=model_args.version,
+        device=str(training_args.device),
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        load_8bit=training_args.bits == 8,
+        load_4bit=training_args.bits == 4,
     )
+    chat = open_model(options)
+    assert chat.handle is not None
+    set_seed(training_args.seed)
+    config = chat.decoder_config
+    gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
+    dataset, collator = chat.training_data(
+        data_args.data_path or "", data_args.image_folder or "", training_args.model_max_length
+    )
+    if training_args.should_save:
+        run = chat.handle.run
+        mark_origin(gates, path, run.model_sha256, run.family, data_args, dataset)
+    model = GateModel(gates, chat, training_args.gate_alpha)
+    prepare.log_trainable(model)
+    return GateTrainer(model=model, args=training_args, train_dataset=dataset, data_collator=collator)
+
+
+def mark_origin(
+    gates: ExitGates,
+    path: str,
+    digest: str | None,
+    family: str | None,
+    data_args: DataArguments,
+    dataset: TrainingSet,
+) -> None:
+    """Write into the gates what they are trained on.
+
+    Raises:
+        ValueError: they belong to another model.
+    """
+    gates.check_base(digest, short_name(path))
+    data = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
+    gates.origin = Origin(short_name(path), digest, family, TrainedOn(data, len(dataset)))
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 #
 #   MODEL=liuhaotian/llava-v1.5-7b DATA=gates.json IMAGES=playground/data scripts/v1_5/finetune_visual_gate.sh
 #
-# DATA is what `python -m dyvte.gates.sample` draws. GATES is a folder of gates to start from (init_weight.py makes
+# Families that bring a chat template take no VERSION (LLaVA: v1). DATA is what `python -m dyvte.gates.sample` draws. GATES is a folder of gates to start from (init_weight.py makes
 # one); without it, gates start from those in MODEL, or fresh. Settings are the paper's: one epoch, learning rate
 # 4e-5, alpha 1.03, and GLOBAL_BATCH samples per step over all processes.
 set -euo pipefail
@@ -23,7 +23,7 @@ launch \
     --tune_visual_gates True \
     ${GATES:+--visual_gates "$GATES"} \
     --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-7b}" \
-    --version "${VERSION:-v1}" \
+    ${VERSION:+--version "$VERSION"} \
     --data_path "${DATA:-playground/data/llava_v1_5_mix665k_gates.json}" \
     --image_folder "${IMAGES:-playground/data}" \
     --image_aspect_ratio "${ASPECT:-pad}" \

@@ -19,12 +19,12 @@ PAD, BEGIN, END = 0, 1, 2
 class WordsModel(ChatModel):
     """``LlavaForConditionalGeneration``; answers read as the numbers of their tokens."""
 
-    end_token_id = END
+    end_token_ids = (END,)
 
     def __init__(self, model, policy):
         self.model, self.handle = model, attach(model, policy)
 
-    def prompt(self, question):
+    def prompt(self, question, history=()):
         text = question.text.replace("<image>", "")
         return "<image> " * len(question.images) + text
 

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dyvte import FixedExit, NoExit, attach
 from dyvte.cost.flops import prefill_flops
+from dyvte.engine.processor_model import embedded_call
 from dyvte.families.base import adapter_for
+from dyvte.gates.supervision import IGNORE_INDEX, supervise
 from tests.families.cases import CASES, IMAGE, VIDEO
 from tests.families.reference import hiding
 
@@ -212,3 +214,35 @@ def test_flops_are_those_of_torchs_counter(family):
     )
     assert report.vision[0] + report.projector[0] == vision > 0
     assert handle.traces[-1].report()[0].full_decoder_tflops > report.decoder[0] / 1e12
+
+
+@torch.no_grad()
+def test_labels_equal_separate_runs(family):
+    """Positions, blocks and features of the family's own code reach the labels: exits agree with ``FixedExit``."""
+    model, prompts = family
+    answer = torch.randint(10, 90, (4, 2), generator=torch.Generator().manual_seed(5))
+    for chosen in batches(prompts):
+        inputs = prompts.inputs(*chosen)
+        asked = inputs["input_ids"].shape
+        for token in answer[:, : len(chosen)]:
+            inputs = prompts.extended(inputs, token)
+        labels = inputs["input_ids"].clone()
+        labels[:, : asked[1]] = IGNORE_INDEX
+        as_prompt = {name: torch.zeros_like(inputs[name]) for name in prompts.case.extended}
+        for name in as_prompt:
+            as_prompt[name][:, : asked[1]] = inputs[name][:, : asked[1]]
+        with attach(model, NoExit()) as handle:
+            found = supervise(model, **vars(embedded_call(handle, model, {**inputs, **as_prompt}, labels)))
+        for layer in range(len(found.layers)):
+            with attach(model, FixedExit(layer)):
+                logits = model(**inputs, use_cache=False).logits[:, asked[1] - 1 : -1]
+            losses = torch.nn.functional.cross_entropy(
+                logits.double().transpose(1, 2), labels[:, asked[1] :], reduction="none"
+            )
+            torch.testing.assert_close(found.loss_with_exit[layer], losses.mean(1), rtol=1e-4, atol=1e-4)
+        with attach(model, NoExit()):
+            logits = model(**inputs, use_cache=False).logits[:, asked[1] - 1 : -1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.double().transpose(1, 2), labels[:, asked[1] :], reduction="none"
+        )
+        torch.testing.assert_close(found.loss_without_exit, losses.mean(1), rtol=1e-4, atol=1e-4)

@@ -137,7 +137,7 @@ def test_a_paper_table(run):
         f"dyvte.report.paper_table table2 {run.out}/results/checkpoints-llava-v1.5-7b --out {run.out}/tables"
     )
     assert commands.plain() == [line for line in evaluations for _ in range(2)] + [table]
-    wanted = {"MODEL": LLAVA, "METHOD": "none", "DATA": "playground/data/eval/gqa", "CONV_MODE": "vicuna_v1"}
+    wanted = {"MODEL": LLAVA, "METHOD": "none", "DATA": "playground/data/eval/gqa"}
     wanted |= {"OUT": f"{run.out}/results/checkpoints-llava-v1.5-7b/gqa/none", "PYTHON": sys.executable}
     assert wanted.items() <= commands.environments[0].items() and "GATES" not in commands.environments[0]
     assert run("table2", LLAVA).plain() == [table], "evaluations that are done are kept"

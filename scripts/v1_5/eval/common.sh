@@ -3,7 +3,7 @@
 #   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | fastv | tome | ... (docs/method.md)
 #   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"; methods joined by + act together (METHOD=dyvte+fastv)
 #   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
-#   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   conversation template
+#   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   template of LLaVA's models (vicuna_v1)
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
 #   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
 #   VERIFY_EVERY with batches, each N-th question is asked alone too (100; 0: none); the record says how many differ
@@ -21,7 +21,7 @@ METHOD_CONFIG=${METHOD_CONFIG:-}
 GATES=${GATES:-}
 THRESHOLD=${THRESHOLD:-}
 EXIT_LAYER=${EXIT_LAYER:-}
-CONV_MODE=${CONV_MODE:-vicuna_v1}
+CONV_MODE=${CONV_MODE:-}
 BATCH_SIZE=${BATCH_SIZE:-1}
 VERIFY_EVERY=${VERIFY_EVERY:-100}
 VARIANT=${VARIANT:-}
@@ -40,7 +40,7 @@ die() {
 method_arguments() {
     local part parts
     method_flags=(--method "$METHOD" ${METHOD_CONFIG:+--method-config "$METHOD_CONFIG"})
-    method_settings=("temperature=0" "conv_mode=$CONV_MODE" "batch_size=$BATCH_SIZE")
+    method_settings=("temperature=0" "conv_mode=${CONV_MODE:-vicuna_v1}" "batch_size=$BATCH_SIZE")
     variant=""
     "$PYTHON" -m dyvte.methods check "$METHOD" || die "METHOD=$METHOD is no method (see above)"
     IFS=+ read -ra parts <<<"$METHOD"
@@ -86,7 +86,8 @@ run_shards() {
         CUDA_VISIBLE_DEVICES=${gpus[index % ${#gpus[@]}]} "$PYTHON" -m "$RUNNER" \
             --model-path "$MODEL" --question-file "$questions" --image-folder "$images" \
             --answers-file "$OUT/${chunks}_$index.jsonl" --num-chunks "$chunks" --chunk-idx "$index" \
-            --temperature 0 --conv-mode "$CONV_MODE" --batch-size "$BATCH_SIZE" --verify-every "$VERIFY_EVERY" \
+            --temperature 0 --default-conv-mode vicuna_v1 ${CONV_MODE:+--conv-mode "$CONV_MODE"} \
+            --batch-size "$BATCH_SIZE" --verify-every "$VERIFY_EVERY" \
             "${method_flags[@]}" "$@" &
         pids+=($!)
     done

@@ -1,0 +1,309 @@
+"""A processor of transformers as prompts and batches: its chat template, its placeholders, instruction data."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dyvte.engine.images import load_image
+from dyvte.engine.instructions import check_records, image_paths, modality_lengths, read_records
+from dyvte.engine.model import Batch
+from dyvte.engine.questions import IMAGE_TOKEN, Question
+from dyvte.gates.supervision import IGNORE_INDEX
+
+Turns = Sequence[tuple[Question, "str | None"]]
+"""Questions with their answers; the last one may have None, the model's turn."""
+
+_PLACEHOLDERS = ("image_token", "boi_token", "start_image_token")
+"""Attributes of processors with the text that a chat template writes for an image."""
+_SETTINGS = (
+    "size",
+    "crop_size",
+    "min_pixels",
+    "max_pixels",
+    "patch_size",
+    "merge_size",
+    "max_image_size",
+    "image_grid_pinpoints",
+    "do_image_splitting",
+    "do_pan_and_scan",
+    "crop_to_patches",
+    "min_patches",
+    "max_patches",
+)
+"""Settings of image processors that change how many visual tokens an image has."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation with its answers.
+
+    Attributes:
+        text: the whole of it in the chat template.
+        answers: (tokens from the beginning of each answer to the end of the text, tokens behind it).
+        cut: tokens that are too many, to be cut from the end.
+    """
+
+    text: str
+    images: list[Image.Image]
+    answers: list[tuple[int, int]]
+    cut: int
+
+
+class ChatFormat:
+    """A processor with a chat template.
+
+    Several threads may use it at once.
+
+    Attributes:
+        placeholder: the text that the chat template writes for an image.
+
+    Raises:
+        ValueError: the processor has no chat template, or one without images.
+    """
+
+    def __init__(self, processor: Any, name: str) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        processor.chat_template = processor.chat_template or self.tokenizer.chat_template
+        if not processor.chat_template:
+            raise ValueError(
+                f"the processor of {name} has no chat template, so questions cannot be put as it expects them: "
+                "add the chat_template.jinja that belongs to it"
+            )
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._lock = threading.Lock()
+        text = self.render([(Question("?", [Image.new("RGB", (1, 1))]), None)])
+        known = (getattr(processor, attribute, None) for attribute in _PLACEHOLDERS)
+        found = [token for token in known if token and text.count(token) == 1]
+        if not found:
+            raise ValueError(
+                f"the chat template of {name} writes no placeholder for an image: it is for text alone"
+            )
+        self.placeholder: str = found[0]
+
+    @property
+    def name(self) -> str:
+        """Which template it is, for reports."""
+        digest = hashlib.sha256(str(self.processor.chat_template).encode()).hexdigest()
+        return f"its own ({digest[:12]})"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides how many visual tokens an image has."""
+        described: Mapping[str, Any] = self.processor.image_processor.to_dict()
+        return {name: plain for name in _SETTINGS if (plain := _plain(described.get(name))) is not None}
+
+    def render(self, turns: Turns) -> str:
+        """A conversation in the chat template, the model's turn open where the last answer is None."""
+        messages = []
+        for question, answer in turns:
+            messages.append({"role": "user", "content": _content(question)})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        is_open = turns[-1][1] is None
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a rendered conversation, each image one token."""
+        return self.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
+
+    def batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
+        """Rendered conversations with their images, padded on the left.
+
+        Raises:
+            ValueError: there are more or fewer images than places for them.
+        """
+        counts = [text.count(self.placeholder) for text in texts]
+        if sum(counts) != len(images):
+            raise ValueError(f"the prompts have places for {sum(counts)} images, but come with {len(images)}")
+        rest = iter(images)
+        nested = [[next(rest) for _ in range(count)] for count in counts]
+        with self._lock:
+            made = self.processor(
+                text=list(texts),
+                images=nested if images else None,
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=self._adds_special_tokens(texts[0]),
+            )
+        fields = dict(made)
+        return Batch(fields.pop("input_ids"), fields.pop("attention_mask"), fields)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Answers as text."""
+        with self._lock:
+            return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def sample(self, turns: Turns, max_length: int) -> Sample:
+        """A conversation with answers.
+
+        Raises:
+            ValueError: the template writes a question differently once it is answered, an image follows an answer, or
+                what comes before the last image is too long already.
+        """
+        text, spans = self.render(turns), []
+        closed = ""
+        for count in range(1, len(turns) + 1):
+            *before, (question, _) = turns[:count]
+            opened = self.render([*before, (question, None)])
+            closed = self.render(turns[:count]).rstrip()
+            if not closed.startswith(opened.rstrip()) or not text.startswith(closed):
+                raise ValueError("the chat template rewrites the prompt when it is answered")
+            spans.append((opened, closed))
+        eos = self.tokenizer.eos_token
+        if eos and not closed.endswith(eos) and not self._ends(closed):
+            text = closed + eos  # some templates leave it to the model to end its last answer
+            spans[-1] = (spans[-1][0], text)
+        ids = self.tokens(text)
+        places = [(self._common(ids, opened), self._common(ids, closed)) for opened, closed in spans]
+        image_id = self.tokenizer.convert_tokens_to_ids(self.placeholder)
+        last_image = max((at for at, token in enumerate(ids) if token == image_id), default=-1)
+        if last_image >= places[0][0]:
+            raise ValueError("an image follows an answer: only images before the first answer are supported")
+        cut = max(len(ids) - max_length, 0)
+        if len(ids) - cut <= last_image:
+            raise ValueError(
+                f"{len(ids)} tokens are more than {max_length}, and cutting them would cut an image"
+            )
+        answers = [(len(ids) - start, len(ids) - end) for start, end in places]
+        return Sample(text, [image for question, _ in turns for image in question.images], answers, cut)
+
+    def _ends(self, text: str) -> bool:
+        """Whether the last token is a special one, as those that end a turn are."""
+        return self.tokens(text)[-1] in self.tokenizer.all_special_ids or text.endswith(
+            tuple(str(token) for token in self.tokenizer.get_added_vocab())
+        )
+
+    def _common(self, ids: list[int], text: str) -> int:
+        """How many tokens the beginning ``text`` of a conversation has within it."""
+        own = self.tokens(text)
+        same = next(
+            (at for at, pair in enumerate(zip(own, ids, strict=False)) if pair[0] != pair[1]), len(own)
+        )
+        if same < len(own) - 1:  # one token may reach over the border
+            raise ValueError("the tokens of the prompt change when it is answered")
+        return same
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer is to add its own, which templates may have written already."""
+        begin = self.tokenizer.bos_token
+        return not (begin and text.startswith(begin))
+
+
+class ChatSamples(Dataset[Sample]):
+    """Instruction data in LLaVA's format as conversations in a chat template.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or records are malformed.
+    """
+
+    def __init__(self, form: ChatFormat, data_path: str, image_folder: str, max_length: int) -> None:
+        self.records = read_records(data_path)
+        check_records(self.records)
+        self.form, self.image_folder, self.max_length = form, image_folder, max_length
+
+    @property
+    def modality_lengths(self) -> list[int]:
+        """See :func:`dyvte.engine.instructions.modality_lengths`."""
+        return modality_lengths(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        images = [load_image(path, folder=self.image_folder) for path in image_paths(record)]
+        try:
+            return self.form.sample(turns_of(record, images), self.max_length)
+        except ValueError as error:
+            raise ValueError(f"sample {record.get('id', index)!r}: {error}") from error
+
+
+def turns_of(record: Mapping[str, Any], images: Sequence[Image.Image]) -> list[tuple[Question, str]]:
+    """Questions with their images, and answers, of a record. A single image stands in front of its question.
+
+    Raises:
+        ValueError: questions and answers do not take turns.
+    """
+    conversation, rest = record["conversations"], iter(images)
+    speakers = [turn["from"] for turn in conversation]
+    if not conversation or speakers != ["human", "gpt"] * (len(conversation) // 2):
+        raise ValueError("the conversation must be questions of 'human' and answers of 'gpt' in turns")
+    turns = []
+    for asked, answered in zip(conversation[::2], conversation[1::2], strict=True):
+        text = asked["value"]
+        own = [next(rest) for _ in range(text.count(IMAGE_TOKEN))]
+        if len(images) == 1:
+            text = text.replace(IMAGE_TOKEN, "").strip()
+        turns.append((Question(text, own), answered["value"]))
+    return turns
+
+
+class ChatCollator:
+    """Samples -> fields of a :class:`~dyvte.engine.model.Batch`, and ``labels`` (B, S), -100 outside of answers."""
+
+    def __init__(self, form: ChatFormat) -> None:
+        self.form = form
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        """A batch.
+
+        Raises:
+            ValueError: the processor made other tokens of an answer than its tokenizer does.
+        """
+        images = [image for sample in samples for image in sample.images]
+        batch = self.form.batch([sample.text for sample in samples], images)
+        ids, columns = batch.input_ids, batch.input_ids.shape[1]
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        for row, sample in enumerate(samples):
+            tail = self.form.tokens(sample.text)[-sample.answers[0][0] :]
+            if ids[row, -len(tail) :].tolist() != tail:
+                raise ValueError("the processor makes other tokens of an answer than its tokenizer does")
+            for start, end in sample.answers:
+                at = slice(columns - start, columns - end)
+                labels[row, at] = ids[row, at]
+        fields = {"input_ids": ids, "attention_mask": batch.attention_mask, "labels": labels, **batch.images}
+        fills = {"input_ids": self.form.tokenizer.pad_token_id, "labels": IGNORE_INDEX}
+        for name, value in fields.items():
+            if torch.is_tensor(value) and value.shape == ids.shape:
+                rows = [
+                    _shifted(row, sample.cut, fills.get(name, 0))
+                    for row, sample in zip(value, samples, strict=True)
+                ]
+                fields[name] = torch.stack(rows)
+        return fields
+
+
+def _shifted(row: Tensor, cut: int, fill: int) -> Tensor:
+    """A row (S,) without its last ``cut`` tokens, padded on the left."""
+    return torch.cat([row.new_full((cut,), fill), row[: len(row) - cut]]) if cut else row
+
+
+def _content(question: Question) -> list[dict[str, str]]:
+    """A question as chat templates take it."""
+    content: list[dict[str, str]] = []
+    for number, piece in enumerate(question.around_images()):
+        if number:
+            content.append({"type": "image"})
+        if text := piece.strip(
+            "\n"
+        ):  # LLaVA sets images on a line of their own; templates have marks for that
+            content.append({"type": "text", "text": text})
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON takes it; None for one that it does not take."""
+    if isinstance(value, Mapping):
+        return {name: part for name, part in value.items() if part is not None}
+    return value if isinstance(value, (bool, int, float, str, list)) else None

@@ -1,0 +1,87 @@
+"""docs/families.md, written from the adapters and their test cases: ``python -m tests.families.table``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import dyvte.families
+from dyvte.families.base import REFUSED
+from tests.families.cases import CASES
+
+PAGE = Path(__file__).parents[2] / "docs/families.md"
+CASE_OF = {"paligemma2": "paligemma"}
+"""Cases that are named after another model than their type."""
+ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
+NO_FAMILIES = ("base", "protocols", "refused", "rules", "stack")
+HEAD = """# Model families
+
+Every family below runs through one loop over decoder layers: exits, batches with left padding, several images, cached
+generation, gates and their labels. Checkpoints of these types open on all command lines by their path or Hub name:
+
+    MODEL=Qwen/Qwen2.5-VL-7B-Instruct METHOD=fixed EXIT_LAYER=14 scripts/v1_5/eval/gqa.sh
+    python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --image-file a.jpg --query "What is this?"
+    MODEL=Qwen/Qwen2.5-VL-7B-Instruct DATA=gates.json scripts/v1_5/finetune_visual_gate.sh
+
+Questions keep LLaVA's words and stand inside the family's own chat template, with placeholders where `<image>`
+stands, else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images are
+prepared by the checkpoint's processor, whose settings the answers name. Processors that also take videos (Qwen-VL,
+GLM-V, InternVL, LLaVA-OneVision and others) need torchvision. Greedy answers take the most probable token, without
+the penalties that some checkpoints suggest. `trust_remote_code` is never on. FLOPs of towers and projectors are
+counted by torch's formulas while they run; those of the decoder are computed from its matrices.
+
+**Models tested** counts kinds of tiny random models: logits without exit, with exits (against the stock model with
+the image hidden above the exit), cached generation, beams, labels (against separate runs) and FLOPs (against torch's
+counter), alone and in padded batches. *Commands*: also from questions to answers, calibration, stores and gate training, with a real processor.
+
+"""
+
+
+def sources() -> dict[str, tuple[str, str]]:
+    """Model type -> (file in dyvte/families, what is special)."""
+    found = {}
+    for info in pkgutil.iter_modules(dyvte.families.__path__):
+        if info.name in NO_FAMILIES:
+            continue
+        module = importlib.import_module(f"dyvte.families.{info.name}")
+        text = Path(module.__file__ or "").read_text(encoding="utf-8")
+        special = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ").partition(": ")[2]
+        for model_type in model_types():
+            if f'"{model_type}"' in text:
+                found[model_type] = info.name, special.rstrip(".")
+    return found
+
+
+def model_types() -> list[str]:
+    """Of transformers' classes that have an adapter."""
+    from dyvte.families.base import _ADAPTERS
+
+    return sorted(set(_ADAPTERS) - {"llava_llama", "llama"})
+
+
+def render() -> str:
+    """The page."""
+    cases: dict[str, list[str]] = {}
+    for name in CASES:
+        model_type, _, variant = name.partition(", ")
+        cases.setdefault(CASE_OF.get(model_type, model_type), []).append(variant)
+    rows = ["| Model type | What is special | Models tested | Code |", "|---|---|---|---|"]
+    for model_type, (file, special) in sorted(sources().items()):
+        variants = cases.get(model_type, [])
+        tested = f"{len(variants)}" + "".join(f"; {v}" for v in variants if v) if variants else "no"
+        tested += "; commands" if model_type in ON_COMMAND_LINES else ""
+        rows.append(f"| `{model_type}` | {special} | {tested} | `dyvte/families/{file}.py` |")
+    refused = [
+        "",
+        "Not available, and said so before weights are loaded:",
+        "",
+        "| Model type | Why |",
+        "|---|---|",
+    ]
+    refused += [f"| `{model_type}` | {why} |" for model_type, why in sorted(REFUSED.items())]
+    return HEAD + "\n".join(rows + refused) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
