@@ -28,7 +28,7 @@ from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention, state_index
+from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention
 
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
@@ -149,10 +149,9 @@ def supervise(
     from_first_answer = answered.long().cumsum(1) > 0
     row = pack(inputs_embeds, attention_mask, None, visual_mask, from_first_answer)
     targets = _next_labels(row, labels)
-    index = state_index(row.layout)
-    has_answer = answered.any(1).tolist()
-    position = [i for i, sample in enumerate(index.sequences) if has_answer[sample]]
-    samples = tuple(index.sequences[i] for i in position)
+    with_states, has_answer = row.layout.may_exit, answered.any(1).tolist()
+    position = [i for i, sample in enumerate(with_states) if has_answer[sample]]
+    samples = tuple(with_states[i] for i in position)
 
     row = run_layers(decoder, row, policy=policy, trace=ExitTrace(num_layers, row.layout))
     losses, choices, counts = _answers(row, targets, cast(Any, model).get_output_embeddings())
