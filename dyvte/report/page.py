@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-
 from dyvte import cli
+from dyvte.cli import extra
 from dyvte.io import read_text, write_whole
 from dyvte.report import page_run, paper_table, rivals_table, state_table
 from dyvte.report.examples_page import Examples, read_examples, render
@@ -26,6 +24,10 @@ from dyvte.report.page_parts import FIGURES, SECTIONS, find_numbers, find_sectio
 from dyvte.report.paper import AVERAGE
 from dyvte.report.tables import Table
 from dyvte.report.titles import title_of
+
+with extra("study"):
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
 
 TABLES = {**paper_table.TITLES, **state_table.TITLES, "table4": rivals_table.TITLE}
 """Title of each table by the name of its files; sorted, in the order of the paper."""

@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaConfig
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.cli import needs, run
+from dyvte.cli import extra, needs, run
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
@@ -210,8 +210,9 @@ def figure_of(result: dict) -> Figure:
     Markers tell the kind of gates, colors their bytes, numbers their names.
     """
     pyplot = needs("matplotlib.pyplot", "study")
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm
+    with extra("study"):
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import LogNorm
 
     sizes = sorted(result["sizes"], key=lambda size: -size["bytes"])
     without = result["benchmarks"].get("without_exit")
