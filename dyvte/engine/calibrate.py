@@ -13,8 +13,8 @@ exit must keep: with the answer as given, an exit changes nothing when it change
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,25 +82,17 @@ def observe(
         ValueError: no question can have an exit.
     """
     probabilities, kept, costs = [], [], []
-    with tqdm(total=len(items), desc="calibration", unit="q") as progress:
+    with tqdm(total=len(items), desc="calibration", unit="q") as progress, torch.inference_mode():
         for _, batch in prepared_batches(items, batch_size, answerer.chat, image_folder):
-            for part, column in zip(
-                (probabilities, kept, costs), _observe(answerer, gates, batch), strict=True
-            ):
-                part.append(column)
+            supervision, trace = supervise_own_answers(answerer, batch, gates.states)
+            chances = [
+                gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)
+            ]
+            probabilities.append(torch.stack(chances).cpu().numpy())
+            kept.append((supervision.agreement == 1).cpu().numpy())
+            costs.append(exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)])
             progress.update(len(batch))
-    joined = [np.concatenate(part, axis=1) for part in (probabilities, kept, costs)]
-    return Outcomes(*joined)
-
-
-@torch.inference_mode()
-def _observe(answerer: Answerer, gates: ExitGates, batch: Batch) -> Iterator[NDArray]:
-    """Probabilities, kept answers, and costs of one batch."""
-    supervision, trace = supervise_own_answers(answerer, batch, gates.states)
-    chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
-    yield torch.stack(chances).cpu().numpy()
-    yield (supervision.agreement == 1).cpu().numpy()
-    yield exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)]
+    return Outcomes(*(np.concatenate(part, axis=1) for part in (probabilities, kept, costs)))
 
 
 @torch.inference_mode()
@@ -122,15 +114,7 @@ def supervise_own_answers(
     with handle.collect() as traces:
         answers = chat.generate(batch, answerer.generation)
     embedded = chat.embed(batch, answers, _until_end(answers, chat.end_token_id))
-    supervision = supervise(
-        chat.model,
-        embedded.inputs_embeds,
-        embedded.labels,
-        embedded.visual_mask,
-        embedded.attention_mask,
-        states=states,
-    )
-    return supervision, traces[0]
+    return supervise(chat.model, **vars(embedded), states=states), traces[0]
 
 
 def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
@@ -149,8 +133,8 @@ def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
 
 def _until_end(answers: torch.Tensor, end: int) -> torch.Tensor:
     """(B, T) bool: the tokens of each answer up to its end token, which counts."""
-    ended = (answers == end).long().cumsum(1)
-    return (ended == 0) | ((ended == 1) & (answers == end))
+    is_end = answers == end
+    return is_end.cumsum(1) - is_end.long() == 0
 
 
 def calibrate(args: argparse.Namespace) -> Calibration:
@@ -195,7 +179,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         samples=samples,
         target=target,
     )
-    gates.calibration = result.as_dict()
+    gates.calibration = asdict(result)
     gates.save_pretrained(args.output or args.gates or args.model_path)
     return result
 

@@ -8,6 +8,7 @@ import urllib.request
 import warnings
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -32,20 +33,11 @@ def load_image(source: str | Path | Image.Image, folder: str | Path | None = Non
     source = str(source)
     if folder is None and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=30) as response:
-            return _decode(io.BytesIO(response.read()), source)
+            return decode_image(io.BytesIO(response.read()), source)
     path = Path(source) if folder is None else path_inside(folder, source)
     if not path.is_file():
         raise FileNotFoundError(f"image file not found: {path}")
-    return _decode(path, str(path))
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Read an encoded image file as RGB; ``name`` says in errors which one it is.
-
-    Raises:
-        ValueError: when it is not a whole image, or is too large.
-    """
-    return _decode(io.BytesIO(data), name)
+    return decode_image(path, str(path))
 
 
 def path_inside(folder: str | Path, name: str) -> Path:
@@ -63,7 +55,12 @@ def path_inside(folder: str | Path, name: str) -> Path:
     return path
 
 
-def _decode(file, name: str) -> Image.Image:
+def decode_image(file: Path | IO[bytes], name: str) -> Image.Image:
+    """Read an image file as RGB; ``name`` says in errors which one it is.
+
+    Raises:
+        ValueError: when it is not a whole image, or is too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

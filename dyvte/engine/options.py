@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
-from dyvte.engine.model import ChatModel, Generation, ModelOptions
+from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
 from dyvte.families.base import adapter_for
 from dyvte.gates.exit import LearnedExit
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
+T = TypeVar("T")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -77,52 +78,37 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
             such prompt template.
         FileNotFoundError: when files are missing.
     """
-    generation = Generation(
-        max_new_tokens=_option(args, "max_new_tokens", 128),
-        temperature=_option(args, "temperature", 0.0),
-        top_p=_option(args, "top_p"),
-        num_beams=_option(args, "num_beams", 1),
-    )
-    return Answerer(open_chat_model(args, template), generation)
-
-
-def open_chat_model(args: Any, template: str | None) -> ChatModel:
-    """As :func:`open_answerer`, without a way to answer."""
-    method, gates = _option(args, "method"), _option(args, "gates")
+    method = getattr(args, "method", None)
     names = parse_method(method) if method else ()
-    settings, exit_layer = _settings(args), _option(args, "exit_layer")
-    if gates and names and "dyvte" not in names:
+    # a shell may give several settings as one argument
+    settings = [setting for given in getattr(args, "method_config", None) or [] for setting in given.split()]
+    exit_layer, options = (
+        getattr(args, "exit_layer", None),
+        replace(_given(ModelOptions, args), template=template),
+    )
+    if options.gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     # what does not fit together is refused before a model is loaded
+    generation = _given(Generation, args)
     make_policy([name for name in names if name != "dyvte"] or ["none"], settings, exit_layer=exit_layer)
-    chat = open_model(
-        ModelOptions(
-            args.model_path,
-            args.model_base,
-            template,
-            gates,
-            device=_option(args, "device", "cuda"),
-            dtype=_option(args, "dtype", "auto"),
-            attn_implementation=_option(args, "attn_implementation"),
-            load_8bit=_option(args, "load_8bit", False),
-            load_4bit=_option(args, "load_4bit", False),
-        )
-    )
+    chat = open_model(options)
     handle = chat.handle
     if handle is None:
         if method not in (None, "none"):
             raise ValueError(
                 f"--method {method} needs a model with images: {args.model_path} is a language model"
             )
-        return chat
+        return Answerer(chat, generation)
     learned = handle.policy.gates if isinstance(handle.policy, LearnedExit) else None
-    threshold = _option(args, "threshold")
     try:
-        names = names or (("dyvte",) if learned is not None else ("none",))
         handle.policy = make_policy(
-            names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
+            names or (("dyvte",) if learned is not None else ("none",)),
+            settings,
+            gates=learned,
+            threshold=getattr(args, "threshold", None),
+            exit_layer=exit_layer,
         )
-        graphs = Graphs() if _option(args, "cuda_graphs", False) else None
+        graphs = Graphs() if getattr(args, "cuda_graphs", False) else None
         if graphs is not None:
             graphs.check(adapter_for(chat.model).decoder(chat.model))
     except ValueError:
@@ -130,14 +116,10 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
         raise
     handle.graphs = graphs
     handle.run = replace(handle.run, graphs=graphs is not None)
-    return chat
+    return Answerer(chat, generation)
 
 
-def _settings(args: Any) -> list[str]:
-    """The method's settings, one ``key=value`` each; a shell may give several as one argument."""
-    return [setting for given in _option(args, "method_config", []) for setting in given.split()]
-
-
-def _option(args: Any, name: str, default: Any = None) -> Any:
-    value = getattr(args, name, None)
-    return default if value is None else value
+def _given(kind: type[T], args: Any) -> T:
+    """The dataclass with the flags that have its fields' names; those not given keep their defaults."""
+    flags = {field.name: getattr(args, field.name, None) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in flags.items() if value is not None})

@@ -5,8 +5,10 @@ before a model is loaded.
 from __future__ import annotations
 
 import argparse
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,26 +139,29 @@ def prepare(item: Item, folder: str | Path) -> Question:
         FileNotFoundError, ValueError: naming the question, when its text or an image is not usable.
     """
     _check(item, folder)
-    try:
+    with naming(item):
         loaded = [
             load_image(image, folder)
             if isinstance(image, str)
-            else decode_image(image, "in the question file")
+            else decode_image(io.BytesIO(image), "in the question file")
             for image in item.images
         ]
+    return Question(item.text, loaded)
+
+
+@contextmanager
+def naming(item: Item) -> Generator[None]:
+    """Errors in the block begin with the question's name."""
+    try:
+        yield
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{item.name}: {error}") from error
-    return Question(item.text, loaded)
 
 
 def _check(item: Item, folder: str | Path) -> None:
     if not isinstance(item.text, str) or not item.text.strip():
         raise ValueError(f"{item.name} has no text")
-    for image in item.images:
-        if not isinstance(image, str):
-            continue
-        try:
-            if not path_inside(folder, image).is_file():
+    with naming(item):
+        for image in item.images:
+            if isinstance(image, str) and not path_inside(folder, image).is_file():
                 raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
-        except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{item.name}: {error}") from error

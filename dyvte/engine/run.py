@@ -9,7 +9,7 @@ import argparse
 import math
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_method_arguments, open_answerer
-from dyvte.engine.questions import Item, QuestionFormat, check_items, prepare
+from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, prepare
 
 
 def split_list(lst: Sequence, n: int) -> list:
@@ -49,21 +49,18 @@ def prepared_batches(
         questions = [prepare(item, folder) for item in batch]
         prompts = []
         for item, question in zip(batch, questions, strict=True):
-            try:
+            with naming(item):
                 prompts.append(chat.prompt(question))
-            except ValueError as error:
-                raise ValueError(f"{item.name}: {error}") from error
         return batch, chat.batch(prompts, [image for question in questions for image in question.images])
 
-    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    coming: list[Future] = []
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make, batches[0]) if batches else None
-        for following in [*batches[1:], None]:
-            if coming is None:
-                return
-            ready = coming.result()
-            coming = pool.submit(make, following) if following is not None else None
-            yield ready
+        for start in range(0, len(items), size):
+            coming.append(pool.submit(make, items[start : start + size]))
+            if start:
+                yield coming.pop(0).result()
+        if coming:
+            yield coming.pop().result()
 
 
 def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str | None = None) -> None:

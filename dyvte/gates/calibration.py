@@ -16,7 +16,7 @@ Shapes: L layers, n samples, T thresholds.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,8 @@ class Outcomes:
 
     def changed(self, threshold: float) -> int:
         """Number of answers that an exit by this threshold changes."""
-        never = np.ones((1, self.kept.shape[1]), dtype=bool)
-        return int((~self._at(np.concatenate([self.kept, never]), threshold)).sum())
+        never_changed = np.pad(self.kept, ((0, 1), (0, 0)), constant_values=True)
+        return int((~self._at(never_changed, threshold)).sum())
 
     def cost(self, threshold: float) -> float:
         return float(self._at(self.costs, threshold).mean())
@@ -83,9 +83,6 @@ class Calibration:
     unit: str
     samples: int
     target: str
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: float = CONFIDENCE) -> float:
@@ -121,12 +118,10 @@ def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
     Raises:
         ValueError: no threshold's mean cost is within the budget; the message names the lowest cost.
     """
-    threshold = highest_within(outcomes, budget)
-    if threshold is not None:
-        return threshold
-    raise ValueError(
-        f"a mean cost of {budget:g} cannot be reached; exits at once cost {outcomes.cost(0.0):g}"
-    )
+    if (threshold := highest_within(outcomes, budget)) is None:
+        at_once = outcomes.cost(0.0)
+        raise ValueError(f"a mean cost of {budget:g} cannot be reached; exits at once cost {at_once:g}")
+    return threshold
 
 
 def _descending() -> list[float]:

@@ -229,39 +229,27 @@ def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> 
     return out
 
 
-@dataclass(frozen=True)
-class GateStats:
-    """Counts of one loss, per layer of the model; they add up over steps and processes.
-
-    Attributes:
-        seen, positive, correct: (num_layers,) long: labels, labels that are 1, decisions equal to their labels.
-    """
-
-    seen: Tensor
-    positive: Tensor
-    correct: Tensor
-
-
-def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateStats]:
+def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the gates, summed over the supervised layers and averaged over samples.
 
     The sum over layers gives each gate the gradient that it gets when its layer alone is drawn. Without any sample
     the loss is 0 and still connected to the gates.
+
+    Returns:
+        The loss, and (3, num_layers) long, by layer: labels, labels that are 1, decisions equal to their labels.
     """
     device = next(gates.parameters()).device
-    zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)
-    stats = GateStats(zeros, zeros.clone(), zeros.clone())
+    counts = torch.zeros(3, gates.num_layers, dtype=torch.long, device=device)
     # every gate takes part in every step, because data-parallel reducers wait for all parameters
     loss = sum((parameter.sum() for parameter in gates.parameters()), torch.zeros((), device=device)) * 0.0
     if not supervision.samples:
-        return loss, stats
+        return loss, counts
     for i, layer in enumerate(supervision.layers):
         if not gates.has_gate(layer):
             continue
         labels = supervision.labels[i].to(device)
         logits = gates(layer, supervision.states[i].to(device)).float()
         loss = loss + nn.functional.cross_entropy(logits, labels)
-        stats.seen[layer] = len(labels)
-        stats.positive[layer] = labels.sum()
-        stats.correct[layer] = ((logits[:, 1] > logits[:, 0]).long() == labels).sum()
-    return loss, stats
+        correct = (logits[:, 1] > logits[:, 0]).long() == labels
+        counts[:, layer] = torch.stack([torch.ones_like(labels), labels, correct]).sum(1)
+    return loss, counts
