@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from dyvte.decoding.policy import NoExit
 from dyvte.decoding.report import PrefillReport
 from dyvte.engine.model import Batch, ChatModel, Generation
 from dyvte.engine.questions import Question
+
+BAR_WIDTH = 30
+"""Columns of an exit probability of 1."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,13 @@ def describe_exit(report: PrefillReport | None) -> str:
     share = 100 * saved / (total + saved) if total + saved else 0.0
     lines.append(f"prefill: {total:.3g} TFLOPs, {saved:.3g} saved ({share:.1f}%)")
     return "\n".join(lines)
+
+
+def show_exit(report: PrefillReport) -> None:
+    """Print it, with the tokens of each layer, and a bar where a gate ran."""
+    where, *_, cost = describe_exit(report).splitlines()
+    print(where)
+    for layer, (tokens, p) in enumerate(zip_longest(report.tokens_per_layer, report.exit_probabilities)):
+        bar = "" if p is None else f"  {'━' * round(BAR_WIDTH * p):{BAR_WIDTH}}  {p:.3f}"
+        print(f"layer {layer:2}: {tokens:5} tokens{bar}")
+    print(cost)

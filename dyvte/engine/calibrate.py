@@ -155,30 +155,22 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     gates = policy.gates
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
-    full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
     if args.budget_ms is not None:
         outcomes, full = in_milliseconds(outcomes, answerer, gates, items, args)
-        unit = "ms"
-    if args.max_changed is not None:
-        threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
-        target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
-    elif args.budget_ms is not None:
+        where = f"({answerer.chat.device.type}, batches of {args.batch_size})"
         threshold = threshold_for_cost(outcomes, args.budget_ms)
-        device = answerer.chat.device.type
-        target = f"mean prefill of at most {args.budget_ms:g} ms ({device}, batches of {args.batch_size})"
+        unit, target = "ms", f"mean prefill of at most {args.budget_ms:g} ms {where}"
     else:
-        threshold = threshold_for_cost(outcomes, args.budget * full)
-        target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
+        full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
+        if args.max_changed is not None:
+            threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
+            target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
+        else:
+            threshold = threshold_for_cost(outcomes, args.budget * full)
+            target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
     samples = outcomes.kept.shape[1]
-    result = Calibration(
-        threshold=threshold,
-        changed=outcomes.changed(threshold) / samples,
-        cost=outcomes.cost(threshold),
-        full_cost=full,
-        unit=unit,
-        samples=samples,
-        target=target,
-    )
+    changed, cost = outcomes.changed(threshold) / samples, outcomes.cost(threshold)
+    result = Calibration(threshold, changed, cost, full, unit, samples, target)
     gates.calibration = asdict(result)
     gates.save_pretrained(args.output or args.gates or args.model_path)
     return result

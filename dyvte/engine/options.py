@@ -18,6 +18,18 @@ T = TypeVar("T")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def add_model_arguments(parser: argparse.ArgumentParser, conv_mode: str | None, max_new_tokens: int) -> None:
+    """LLaVA's flags for the model, its prompt template and how it generates, and those of the exit method."""
+    parser.add_argument("--model-path", default="facebook/opt-350m")
+    parser.add_argument("--model-base")
+    parser.add_argument("--conv-mode", default=conv_mode)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    add_method_arguments(parser)
+
+
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags for which exit to use, and where and in which precision to run."""
     parser.add_argument(
@@ -84,12 +96,12 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
     settings = [setting for given in getattr(args, "method_config", None) or [] for setting in given.split()]
     exit_layer, options = (
         getattr(args, "exit_layer", None),
-        replace(_given(ModelOptions, args), template=template),
+        replace(flags_of(ModelOptions, args), template=template),
     )
     if options.gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     # what does not fit together is refused before a model is loaded
-    generation = _given(Generation, args)
+    generation = flags_of(Generation, args)
     make_policy([name for name in names if name != "dyvte"] or ["none"], settings, exit_layer=exit_layer)
     chat = open_model(options)
     handle = chat.handle
@@ -119,7 +131,7 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
     return Answerer(chat, generation)
 
 
-def _given(kind: type[T], args: Any) -> T:
-    """The dataclass with the flags that have its fields' names; those not given keep their defaults."""
+def flags_of(kind: type[T], args: Any) -> T:
+    """A dataclass filled with the flags that have its fields' names; those not given keep their defaults."""
     flags = {field.name: getattr(args, field.name, None) for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in flags.items() if value is not None})

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import add_model_arguments, open_answerer
 from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, prepare
 
 
@@ -125,18 +125,11 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
 def question_parser(questions: QuestionFormat, description: str = "") -> argparse.ArgumentParser:
     """LLaVA's flags, those of the question format, and those of the exit method."""
     parser = argparse.ArgumentParser(description=description or questions.description)
-    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=str, default=None)
-    parser.add_argument("--image-folder", type=str, default="")
-    parser.add_argument("--question-file", type=str, default=questions.question_file)
-    parser.add_argument("--answers-file", type=str, default="answer.jsonl")
-    parser.add_argument("--conv-mode", type=str, default=questions.conv_mode)
+    parser.add_argument("--image-folder", default="")
+    parser.add_argument("--question-file", default=questions.question_file)
+    parser.add_argument("--answers-file", default="answer.jsonl")
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", type=float, default=None)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=questions.max_new_tokens)
     parser.add_argument("--batch-size", type=int, default=1, help="questions answered together")
     parser.add_argument(
         "--verify-every",
@@ -145,6 +138,6 @@ def question_parser(questions: QuestionFormat, description: str = "") -> argpars
         metavar="N",
         help="with batches, ask every N-th question alone as well; results say how many answers differ",
     )
-    add_method_arguments(parser)
+    add_model_arguments(parser, questions.conv_mode, questions.max_new_tokens)
     questions.add_flags(parser)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -37,13 +38,14 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
         "hidden_size": gates.hidden_size,
         "width": gates.width,
         "states": list(gates.states),
-        **({} if gates.kind == "full" else {"kind": gates.kind}),
-        **({} if gates.rank is None else {"rank": gates.rank}),
-        **({} if len(gates.gated_layers) == gates.num_layers else {"gated_layers": list(gates.gated_layers)}),
-        **gates.origin.as_dict(),
-        **({"calibration": gates.calibration} if gates.calibration else {}),
+        "kind": gates.kind if gates.kind != "full" else None,
+        "rank": gates.rank,
+        "gated_layers": gates.gated_layers if len(gates.gated_layers) < gates.num_layers else None,
+        **asdict(gates.origin),
+        "calibration": gates.calibration or None,
     }
-    write_json(folder / DESCRIPTION, description, indent=2)
+    known = {name: value for name, value in description.items() if value is not None}
+    write_json(folder / DESCRIPTION, known, indent=2)
 
 
 def has_gates(folder: str | Path) -> bool:
@@ -83,9 +85,8 @@ def _load_own(folder: Path) -> ExitGates:
         raise FileNotFoundError(f"{path} is missing: it describes the gates in {WEIGHTS}")
     described = read_json_object(path)
     if described.get("format") != FORMAT or described.get("version") not in VERSIONS:
-        readable = " or ".join(map(str, VERSIONS))
         raise ValueError(
-            f"{path} is not a description of gates that this version reads (format {FORMAT}, version {readable})"
+            f"{path} is not a description of gates that this version reads ({FORMAT}, versions {VERSIONS})"
         )
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -158,10 +158,8 @@ class ExitGates(nn.Module):
     @property
     def flops(self) -> int:
         """FLOPs (2 x multiply-accumulate) of one gate for one sample."""
-        size = len(self.states) * self.hidden_size
-        if self.rank is not None:
-            return 2 * (self.rank * size + self.width * self.rank + 2 * self.width)
-        return 2 * self.width * (size + 2)
+        gate = self.layers[self.gated_layers[0]] if self.shared is None else self.shared
+        return 2 * sum(matrix.numel() for matrix in gate.parameters())
 
     def flops_to(self, layer: int) -> int:
         """FLOPs of all gates up to a layer, inclusive, for one sample."""
@@ -169,10 +167,11 @@ class ExitGates(nn.Module):
 
     def place(self, devices: Sequence[torch.device]) -> None:
         """Put each layer's gate on that layer's device; a shared gate on the first layer's."""
-        for gate, device in zip(self.layers, devices, strict=True):
-            gate.to(devices[0] if self.shared is not None else device)
         if self.shared is not None:
-            self.shared.to(devices[0])
+            self.to(devices[0])
+            return
+        for gate, device in zip(self.layers, devices, strict=True):
+            gate.to(device)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError, naming both values, when the gates do not fit a decoder of this depth and width."""

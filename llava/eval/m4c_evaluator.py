@@ -17,17 +17,12 @@ from dyvte.benchmarks.vqa_text import (
 class EvalAIAnswerProcessor:
     """Normalises one answer as the EvalAI server of TextVQA does."""
 
+    word_tokenize = staticmethod(separate_words)
+    process_punctuation = staticmethod(strip_punctuation)
+    process_digit_article = staticmethod(normalise_words)
+
     def __call__(self, item: str) -> str:
         return normalise(item)
-
-    def word_tokenize(self, word: str) -> str:
-        return separate_words(word)
-
-    def process_punctuation(self, in_text: str) -> str:
-        return strip_punctuation(in_text)
-
-    def process_digit_article(self, in_text: str) -> str:
-        return normalise_words(in_text)
 
 
 class TextVQAAccuracyEvaluator:
@@ -38,12 +33,9 @@ class TextVQAAccuracyEvaluator:
 
     def eval_pred_list(self, pred_list: list[dict[str, Any]]) -> float:
         """``pred_list`` holds dicts of ``pred_answer`` (a string) and ``gt_answers`` (list of strings)."""
-        return mean(
-            [
-                leave_one_out_accuracy(
-                    self.answer_processor(entry["pred_answer"]),
-                    [self.answer_processor(answer) for answer in entry["gt_answers"]],
-                )
-                for entry in pred_list
-            ]
-        )
+        normal = self.answer_processor
+        scores = [
+            leave_one_out_accuracy(normal(entry["pred_answer"]), [normal(a) for a in entry["gt_answers"]])
+            for entry in pred_list
+        ]
+        return mean(scores)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from dyvte.engine.images import load_image
@@ -35,11 +36,6 @@ def template_name(version: str) -> str:
         return version
     logger.warning("no prompt template is named %r, so vicuna_v1 is used", version)
     return "vicuna_v1"
-
-
-def find_template(version: str) -> Conversation:
-    """The prompt template named ``version``, or vicuna_v1."""
-    return conv_templates[template_name(version)]
 
 
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
@@ -158,16 +154,15 @@ class SupervisedCollator:
     def __call__(self, samples: list[dict]) -> dict[str, Tensor | list]:
         if self.blank_image is not None and not any(sample["images"] for sample in samples):
             samples = self._with_blank_image(samples, self.blank_image)
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        input_ids = torch.full((len(samples), longest), self.pad_token_id)
-        labels = torch.full((len(samples), longest), IGNORE_INDEX)
-        mask = torch.zeros((len(samples), longest), dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            length = len(sample["input_ids"])
-            input_ids[row, :length] = sample["input_ids"]
-            labels[row, :length] = sample["labels"]
-            mask[row, :length] = True
-        batch: dict[str, Tensor | list] = {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+        ids = [sample["input_ids"] for sample in samples]
+        labels = [sample["labels"] for sample in samples]
+        batch: dict[str, Tensor | list] = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence(
+                [torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True
+            ),
+        }
         images = [image for sample in samples for image in sample["images"]]
         if images:
             same_shape = all(image.shape == images[0].shape for image in images)

@@ -40,13 +40,23 @@ def load_model(
     config_class = LlavaConfig if model_class is LlavaLlamaForCausalLM else LlamaConfig
     fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
     fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
+    quantization: dict[str, Any] = {}
+    if training_args.bits != 16:
+        quantization["device_map"] = {"": training_args.device}
+        quantization["quantization_config"] = quantization_config(
+            training_args.bits,
+            training_args.compute_dtype,
+            training_args.double_quant,
+            training_args.quant_type,
+            skip_modules=["mm_projector", "lm_head"],
+        )
     model = model_class.from_pretrained(
         name,
         config=config_class.from_dict(fields),
         cache_dir=training_args.cache_dir,
         attn_implementation=attn_implementation,
         dtype=training_args.weights_dtype,
-        **_quantization(training_args),
+        **quantization,
     )
     model.config.use_cache = False
     if model_args.freeze_backbone:
@@ -60,20 +70,6 @@ def load_model(
     if checkpointing:
         model.enable_input_require_grads()
     return model
-
-
-def _quantization(training_args: TrainingArguments) -> dict:
-    """Keyword arguments of ``from_pretrained`` for 8 and 4 bits."""
-    if training_args.bits == 16:
-        return {}
-    config = quantization_config(
-        training_args.bits,
-        training_args.compute_dtype,
-        training_args.double_quant,
-        training_args.quant_type,
-        skip_modules=["mm_projector", "lm_head"],
-    )
-    return {"device_map": {"": training_args.device}, "quantization_config": config}
 
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
@@ -178,6 +174,7 @@ def load_frozen_llava(
 
 def log_trainable(model: torch.nn.Module) -> None:
     """Log how many of the parameters are trained."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    logger.info("training %s of %s parameters", f"{trained:,}", f"{total:,}")
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    logger.info(
+        "training %d of %d parameters", sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+    )

@@ -21,7 +21,7 @@ from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.dataset import SupervisedDataset, find_template, make_supervised_data_module, template_name
+from llava.train.dataset import SupervisedDataset, make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def build_trainer(
     attn_implementation: str | None = None,
 ) -> LLaVATrainer:
     """Model, data and Trainer from arguments."""
-    template = find_template(model_args.version)
+    template = conv_templates[template_name(model_args.version)]
     model = prepare.load_model(model_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(model, model_args, training_args)
     if training_args.lora_enable:
