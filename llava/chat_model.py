@@ -45,7 +45,6 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.llava_arch import Spliced
 from llava.train.arguments import DataArguments
 from llava.train.dataset import make_supervised_data_module
 
@@ -142,9 +141,7 @@ class LlavaChatModel(ChatModel):
         token = DEFAULT_IMAGE_TOKEN
         if getattr(self.model.config, "mm_use_im_start_end", False):
             token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-        text = re.sub(
-            f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(DEFAULT_IMAGE_TOKEN)}", token, question.text
-        )
+        text = re.sub(f"{IMAGE_PLACEHOLDER}|{DEFAULT_IMAGE_TOKEN}", token, question.text)
         placed = text.count(token)
         if placed not in (0, count):
             raise ValueError(f"the question has places for {placed} images, but comes with {count}: {text!r}")
@@ -188,13 +185,11 @@ class LlavaChatModel(ChatModel):
     def embed(self, batch: Batch, answers: Tensor, answer_mask: Tensor) -> Embedded:
         batch = self.place(batch)
         prompt = torch.full_like(batch.input_ids, IGNORE_INDEX)
-        return _embedded(
-            self.model.splice_images(
-                torch.cat([batch.input_ids, answers], 1),
-                torch.cat([batch.attention_mask.bool(), answer_mask], 1),
-                torch.cat([prompt, answers.where(answer_mask, IGNORE_INDEX)], 1),
-                **batch.images,
-            )
+        return self.model.splice_images(
+            torch.cat([batch.input_ids, answers], 1),
+            torch.cat([batch.attention_mask.bool(), answer_mask], 1),
+            torch.cat([prompt, answers.where(answer_mask, IGNORE_INDEX)], 1),
+            **batch.images,
         )
 
     def training_data(
@@ -224,13 +219,9 @@ class LlavaChatModel(ChatModel):
     def embed_samples(self, batch: dict[str, Any]) -> Embedded:
         names = ("input_ids", "attention_mask", "labels", "images", "image_sizes")
         inputs = (moved(batch.get(name), self.device, self.model.dtype) for name in names)
-        return _embedded(self.model.splice_images(*inputs))
+        return self.model.splice_images(*inputs)
 
     @property
     def _pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else self.tokenizer.eos_token_id
-
-
-def _embedded(spliced: Spliced) -> Embedded:
-    return Embedded(spliced.inputs_embeds, spliced.labels, spliced.visual_mask, spliced.attention_mask)

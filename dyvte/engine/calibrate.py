@@ -85,10 +85,8 @@ def observe(
     with tqdm(total=len(items), desc="calibration", unit="q") as progress, torch.inference_mode():
         for _, batch in prepared_batches(items, batch_size, answerer.chat, image_folder):
             supervision, trace = supervise_own_answers(answerer, batch, gates.states)
-            chances = [
-                gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)
-            ]
-            probabilities.append(torch.stack(chances).cpu().numpy())
+            p = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
+            probabilities.append(torch.stack(p).cpu().numpy())
             kept.append((supervision.agreement == 1).cpu().numpy())
             costs.append(exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)])
             progress.update(len(batch))
@@ -149,9 +147,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     answerer = open_answerer(args, args.conv_mode)
     policy = answerer.handle.policy if answerer.handle is not None else None
     if answerer.handle is None or not isinstance(policy, LearnedExit):
-        raise ValueError(
-            f"there are no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER"
-        )
+        raise ValueError(f"no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER")
     gates = policy.gates
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
@@ -183,9 +179,8 @@ def in_milliseconds(
 
     The first batch is measured; every sample is taken to cost the same.
     """
-    _, batch = next(
-        prepared_batches(items[: args.batch_size], args.batch_size, answerer.chat, args.image_folder)
-    )
+    size = args.batch_size
+    _, batch = next(prepared_batches(items[:size], size, answerer.chat, args.image_folder))
     seconds = exit_times.measure(answerer.chat, gates, batch)
     times = exit_times.by_exit_layer(seconds, gates.num_layers, len(batch))
     costs = np.repeat(times[:, None], outcomes.kept.shape[1], axis=1)
@@ -201,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--model-base")
     parser.add_argument(
-        "--data-path", required=True, help="instruction data, not what the gates were trained on"
+        "--data-path", required=True, help="instruction data that the gates were not trained on"
     )
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--conv-mode", default="vicuna_v1")
@@ -211,12 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-changed", type=float, help="largest share of answers that may change")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="of that promise")
     parser.add_argument("--budget", type=float, help="mean TFLOPs, as a share of those without exit")
-    parser.add_argument(
-        "--budget-ms", type=float, help="mean milliseconds of a prefill, measured here and now"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder for the gates with their threshold (default: in place)"
-    )
+    parser.add_argument("--budget-ms", type=float, help="mean milliseconds of a prefill, measured now")
+    parser.add_argument("--output", type=Path, help="folder for the calibrated gates (default: in place)")
     add_method_arguments(parser)
     return parser
 

@@ -49,9 +49,7 @@ def path_inside(folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"image path {name!r} leaves the image folder {folder}: only files inside it are read"
-        )
+        raise ValueError(f"image path {name!r} leaves the image folder {folder}, so it is not read")
     return path
 
 

@@ -107,9 +107,7 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
     handle = chat.handle
     if handle is None:
         if method not in (None, "none"):
-            raise ValueError(
-                f"--method {method} needs a model with images: {args.model_path} is a language model"
-            )
+            raise ValueError(f"--method {method} needs images: {args.model_path} is a language model")
         return Answerer(chat, generation)
     learned = handle.policy.gates if isinstance(handle.policy, LearnedExit) else None
     try:

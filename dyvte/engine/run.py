@@ -86,14 +86,11 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
             return
         answerer = open_answerer(args, template or args.conv_mode)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
-            for asked, batch in prepared_batches(
-                remaining, args.batch_size, answerer.chat, args.image_folder
-            ):
+            batches = prepared_batches(remaining, args.batch_size, answerer.chat, args.image_folder)
+            for number, (asked, batch) in enumerate(batches):
                 done = answerer.complete(batch)
                 if args.batch_size > 1 and args.verify_every:
-                    done = _verified(
-                        answerer, asked, done, args, answers.kept + progress.n - progress.initial
-                    )
+                    done = _verified(answerer, asked, done, args, answers.kept + number * args.batch_size)
                 answers.write([answer_line(*pair, model_name) for pair in zip(asked, done, strict=True)])
                 progress.update(len(asked))
 

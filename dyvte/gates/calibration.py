@@ -94,9 +94,7 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
         ValueError: a share outside [0, 1), or a confidence outside (0, 1).
     """
     if not 0 <= most_changed < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"need 0 <= most_changed < 1 and 0 < confidence < 1, got {most_changed} and {confidence}"
-        )
+        raise ValueError(f"need 0 <= most_changed < 1, 0 < confidence < 1, got {most_changed}, {confidence}")
     samples, chosen = outcomes.kept.shape[1], 1.0
     # p-value of "more than most_changed of all answers change", by the number of changes that were seen
     p_values = binom.cdf(np.arange(samples + 1), samples, most_changed)

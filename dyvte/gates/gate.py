@@ -91,9 +91,7 @@ class ExitGates(nn.Module):
     ):
         super().__init__()
         if min(num_layers, hidden_size, width) < 1:
-            raise ValueError(
-                f"sizes must be positive, got {num_layers} layers, {hidden_size} hidden, {width} wide"
-            )
+            raise ValueError(f"sizes must be positive, got {num_layers}, {hidden_size} and {width}")
         if kind not in KINDS:
             raise ValueError(f"the kind of gates must be one of {', '.join(KINDS)}, got {kind!r}")
         if (rank is not None and rank > 0) != (kind == "low_rank"):
@@ -175,13 +173,10 @@ class ExitGates(nn.Module):
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError, naming both values, when the gates do not fit a decoder of this depth and width."""
-        if self.num_layers != num_layers:
+        if (self.num_layers, self.hidden_size) != (num_layers, hidden_size):
+            own = f"{self.num_layers} layers, hidden size {self.hidden_size}"
             raise ValueError(
-                f"these gates are for a model of {self.num_layers} layers, this one has {num_layers}"
-            )
-        if self.hidden_size != hidden_size:
-            raise ValueError(
-                f"these gates are for a model of hidden size {self.hidden_size}, this one has {hidden_size}"
+                f"these gates are for a model of {own}; this one has {num_layers} and {hidden_size}"
             )
 
     def check_base(self, sha256: str | None, name: str | None) -> None:

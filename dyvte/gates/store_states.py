@@ -111,10 +111,8 @@ def store(args: argparse.Namespace) -> None:
             with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
                 lengths = torch.tensor(dataset.modality_lengths)
                 for number, part in missing:
-                    subset: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
-                    batches = DataLoader(
-                        subset, args.batch_size, collate_fn=collator, num_workers=args.workers
-                    )
+                    rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
+                    batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
                     tensors = shard_of(chat, batches, part, manifest.states, progress)
                     writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
     except Timeout:

@@ -206,9 +206,7 @@ def _answers(row: PackedRow, targets: Tensor, head: nn.Module) -> tuple[Tensor, 
     groups = len(layout.lengths)
     sequence = layout.owner_ids[at]
     device = target.device
-    counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(
-        0, sequence, torch.ones_like(sequence)
-    )
+    counts = torch.bincount(sequence, minlength=groups)
     total = torch.zeros(groups, dtype=torch.float64, device=device)
     if losses:
         total.index_add_(0, sequence, torch.cat(losses))

@@ -51,9 +51,8 @@ class PartTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        self.save_part(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict
-        )
+        own = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.save_part(own, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         logger.info("saved to %s", folder)

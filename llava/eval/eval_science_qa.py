@@ -60,9 +60,7 @@ def score(args: argparse.Namespace) -> None:
         write_whole(path, json.dumps(content, indent=2))
     print(score.report)
     if score.remarks:
-        print(
-            f"{len(score.remarks)} remarks on answers: python -m dyvte.benchmarks score sqa --json says which"
-        )
+        print(f"{len(score.remarks)} remarks on answers: see python -m dyvte.benchmarks score sqa --json")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,6 @@ Shapes: B rows, S prompt length before the splice, L after it, N features of one
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from dyvte.gates.supervision import Embedded
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -29,23 +29,13 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 
-@dataclass(frozen=True)
-class Spliced:
-    """A padded batch after the images entered it.
+class Spliced(Embedded):
+    """A padded batch after the images entered it; embeddings are zero, and labels ``IGNORE_INDEX``, at padding."""
 
-    Attributes:
-        inputs_embeds: (B, L, D); zeros at padding.
-        attention_mask: (B, L) bool, True on real tokens.
-        position_ids: (B, L) long, 0, 1, ... over the real tokens of a row, 0 at padding.
-        labels: (B, L) long; ``IGNORE_INDEX`` on image features and padding.
-        visual_mask: (B, L) bool, True on image features.
-    """
-
-    inputs_embeds: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    labels: Tensor
-    visual_mask: Tensor
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, L) long, 0, 1, ... over the real tokens of a row, 0 at padding."""
+        return (self.attention_mask.cumsum(1) - 1) * self.attention_mask
 
 
 def splice(
@@ -107,9 +97,8 @@ def _splice_row(
     sizes = [len(feature) for feature in features]
     repeats = torch.ones_like(ids).masked_scatter(is_image, ids.new_tensor(sizes))
     length = len(ids) - len(sizes) + sum(sizes)
-    source = torch.arange(len(ids), device=ids.device).repeat_interleave(repeats, output_size=length)[
-        :max_length
-    ]
+    source = torch.arange(len(ids), device=ids.device).repeat_interleave(repeats, output_size=length)
+    source = source[:max_length]
     embeds, visual = embed(ids.masked_fill(is_image, 0))[source], is_image[source]
     if features:
         embeds = embeds.masked_scatter(visual[:, None], torch.cat(features).to(embeds))
@@ -123,7 +112,6 @@ def _pad(rows: list[tuple[Tensor, Tensor, Tensor]], padding_side: str) -> Splice
     return Spliced(
         inputs_embeds=pad(embeds),
         attention_mask=pad([torch.ones_like(row) for row in visual]),
-        position_ids=pad([torch.arange(len(row), device=row.device) for row in visual]),
         labels=pad(labels, padding_value=IGNORE_INDEX),
         visual_mask=pad(visual),
     )
@@ -235,9 +223,7 @@ class LlavaMetaForCausalLM:
         if merge_type == "flat":
             return [feature.flatten(0, 1) for feature in encoded]
         if not merge_type.startswith("spatial"):
-            raise ValueError(
-                f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial or spatial_unpad"
-            )
+            raise ValueError(f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial, spatial_unpad")
         if image_sizes is None:
             raise ValueError("image_sizes is needed to merge image tiles: pass each image's (width, height)")
         return [

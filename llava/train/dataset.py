@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,11 @@ def place_images(text: str, template: Conversation, use_im_start_end: bool = Fal
     return text
 
 
+@dataclass(eq=False)
 class SupervisedDataset(Dataset):
     """Samples ``{"input_ids": (S,), "labels": (S,), "images": list of (3, H, W), "image_sizes": list}``.
 
-    Args:
+    Attributes:
         records: see :mod:`dyvte.engine.instructions`.
         image_processor: the vision tower's, or None when the model takes text only.
 
@@ -64,22 +66,15 @@ class SupervisedDataset(Dataset):
         ValueError: when records are malformed; the message names the first few.
     """
 
-    def __init__(
-        self,
-        records: list[dict],
-        tokenizer,
-        template: Conversation,
-        data_args: DataArguments,
-        image_processor=None,
-        use_im_start_end: bool = False,
-    ) -> None:
-        self.records = records
-        self.tokenizer = tokenizer
-        self.template = template
-        self.data_args = data_args
-        self.image_processor = image_processor
-        self.use_im_start_end = use_im_start_end
-        problems = [problem for record in records if (problem := self._problem(record))]
+    records: list[dict]
+    tokenizer: Any
+    template: Conversation
+    data_args: DataArguments
+    image_processor: Any = None
+    use_im_start_end: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [problem for record in self.records if (problem := self._problem(record))]
         if problems:
             raise ValueError(f"{len(problems)} samples cannot be used, such as: " + "; ".join(problems[:5]))
 

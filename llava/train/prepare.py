@@ -174,7 +174,5 @@ def load_frozen_llava(
 
 def log_trainable(model: torch.nn.Module) -> None:
     """Log how many of the parameters are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    logger.info(
-        "training %d of %d parameters", sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
-    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("training %d of %d parameters", trained, sum(p.numel() for p in model.parameters()))

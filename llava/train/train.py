@@ -44,9 +44,8 @@ def build_trainer(
         tower = prepare.add_vision(model, tokenizer, model_args, data_args, training_args)
     prepare.log_trainable(model)
     data = make_supervised_data_module(tokenizer, data_args, template, tower, model.config)
-    trains = (
-        "lora" if training_args.lora_enable else "projector" if model_args.tune_mm_mlp_adapter else "full"
-    )
+    trains = "projector" if model_args.tune_mm_mlp_adapter else "full"
+    trains = "lora" if training_args.lora_enable else trains
     return LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
 
 

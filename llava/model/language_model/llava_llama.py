@@ -104,9 +104,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None or "inputs_embeds" in kwargs:
-            raise ValueError(
-                "generate() takes token ids with <image> sentinels and images=, not inputs_embeds"
-            )
+            raise ValueError("generate() takes token ids with <image>, and images=, not inputs_embeds")
         if kwargs.get("use_cache") is False:
             raise ValueError("generate() from spliced prompts needs its cache: leave use_cache at True")
         kwargs.pop("position_ids", None)
