@@ -79,7 +79,8 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
             known to be of another model.
     """
     template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
-    check_conv_mode(template)
+    if template not in conv_templates:
+        raise ValueError(f"unknown conversation mode {template!r}: use one of {', '.join(conv_templates)}")
     loading: dict[str, Any] = {"dtype": options.dtype}
     if options.attn_implementation:
         loading["attn_implementation"] = options.attn_implementation
@@ -105,12 +106,6 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 
-def check_conv_mode(name: str) -> None:
-    """Raise ValueError when there is no such conversation template."""
-    if name not in conv_templates:
-        raise ValueError(f"unknown conversation mode {name!r}: use one of {', '.join(conv_templates)}")
-
-
 @dataclass(eq=False)
 class LlavaChatModel(ChatModel):
     """LLaVA, or a plain language model with LLaVA's conversation templates.
@@ -119,9 +114,6 @@ class LlavaChatModel(ChatModel):
         model, tokenizer, image_processor: as ``load_pretrained_model`` gives them; no processor, no images.
         template: name of a conversation template.
         handle: the policy attached to ``model``.
-
-    Raises:
-        ValueError: there is no such template.
     """
 
     model: Any
@@ -131,7 +123,6 @@ class LlavaChatModel(ChatModel):
     handle: Handle | None
 
     def __post_init__(self) -> None:
-        check_conv_mode(self.template)
         self.end_token_id = self.tokenizer.eos_token_id
         self._tokenizing = threading.Lock()  # batches are made in another thread than answers are decoded
 

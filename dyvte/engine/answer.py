@@ -29,15 +29,15 @@ class Answer:
     report: PrefillReport | None = None
 
 
+@dataclass
 class Answerer:
     """Answers batches of questions with a model, and says what each cost.
 
     Several threads may ask at once: each gets the reports of its own questions.
     """
 
-    def __init__(self, chat: ChatModel, generation: Generation | None = None) -> None:
-        self.chat = chat
-        self.generation = generation or Generation()
+    chat: ChatModel
+    generation: Generation = Generation()
 
     @property
     def model(self) -> nn.Module:
@@ -98,12 +98,8 @@ def describe_exit(report: PrefillReport | None) -> str:
     """What the exit did, in a few lines for a person; empty where nothing was measured."""
     if report is None:
         return ""
-    where = (
-        f"after layer {report.exit_layer} of 0..{report.num_layers - 1}"
-        if report.exit_layer is not None
-        else "none, the image stays to the end"
-    )
-    lines = [f"exit: {where}"]
+    where = f"after layer {report.exit_layer} of 0..{report.num_layers - 1}"
+    lines = ["exit: none, the image stays to the end" if report.exit_layer is None else f"exit: {where}"]
     ran = [f"{layer}:{p:.3f}" for layer, p in enumerate(report.exit_probabilities) if p is not None]
     if ran:
         lines.append("exit probability by layer: " + " ".join(ran))

@@ -17,19 +17,17 @@ MAX_PIXELS = 178_956_970  # where Pillow refuses to decode a file; canvases are 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-def load_image(source: str | Path | Image.Image, folder: str | Path | None = None) -> Image.Image:
+def load_image(source: str | Path, folder: str | Path | None = None) -> Image.Image:
     """Read an image as RGB.
 
     Args:
-        source: a path, an http(s) address, or an image.
+        source: a path, or an http(s) address.
         folder: when given, ``source`` is a path inside this folder, and nothing outside it is read.
 
     Raises:
         FileNotFoundError: when the file does not exist.
         ValueError: when the path leaves ``folder``, or the file is not a whole image, or is too large.
     """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
     source = str(source)
     if folder is None and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=30) as response:

@@ -1,7 +1,5 @@
 """Answer a file of open questions (MM-Vet, LLaVA-Bench): ``model_vqa_loader`` with longer answers."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from dyvte.cli import run

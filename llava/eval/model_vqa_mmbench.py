@@ -1,7 +1,5 @@
 """Answer an MMBench table (TSV with images inside), with MMBench's options and hints in the question."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from dyvte.benchmarks.mmbench_questions import TABLE

@@ -1,7 +1,5 @@
 """Answer ScienceQA's questions: a JSON list of conversations in, ``answers.jsonl`` out, in the same order."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from dyvte.benchmarks.sqa_questions import CONVERSATIONS

@@ -192,10 +192,7 @@ class LlavaMetaForCausalLM:
     resize_token_embeddings: Callable[..., Any]
     get_input_embeddings: Callable[[], Any]
     get_output_embeddings: Callable[[], Any]
-
-    def get_model(self):
-        """The inner module that holds tower, projector and decoder."""
-        raise AttributeError(f"{type(self).__name__} must define get_model()")
+    get_model: Callable[[], Any]  # the inner module that holds tower, projector and decoder
 
     def get_vision_tower(self):
         """The vision tower, or None."""

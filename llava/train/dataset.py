@@ -168,15 +168,14 @@ class SupervisedCollator:
     @staticmethod
     def _with_blank_image(samples: list[dict], shape: tuple[int, int, int]) -> list[dict]:
         """The samples, with an image that no token attends to after the shortest one."""
-        shortest = min(range(len(samples)), key=lambda index: len(samples[index]["input_ids"]))
-        sample = samples[shortest]
+        shortest = min(samples, key=lambda sample: len(sample["input_ids"]))
         carrier = {
-            "input_ids": torch.cat([sample["input_ids"], torch.tensor([IMAGE_TOKEN_INDEX])]),
-            "labels": torch.cat([sample["labels"], torch.tensor([IGNORE_INDEX])]),
+            "input_ids": torch.cat([shortest["input_ids"], torch.tensor([IMAGE_TOKEN_INDEX])]),
+            "labels": torch.cat([shortest["labels"], torch.tensor([IGNORE_INDEX])]),
             "images": [torch.zeros(shape)],
             "image_sizes": [(shape[2], shape[1])],
         }
-        return [*samples[:shortest], carrier, *samples[shortest + 1 :]]
+        return [carrier if sample is shortest else sample for sample in samples]
 
 
 def make_supervised_data_module(

@@ -21,7 +21,7 @@ from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.dataset import SupervisedDataset, make_supervised_data_module, template_name
+from llava.train.dataset import make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
@@ -66,24 +66,16 @@ def build_gate_trainer(
         tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
     )
     if training_args.should_save:  # digests take time: only for the process that writes them
-        origin = origin_of(path, config, data_args, data["train_dataset"])
+        dataset = data["train_dataset"]
+        digest = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
+        weights = checkpoint_digest(path, getattr(config, "mm_vision_tower", None))
+        origin = Origin(short_name(path), weights, config.model_type, TrainedOn(digest, len(dataset)))
         gates.check_base(origin.base_sha256, origin.base_model)
         gates.origin = origin
     chat = LlavaChatModel(base, tokenizer, tower.image_processor, name, handle=None)
     model = GateModel(gates, chat, training_args.gate_alpha)
     prepare.log_trainable(model)
     return GateTrainer(model=model, args=training_args, **data)
-
-
-def origin_of(model_path: str, config, data_args: DataArguments, dataset: SupervisedDataset) -> Origin:
-    """What gates trained on this model and data are marked with."""
-    digest = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
-    return Origin(
-        base_model=short_name(model_path),
-        base_sha256=checkpoint_digest(model_path, getattr(config, "mm_vision_tower", None)),
-        model_family=config.model_type,
-        trained_on=TrainedOn(digest, len(dataset)),
-    )
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
