@@ -35,13 +35,7 @@ from dyvte.gates.files import gates_digest
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
 from dyvte.provenance import checkpoint_digest
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_PLACEHOLDER,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_PLACEHOLDER, WRAPPED_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -129,9 +123,8 @@ class LlavaChatModel(ChatModel):
     def user_turn(self, question: Question) -> str:
         """The question with its image tokens: where it has placeholders for them, else in front."""
         count = len(question.images)
-        token = DEFAULT_IMAGE_TOKEN
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+        wrapped = getattr(self.model.config, "mm_use_im_start_end", False)
+        token = WRAPPED_IMAGE_TOKEN if wrapped else DEFAULT_IMAGE_TOKEN
         text = re.sub(f"{IMAGE_PLACEHOLDER}|{DEFAULT_IMAGE_TOKEN}", token, question.text)
         placed = text.count(token)
         if placed not in (0, count):
@@ -197,14 +190,8 @@ class LlavaChatModel(ChatModel):
             image_aspect_ratio=getattr(config, "image_aspect_ratio", None) or "square",
             image_grid_pinpoints=getattr(config, "image_grid_pinpoints", None),
         )
-        module = make_supervised_data_module(
-            tokenizer,
-            arguments,
-            conv_templates[self.template],
-            self.model.get_vision_tower(),
-            config,
-            blank_image=False,
-        )
+        template, tower = conv_templates[self.template], self.model.get_vision_tower()
+        module = make_supervised_data_module(tokenizer, arguments, template, tower, config, blank_image=False)
         return module["train_dataset"], module["data_collator"]
 
     def embed_samples(self, batch: dict[str, Any]) -> Embedded:

@@ -81,10 +81,8 @@ class Answerer:
             seconds = (_now(device) - start) / len(batch)
         texts, reports = self.chat.decode(ids), traces[0].report()
         beams = len(reports) // len(texts)
-        return [
-            Answer(text, replace(report, seconds=seconds))
-            for text, report in zip(texts, reports[::beams], strict=True)
-        ]
+        pairs = zip(texts, reports[::beams], strict=True)
+        return [Answer(text, replace(report, seconds=seconds)) for text, report in pairs]
 
 
 def _now(device: torch.device) -> float:

@@ -94,10 +94,8 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
     names = parse_method(method) if method else ()
     # a shell may give several settings as one argument
     settings = [setting for given in getattr(args, "method_config", None) or [] for setting in given.split()]
-    exit_layer, options = (
-        getattr(args, "exit_layer", None),
-        replace(flags_of(ModelOptions, args), template=template),
-    )
+    exit_layer, threshold = getattr(args, "exit_layer", None), getattr(args, "threshold", None)
+    options = replace(flags_of(ModelOptions, args), template=template)
     if options.gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     # what does not fit together is refused before a model is loaded
@@ -111,12 +109,9 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
         return Answerer(chat, generation)
     learned = handle.policy.gates if isinstance(handle.policy, LearnedExit) else None
     try:
+        names = names or ("none" if learned is None else "dyvte",)
         handle.policy = make_policy(
-            names or (("dyvte",) if learned is not None else ("none",)),
-            settings,
-            gates=learned,
-            threshold=getattr(args, "threshold", None),
-            exit_layer=exit_layer,
+            names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
         )
         graphs = Graphs() if getattr(args, "cuda_graphs", False) else None
         if graphs is not None:

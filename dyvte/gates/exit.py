@@ -25,19 +25,29 @@ class LearnedExit(Policy):
         gates: trained gates that fit the model.
         threshold: in [0, 1]; 0.5 compares the two logits, as the paper does; 1 never exits. By default what the gates
             were calibrated to, else 0.5.
+        first_layer, last_layer: gates outside this range (zero-based, inclusive) are not asked.
 
     Raises:
-        ValueError: the threshold is outside [0, 1].
+        ValueError: the threshold or the range makes no sense.
     """
 
     gates: ExitGates
     threshold: float | None = None
+    first_layer: int = 0
+    last_layer: int | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is None:
             object.__setattr__(self, "threshold", self.gates.threshold)
         if not 0 <= cast(float, self.threshold) <= 1:  # a NaN is not
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        if self.last_layer is None:
+            object.__setattr__(self, "last_layer", self.gates.num_layers - 1)
+        if not 0 <= self.first_layer <= cast(int, self.last_layer) < self.gates.num_layers:
+            raise ValueError(
+                f"first_layer {self.first_layer} and last_layer {self.last_layer} must be an ascending range within "
+                f"0..{self.gates.num_layers - 1}"
+            )
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when the gates are those of another model."""
@@ -71,5 +81,6 @@ class LearnedExit(Policy):
         return exit_sequences(row, leaving, layer, trace)
 
     def _asks(self, layer: int, layout: Layout) -> bool:
-        """Whether the layer has a gate, and some sample has an image that may leave."""
-        return self.gates.has_gate(layer) and bool(layout.may_exit)
+        """Whether the layer's gate takes part, and some sample has an image that may leave."""
+        in_range = self.first_layer <= layer <= cast(int, self.last_layer)
+        return in_range and self.gates.has_gate(layer) and bool(layout.may_exit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,7 @@ from torch.utils.data import Dataset
 
 from dyvte.engine.images import load_image
 from dyvte.engine.instructions import image_paths, read_records
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX, WRAPPED_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
@@ -49,8 +44,7 @@ def place_images(text: str, template: Conversation, use_im_start_end: bool = Fal
         if "mmtag" in template.version:
             text = text.replace(DEFAULT_IMAGE_TOKEN, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>")
     if use_im_start_end:
-        wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-        text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        text = text.replace(DEFAULT_IMAGE_TOKEN, WRAPPED_IMAGE_TOKEN)
     return text
 
 
@@ -111,10 +105,8 @@ class SupervisedDataset(Dataset):
         paths = image_paths(record)
         turns = record["conversations"]
         if paths:
-            turns = [
-                {**turn, "value": place_images(turn["value"], self.template, self.use_im_start_end)}
-                for turn in turns
-            ]
+            place = partial(place_images, template=self.template, use_im_start_end=self.use_im_start_end)
+            turns = [{**turn, "value": place(turn["value"])} for turn in turns]
         try:
             ids, labels = tokenize(render(turns, self.template), self.tokenizer, has_image=bool(paths))
         except ValueError as error:
@@ -186,27 +178,18 @@ def make_supervised_data_module(
     config=None,
     blank_image: bool = True,
 ) -> dict:
-    """The Trainer's ``train_dataset``, ``eval_dataset`` and ``data_collator``.
+    """The Trainer's ``train_dataset`` and ``data_collator``.
 
     Args:
         vision_tower: brings the image processor; None for a model that takes text only.
         blank_image: whether batches of text only get a blank image (see :class:`SupervisedCollator`).
     """
     processor = None if vision_tower is None else vision_tower.image_processor
-    dataset = SupervisedDataset(
-        read_records(data_args.data_path or ""),
-        tokenizer,
-        template,
-        data_args,
-        processor,
-        use_im_start_end=bool(getattr(config, "mm_use_im_start_end", False)),
-    )
+    records = read_records(data_args.data_path or "")
+    wrapped = bool(getattr(config, "mm_use_im_start_end", False))
+    dataset = SupervisedDataset(records, tokenizer, template, data_args, processor, wrapped)
     logger.info("training on %d samples of %s", len(dataset), data_args.data_path)
     shape = None
     if vision_tower is not None and blank_image:
         shape = (3, vision_tower.config.image_size, vision_tower.config.image_size)
-    return {
-        "train_dataset": dataset,
-        "eval_dataset": None,
-        "data_collator": SupervisedCollator(tokenizer.pad_token_id, shape),
-    }
+    return {"train_dataset": dataset, "data_collator": SupervisedCollator(tokenizer.pad_token_id, shape)}

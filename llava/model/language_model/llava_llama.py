@@ -123,8 +123,5 @@ AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)
 register_adapter(
     LlavaConfig.model_type,
-    Adapter(
-        decoder=lambda model: model.model,
-        vision=lambda model: (model.get_vision_tower(), model.get_model().mm_projector),
-    ),
+    Adapter(decoder=lambda m: m.model, vision=lambda m: (m.get_vision_tower(), m.model.mm_projector)),
 )
