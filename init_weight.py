@@ -25,9 +25,6 @@ from dyvte.gates.options import GateOptions
 from dyvte.gates.states import PAPER_STATES
 from dyvte.io import read_json_object, write_json
 
-GATE_SHARD = "visual_gates.safetensors"
-INDEX = "model.safetensors.index.json"
-
 
 def main() -> None:
     parser = HfArgumentParser(
@@ -92,17 +89,16 @@ def merge(source: Path, gates: ExitGates, output: Path) -> None:
     prefix = PAPER_PREFIX + "."
     weights = {prefix + name.removeprefix("layers."): value for name, value in gates.state_dict().items()}
     if safetensors:
-        save_file(weights, output / GATE_SHARD, metadata={"format": "pt"})
-        _extend_index(output, INDEX, weights, GATE_SHARD, "model.safetensors")
+        save_file(weights, output / "visual_gates.safetensors", metadata={"format": "pt"})
+        _extend_index(output, "model.safetensors", weights, "visual_gates.safetensors")
     else:
-        shard = "pytorch_model_visual_gates.bin"
-        torch.save(weights, output / shard)
-        _extend_index(output, "pytorch_model.bin.index.json", weights, shard, "pytorch_model.bin")
+        torch.save(weights, output / "pytorch_model_visual_gates.bin")
+        _extend_index(output, "pytorch_model.bin", weights, "pytorch_model_visual_gates.bin")
 
 
-def _extend_index(folder: Path, name: str, weights: dict, shard: str, single: str) -> None:
+def _extend_index(folder: Path, single: str, weights: dict, shard: str) -> None:
     """Name the gates in the checkpoint's index; make one where the checkpoint was a single file."""
-    path = folder / name
+    path = folder / f"{single}.index.json"
     if path.is_file():
         index = read_json_object(path)
     else:

@@ -186,7 +186,6 @@ class LlavaChatModel(ChatModel):
         arguments = DataArguments(
             data_path=data_path,
             image_folder=image_folder,
-            is_multimodal=True,
             image_aspect_ratio=getattr(config, "image_aspect_ratio", None) or "square",
             image_grid_pinpoints=getattr(config, "image_grid_pinpoints", None),
         )

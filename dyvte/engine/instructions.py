@@ -21,12 +21,9 @@ def read_records(data_path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: it does not exist.
         ValueError: it is not a nonempty JSON list.
     """
-    path = Path(data_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no instruction data at {path}: check --data_path")
-    records = read_json(path)
+    records = read_json(data_path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a nonempty JSON list of samples")
+        raise ValueError(f"{data_path} must hold a nonempty JSON list of samples")
     return records
 
 

@@ -29,16 +29,11 @@ PAPER_PREFIX = "model.visual_gates_router"
 def save_gates(gates: ExitGates, folder: str | Path) -> None:
     """Write the gates to ``folder``: weights as safetensors, then what they are as JSON."""
     folder = Path(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in gates.state_dict().items()}
-    with whole_file(folder / WEIGHTS) as unfinished:
-        save_file(weights, unfinished, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, gates.state_dict())
     description = {
         "format": FORMAT,
         "version": VERSIONS[-1],
-        "num_layers": gates.num_layers,
-        "hidden_size": gates.hidden_size,
-        "width": gates.width,
-        "states": list(gates.states),
+        **{name: getattr(gates, name) for name in ("num_layers", "hidden_size", "width", "states")},
         "kind": gates.kind if gates.kind != "full" else None,
         "rank": gates.rank,
         "gated_layers": gates.gated_layers if len(gates.gated_layers) < gates.num_layers else None,
@@ -47,6 +42,13 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
     }
     known = {name: value for name, value in description.items() if value is not None}
     write_json(folder / DESCRIPTION, known, indent=2)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
 
 
 def has_gates(folder: str | Path) -> bool:

@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.cli import needs
+from dyvte.gates.files import write_tensors
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
-from dyvte.io import read_json_object, whole_file, write_json
+from dyvte.io import read_json_object, write_json
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "dyvte-states", 1
@@ -136,9 +136,7 @@ class StoreWriter:
 
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Write a shard, whole or not at all."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with whole_file(_shard(self.folder, number)) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt"})
+        write_tensors(_shard(self.folder, number), tensors)
 
 
 class StateStore(Dataset):

@@ -120,14 +120,12 @@ def _pad(rows: list[tuple[Tensor, Tensor, Tensor]], padding_side: str) -> Splice
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     """Cut away the symmetric padding of a feature map (C, H, W) made from an image of ``(width, height)``."""
     width, height = original_size
-    current_height, current_width = tensor.shape[1:]
-    if width / height > current_width / current_height:
-        kept = int(height * (current_width / width))
-        border = (current_height - kept) // 2
-        return tensor[:, border : current_height - border]
-    kept = int(width * (current_height / height))
-    border = (current_width - kept) // 2
-    return tensor[:, :, border : current_width - border]
+    rows, columns = tensor.shape[1:]
+    if width / height > columns / rows:
+        border = (rows - int(height * (columns / width))) // 2
+        return tensor[:, border : rows - border]
+    border = (columns - int(width * (rows / height))) // 2
+    return tensor[:, :, border : columns - border]
 
 
 class LlavaMetaModel:

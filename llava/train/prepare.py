@@ -13,7 +13,7 @@ from dyvte.cli import extra
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +22,9 @@ LORA_TARGETS = r".*model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 def load_model(
-    model_args: ModelArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-    model_class: type[LlamaForCausalLM] | None = None,
+    model_args: ModelArguments, training_args: TrainingArguments, attn_implementation: str | None
 ) -> Any:
-    """The language model to train, without its vision modules; of LLaVA's class when a tower is to be added.
+    """The language model to train, without its vision modules; of LLaVA's class where it takes images.
 
     Raises:
         ValueError: for a family other than Llama.
@@ -35,9 +32,9 @@ def load_model(
     if "mpt" in model_args.model_name_or_path.lower():
         raise ValueError("MPT models are not supported: give a Llama model as --model_name_or_path")
     name = model_args.model_name_or_path
-    if model_class is None:
-        model_class = LlamaForCausalLM if model_args.vision_tower is None else LlavaLlamaForCausalLM
-    config_class = LlavaConfig if model_class is LlavaLlamaForCausalLM else LlamaConfig
+    takes_images = model_args.vision_tower is not None or model_args.tune_visual_gates
+    model_class = LlavaLlamaForCausalLM if takes_images else LlamaForCausalLM
+    config_class = LlavaConfig if takes_images else LlamaConfig
     fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
     fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
     quantization: dict[str, Any] = {}
@@ -103,19 +100,17 @@ def add_lora(model, training_args: TrainingArguments):
     return get_peft_model(model, config)
 
 
-def add_vision(
-    model, tokenizer, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
-):
+def add_vision(model, tokenizer, arguments: Arguments):
     """Build tower and projector, write LLaVA's fields into the config, and freeze what is not trained.
 
     Returns:
         The vision tower.
     """
+    model_args, data_args, training_args = arguments
     model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp or None)
     tower = model.get_vision_tower()
     tower.to(dtype=training_args.compute_dtype, device=training_args.device)
     tower.requires_grad_(False)
-    data_args.is_multimodal = True
     projector = model.get_model().mm_projector
 
     config = model.config
@@ -139,25 +134,21 @@ def add_vision(
     return tower
 
 
-def load_frozen_llava(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-):
+def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
     """A finished LLaVA model and its tower, frozen, on the training device; images are prepared as its config says.
 
     Raises:
         ValueError: when the model has no vision tower, or DeepSpeed would shard it.
     """
+    model_args, data_args, training_args = arguments
     if is_deepspeed_zero3_enabled():
         raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
-    model = load_model(model_args, training_args, attn_implementation, model_class=LlavaLlamaForCausalLM)
+    model = load_model(model_args, training_args, attn_implementation)
     tower = model.get_vision_tower()
     if tower is None:
+        name = model_args.model_name_or_path
         raise ValueError(
-            f"{model_args.model_name_or_path} has no vision tower: gates need a finished LLaVA model "
-            "as --model_name_or_path"
+            f"{name} has no vision tower: gates need a finished LLaVA model as --model_name_or_path"
         )
     tower.load_model()
     if training_args.bits == 16:
@@ -168,7 +159,6 @@ def load_frozen_llava(
         logger.warning("images are prepared with the model's own image_aspect_ratio, %r", aspect)
     data_args.image_aspect_ratio = aspect
     data_args.image_grid_pinpoints = getattr(model.config, "image_grid_pinpoints", None)
-    data_args.is_multimodal = True
     return model.requires_grad_(False).eval(), tower
 
 

@@ -20,20 +20,16 @@ from dyvte.provenance import checkpoint_digest
 from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.arguments import Arguments, parse_arguments
 from llava.train.dataset import make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-) -> LLaVATrainer:
+def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaVATrainer:
     """Model, data and Trainer from arguments."""
+    model_args, data_args, training_args = arguments
     template = conv_templates[template_name(model_args.version)]
     model = prepare.load_model(model_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(model, model_args, training_args)
@@ -41,7 +37,7 @@ def build_trainer(
         model = prepare.add_lora(model, training_args)
     tower = None
     if model_args.vision_tower is not None:
-        tower = prepare.add_vision(model, tokenizer, model_args, data_args, training_args)
+        tower = prepare.add_vision(model, tokenizer, arguments)
     prepare.log_trainable(model)
     data = make_supervised_data_module(tokenizer, data_args, template, tower, model.config)
     trains = "projector" if model_args.tune_mm_mlp_adapter else "full"
@@ -49,22 +45,17 @@ def build_trainer(
     return LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
 
 
-def build_gate_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-) -> GateTrainer:
+def build_gate_trainer(arguments: Arguments, attn_implementation: str | None) -> GateTrainer:
     """A finished model, gates, data and Trainer from arguments."""
+    model_args, data_args, training_args = arguments
     name = template_name(model_args.version)
-    base, tower = prepare.load_frozen_llava(model_args, data_args, training_args, attn_implementation)
+    base, tower = prepare.load_frozen_llava(arguments, attn_implementation)
     tokenizer = prepare.load_tokenizer(base, model_args, training_args)
     set_seed(training_args.seed)  # every process draws the same fresh gates
     path, config = model_args.model_name_or_path, base.config
     gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
-    data = make_supervised_data_module(
-        tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
-    )
+    template = conv_templates[name]
+    data = make_supervised_data_module(tokenizer, data_args, template, tower, config, blank_image=False)
     if training_args.should_save:  # digests take time: only for the process that writes them
         dataset = data["train_dataset"]
         digest = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
@@ -80,10 +71,10 @@ def build_gate_trainer(
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Parse the command line, train, and save to ``--output_dir``."""
-    model_args, data_args, training_args = parse_arguments(argv)
+    arguments = model_args, _, training_args = parse_arguments(argv)
     log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
-    trainer = build(model_args, data_args, training_args, attn_implementation)
+    trainer = build(arguments, attn_implementation)
     trainer.train_to_the_end()
     trainer.model.config.use_cache = True
     trainer.save_model()
