@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,8 @@ def prepare(item: Item, folder: str | Path) -> Question:
     """
     _check(item, folder)
     with naming(item):
-        loaded = [
-            load_image(image, folder)
-            if isinstance(image, str)
-            else decode_image(io.BytesIO(image), "in the question file")
-            for image in item.images
-        ]
+        inside = partial(decode_image, name="in the question file")
+        loaded = [load_image(i, folder) if isinstance(i, str) else inside(io.BytesIO(i)) for i in item.images]
     return Question(item.text, loaded)
 
 

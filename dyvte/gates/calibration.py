@@ -25,6 +25,7 @@ from scipy.stats import binom
 CONFIDENCE = 0.95
 GRID = 1000
 """Number of equal steps between 0 and 1 at which thresholds are evaluated."""
+DESCENDING = [step / GRID for step in range(GRID, -1, -1)]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
     samples, chosen = outcomes.kept.shape[1], 1.0
     # p-value of "more than most_changed of all answers change", by the number of changes that were seen
     p_values = binom.cdf(np.arange(samples + 1), samples, most_changed)
-    for threshold in _descending():
+    for threshold in DESCENDING:
         if p_values[outcomes.changed(threshold)] > 1 - confidence:
             break
         chosen = threshold
@@ -107,7 +108,7 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
 
 def highest_within(outcomes: Outcomes, budget: float) -> float | None:
     """The highest threshold whose mean cost is within the budget; None where no threshold's is."""
-    return next((threshold for threshold in _descending() if outcomes.cost(threshold) <= budget), None)
+    return next((threshold for threshold in DESCENDING if outcomes.cost(threshold) <= budget), None)
 
 
 def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
@@ -120,7 +121,3 @@ def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
         at_once = outcomes.cost(0.0)
         raise ValueError(f"a mean cost of {budget:g} cannot be reached; exits at once cost {at_once:g}")
     return threshold
-
-
-def _descending() -> list[float]:
-    return [step / GRID for step in range(GRID, -1, -1)]

@@ -92,11 +92,6 @@ class _ForkForLabels(Policy):
         self.layers, self.names, self.hidden_size = set(layers), states, hidden_size
         self.states: list[Tensor] = []
 
-    def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when a supervised layer does not exist."""
-        if not self.layers or not self.layers <= set(range(num_layers)):
-            raise ValueError(f"layers must be some of 0..{num_layers - 1}, got {sorted(self.layers)}")
-
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """The row with one more text-only copy of each sample."""
         if layer not in self.layers:
@@ -142,8 +137,9 @@ def supervise(
     decoder: Any = adapter_for(model).decoder(model)
     num_layers = len(decoder.layers)
     layers = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
+    if not layers or not set(layers) <= set(range(num_layers)):
+        raise ValueError(f"layers must be some of 0..{num_layers - 1}, got {layers}")
     policy = _ForkForLabels(layers, check_states(states), decoder.config.hidden_size)
-    policy.check(num_layers, decoder.config.hidden_size)
 
     answered = labels != IGNORE_INDEX
     from_first_answer = answered.long().cumsum(1) > 0
