@@ -21,9 +21,12 @@ def read_records(data_path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: it does not exist.
         ValueError: it is not a nonempty JSON list.
     """
-    records = read_json(data_path)
+    path = Path(data_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no instruction data at {path}: check --data_path")
+    records = read_json(path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{data_path} must hold a nonempty JSON list of samples")
+        raise ValueError(f"{path} must hold a nonempty JSON list of samples")
     return records
 
 
