@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -99,6 +100,7 @@ def merge(source: Path, gates: ExitGates, output: Path) -> None:
 def _extend_index(folder: Path, single: str, weights: dict, shard: str) -> None:
     """Name the gates in the checkpoint's index; make one where the checkpoint was a single file."""
     path = folder / f"{single}.index.json"
+    index: dict[str, Any]
     if path.is_file():
         index = read_json_object(path)
     else:

@@ -139,7 +139,9 @@ class LlavaChatModel(ChatModel):
 
     def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
         with self._tokenizing:
-            rows = [tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts]
+            rows: Any = [
+                tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts
+            ]
         pad = partial(pad_sequence, batch_first=True, padding_side="left")
         ids, mask = pad(rows, padding_value=self._pad_token_id), pad([torch.ones_like(row) for row in rows])
         if not images:
