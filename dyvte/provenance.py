@@ -7,18 +7,17 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from dyvte.io import read_json_object
 
 _MOST_DIGESTS = 20
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+_WEIGHTS = tuple(
+    name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
 _GATES = "visual_gates"  # in the name of the shard that init_weight.py --merge adds to a checkpoint
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -29,15 +28,12 @@ PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "
 @functools.cache
 def git_state(folder: Path | None = None) -> tuple[str | None, bool | None]:
     """Commit and whether the tree differs from it; (None, None) where there is no repository or no git."""
-    folder = folder or Path(__file__).resolve().parents[1]
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    git = ("git", "-C", str(folder or Path(__file__).resolve().parents[1]))
+    commit = _output(*git, "rev-parse", "HEAD")
     # an installed package may lie in another project's repository, whose commit says nothing about this code
-    if (
-        commit is None
-        or _output("git", "-C", str(folder), "ls-files", "--error-unmatch", "dyvte/provenance.py") is None
-    ):
+    if commit is None or _output(*git, "ls-files", "--error-unmatch", "dyvte/provenance.py") is None:
         return None, None
-    return commit, bool(_output("git", "-C", str(folder), "status", "--porcelain"))
+    return commit, bool(_output(*git, "status", "--porcelain"))
 
 
 @functools.cache
@@ -45,10 +41,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -129,11 +123,9 @@ def _checkpoint_folder(model_path: str) -> Path:
 
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def _output(*command: str) -> str | None:

@@ -6,13 +6,15 @@ import copy
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dyvte.decoding.attach import Handle, attach
 from dyvte.decoding.policy import NoExit
@@ -33,16 +35,10 @@ from dyvte.gates.files import gates_digest
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
 from dyvte.provenance import checkpoint_digest
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, WRAPPED_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.llava_arch import Spliced
 from llava.train.arguments import DataArguments
 from llava.train.dataset import make_supervised_data_module
 
@@ -77,7 +73,8 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
             known to be of another model.
     """
     template = options.template or infer_conv_mode(model_name_of(options.model_path), options.model_path)
-    check_conv_mode(template)
+    if template not in conv_templates:
+        raise ValueError(f"unknown conversation mode {template!r}: use one of {', '.join(conv_templates)}")
     loading: dict[str, Any] = {"dtype": options.dtype}
     if options.attn_implementation:
         loading["attn_implementation"] = options.attn_implementation
@@ -109,43 +106,30 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     return LlavaChatModel(model, tokenizer, image_processor, template, handle)
 
 
-def check_conv_mode(name: str) -> None:
-    """Raise ValueError when there is no such conversation template."""
-    if name not in conv_templates:
-        raise ValueError(f"unknown conversation mode {name!r}: use one of {', '.join(conv_templates)}")
-
-
+@dataclass(eq=False)
 class LlavaChatModel(ChatModel):
     """LLaVA, or a plain language model with LLaVA's conversation templates.
 
-    Args:
+    Attributes:
         model, tokenizer, image_processor: as ``load_pretrained_model`` gives them; no processor, no images.
         template: name of a conversation template.
         handle: the policy attached to ``model``.
-
-    Raises:
-        ValueError: there is no such template.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, image_processor: Any, template: str, handle: Handle | None
-    ) -> None:
-        check_conv_mode(template)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.template = template
-        self.handle = handle
-        self.end_token_ids = (tokenizer.eos_token_id,)
-        self._llava = model  # the same, for what only LLaVA's class has
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    template: str
+    handle: Handle | None
+
+    def __post_init__(self) -> None:
+        self.end_token_ids = (self.tokenizer.eos_token_id,)
         self._tokenizing = threading.Lock()  # batches are made in another thread than answers are decoded
 
     def user_turn(self, question: Question) -> str:
         """The question with its image tokens: where it has placeholders for them, else in front."""
-        token = DEFAULT_IMAGE_TOKEN
-        if getattr(self._llava.config, "mm_use_im_start_end", False):
-            token = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-        return token.join(question.around_images())
+        wrapped = getattr(self.model.config, "mm_use_im_start_end", False)
+        return (WRAPPED_IMAGE_TOKEN if wrapped else DEFAULT_IMAGE_TOKEN).join(question.around_images())
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -164,22 +148,21 @@ class LlavaChatModel(ChatModel):
 
     def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
         with self._tokenizing:
-            rows = [torch.tensor(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
-        ids = torch.full((len(rows), max(len(row) for row in rows)), self._pad_token_id)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, ids.shape[1] - len(row) :] = row
-            mask[index, ids.shape[1] - len(row) :] = 1
+            rows: Any = [
+                tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts
+            ]
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids, mask = pad(rows, padding_value=self._pad_token_id), pad([torch.ones_like(row) for row in rows])
         if not images:
             return Batch(ids, mask)
         if self.image_processor is None:
             raise ValueError("this model takes no images: it has no vision tower")
-        pixels = process_images(list(images), self.image_processor, self._llava.config)
+        pixels = process_images(list(images), self.image_processor, self.model.config)
         return Batch(ids, mask, {"images": pixels, "image_sizes": [image.size for image in images]})
 
     def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
         batch = self.place(batch)
-        output = self._llava.generate(
+        output = self.model.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             pad_token_id=self._pad_token_id,
@@ -197,49 +180,36 @@ class LlavaChatModel(ChatModel):
     def embed(self, batch: Batch, answers: Tensor, answer_mask: Tensor) -> Embedded:
         batch = self.place(batch)
         prompt = torch.full_like(batch.input_ids, IGNORE_INDEX)
-        return _embedded(
-            self._llava.splice_images(
-                torch.cat([batch.input_ids, answers], 1),
-                torch.cat([batch.attention_mask.bool(), answer_mask], 1),
-                torch.cat([prompt, answers.where(answer_mask, IGNORE_INDEX)], 1),
-                **batch.images,
-            )
+        return self.model.splice_images(
+            torch.cat([batch.input_ids, answers], 1),
+            torch.cat([batch.attention_mask.bool(), answer_mask], 1),
+            torch.cat([prompt, answers.where(answer_mask, IGNORE_INDEX)], 1),
+            **batch.images,
         )
 
     def training_data(
         self, data_path: str, image_folder: str, max_length: int = 2048
     ) -> tuple[TrainingSet, Collator]:
-        config = self._llava.config
+        config = self.model.config
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = max_length
         tokenizer.pad_token_id = self._pad_token_id
         arguments = DataArguments(
             data_path=data_path,
             image_folder=image_folder,
-            is_multimodal=True,
             image_aspect_ratio=getattr(config, "image_aspect_ratio", None) or "square",
             image_grid_pinpoints=getattr(config, "image_grid_pinpoints", None),
         )
-        module = make_supervised_data_module(
-            tokenizer,
-            arguments,
-            conv_templates[self.template],
-            self._llava.get_vision_tower(),
-            config,
-            blank_image=False,
-        )
+        template, tower = conv_templates[self.template], self.model.get_vision_tower()
+        module = make_supervised_data_module(tokenizer, arguments, template, tower, config, blank_image=False)
         return module["train_dataset"], module["data_collator"]
 
     def embed_samples(self, batch: dict[str, Any]) -> Embedded:
         names = ("input_ids", "attention_mask", "labels", "images", "image_sizes")
-        inputs = (moved(batch.get(name), self.device, self._llava.dtype) for name in names)
-        return _embedded(self._llava.splice_images(*inputs))
+        inputs = (moved(batch.get(name), self.device, self.model.dtype) for name in names)
+        return self.model.splice_images(*inputs)
 
     @property
     def _pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else self.tokenizer.eos_token_id
-
-
-def _embedded(spliced: Spliced) -> Embedded:
-    return Embedded(spliced.inputs_embeds, spliced.labels, spliced.visual_mask, spliced.attention_mask)

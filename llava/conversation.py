@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -77,43 +77,20 @@ class Conversation:
 
     def copy(self) -> Conversation:
         """A conversation whose turns can change without changing this one's."""
-        return Conversation(
-            system=self.system,
-            roles=self.roles,
-            messages=[[role, message] for role, message in self.messages],
-            offset=self.offset,
-            sep_style=self.sep_style,
-            sep=self.sep,
-            sep2=self.sep2,
-            version=self.version,
-        )
+        return replace(self, messages=[list(message) for message in self.messages])
 
     def dict(self) -> dict[str, Any]:
         """The conversation as plain data, without images."""
-        messages = [
-            [role, message[0] if isinstance(message, tuple) else message] for role, message in self.messages
-        ]
-        return {
-            "system": self.system,
-            "roles": self.roles,
-            "messages": messages,
-            "offset": self.offset,
-            "sep": self.sep,
-            "sep2": self.sep2,
-        }
+        plain = {name: getattr(self, name) for name in ("system", "roles", "offset", "sep", "sep2")}
+        return {**plain, "messages": [[role, _text(message)] for role, message in self.messages]}
 
 
 def _text(message: Any) -> str | None:
     return message[0] if isinstance(message, tuple) else message
 
 
-def _render_single(conv: Conversation, turns: list) -> str:
-    parts = [f"{role}: {text}{conv.sep}" if text else f"{role}:" for role, text in turns]
-    return conv.system + conv.sep + "".join(parts)
-
-
-def _render_two(conv: Conversation, turns: list) -> str:
-    ends = (conv.sep, conv.sep2)
+def _render_colon(conv: Conversation, turns: list) -> str:
+    ends = (conv.sep, conv.sep if conv.sep_style == SeparatorStyle.SINGLE else conv.sep2)
     parts = [f"{role}: {text}{ends[i % 2]}" if text else f"{role}:" for i, (role, text) in enumerate(turns)]
     return conv.system + conv.sep + "".join(parts)
 
@@ -142,8 +119,8 @@ def _render_plain(conv: Conversation, turns: list) -> str:
 
 
 _RENDERERS = {
-    SeparatorStyle.SINGLE: _render_single,
-    SeparatorStyle.TWO: _render_two,
+    SeparatorStyle.SINGLE: _render_colon,
+    SeparatorStyle.TWO: _render_colon,
     SeparatorStyle.MPT: _render_mpt,
     SeparatorStyle.LLAMA_3: _render_mpt,
     SeparatorStyle.LLAMA_2: _render_llama_2,

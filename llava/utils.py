@@ -26,9 +26,8 @@ def build_logger(logger_name: str, logger_filename: str | None = None) -> loggin
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if logger_filename:
         os.makedirs(LOGDIR, exist_ok=True)
-        handlers.append(
-            logging.FileHandler(os.path.join(LOGDIR, logger_filename), encoding="utf-8", delay=True)
-        )
+        path = os.path.join(LOGDIR, logger_filename)
+        handlers.append(logging.FileHandler(path, encoding="utf-8", delay=True))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s"))
         logger.addHandler(handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from dyvte.decoding.report import PrefillReport
 from dyvte.engine.model import Batch, ChatModel, Generation
 from dyvte.engine.questions import Question
 
+BAR_WIDTH = 30
+"""Columns of an exit probability of 1."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -25,15 +29,15 @@ class Answer:
     report: PrefillReport | None = None
 
 
+@dataclass
 class Answerer:
     """Answers batches of questions with a model, and says what each cost.
 
     Several threads may ask at once: each gets the reports of its own questions.
     """
 
-    def __init__(self, chat: ChatModel, generation: Generation | None = None) -> None:
-        self.chat = chat
-        self.generation = generation or Generation()
+    chat: ChatModel
+    generation: Generation = Generation()
 
     @property
     def model(self) -> nn.Module:
@@ -77,10 +81,8 @@ class Answerer:
             seconds = (_now(device) - start) / len(batch)
         texts, reports = self.chat.decode(ids), traces[0].report()
         beams = len(reports) // len(texts)
-        return [
-            Answer(text, replace(report, seconds=seconds))
-            for text, report in zip(texts, reports[::beams], strict=True)
-        ]
+        pairs = zip(texts, reports[::beams], strict=True)
+        return [Answer(text, replace(report, seconds=seconds)) for text, report in pairs]
 
 
 def _now(device: torch.device) -> float:
@@ -94,12 +96,8 @@ def describe_exit(report: PrefillReport | None) -> str:
     """What the exit did, in a few lines for a person; empty where nothing was measured."""
     if report is None:
         return ""
-    where = (
-        f"after layer {report.exit_layer} of 0..{report.num_layers - 1}"
-        if report.exit_layer is not None
-        else "none, the image stays to the end"
-    )
-    lines = [f"exit: {where}"]
+    where = f"after layer {report.exit_layer} of 0..{report.num_layers - 1}"
+    lines = ["exit: none, the image stays to the end" if report.exit_layer is None else f"exit: {where}"]
     ran = [f"{layer}:{p:.3f}" for layer, p in enumerate(report.exit_probabilities) if p is not None]
     if ran:
         lines.append("exit probability by layer: " + " ".join(ran))
@@ -107,3 +105,13 @@ def describe_exit(report: PrefillReport | None) -> str:
     share = 100 * saved / (total + saved) if total + saved else 0.0
     lines.append(f"prefill: {total:.3g} TFLOPs, {saved:.3g} saved ({share:.1f}%)")
     return "\n".join(lines)
+
+
+def show_exit(report: PrefillReport) -> None:
+    """Print it, with the tokens of each layer, and a bar where a gate ran."""
+    where, *_, cost = describe_exit(report).splitlines()
+    print(where)
+    for layer, (tokens, p) in enumerate(zip_longest(report.tokens_per_layer, report.exit_probabilities)):
+        bar = "" if p is None else f"  {'━' * round(BAR_WIDTH * p):{BAR_WIDTH}}  {p:.3f}"
+        print(f"layer {layer:2}: {tokens:5} tokens{bar}")
+    print(cost)

@@ -84,9 +84,7 @@ class AnswersFile:
         if not all(_answers(line, item, model_id) for line, item in zip(lines, items, strict=False)):
             lines = []
         if lines:
-            logger.warning(
-                "%s: %d answers are kept, %d to go", self.path, len(lines), len(items) - len(lines)
-            )
+            logger.warning("%s: %d answers kept, %d to go", self.path, len(lines), len(items) - len(lines))
         elif self.path.stat().st_size:
             logger.warning("%s holds answers of another run, which are overwritten", self.path)
         return len(lines), sum(len(line) for line in lines)
@@ -98,9 +96,7 @@ class AnswersFile:
                 self._file.write(json.dumps(answer).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            message = (
-                f"{os.strerror(error.errno or 0)}; what was answered before is kept, and a new run goes on"
-            )
+            message = f"{os.strerror(error.errno or 0)}; earlier answers are kept, and a new run goes on"
             raise OSError(error.errno, message, str(self.path)) from error
 
     def __enter__(self) -> AnswersFile:
@@ -124,8 +120,6 @@ def _answers(line: bytes, item: Item, model_id: str) -> bool:
     """Whether a line is this model's answer to this question."""
     try:
         answer = json.loads(line)
-        return answer["model_id"] == model_id and all(
-            answer[key] == value for key, value in item.head.items()
-        )
+        return answer["model_id"] == model_id and item.head.items() <= answer.items()
     except (ValueError, KeyError, TypeError):
         return False

@@ -13,8 +13,8 @@ exit must keep: with the answer as given, an exit changes nothing when it change
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,25 +82,15 @@ def observe(
         ValueError: no question can have an exit.
     """
     probabilities, kept, costs = [], [], []
-    with tqdm(total=len(items), desc="calibration", unit="q") as progress:
+    with tqdm(total=len(items), desc="calibration", unit="q") as progress, torch.inference_mode():
         for _, batch in prepared_batches(items, batch_size, answerer.chat, image_folder):
-            for part, column in zip(
-                (probabilities, kept, costs), _observe(answerer, gates, batch), strict=True
-            ):
-                part.append(column)
+            supervision, trace = supervise_own_answers(answerer, batch, gates.states)
+            p = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
+            probabilities.append(torch.stack(p).cpu().numpy())
+            kept.append((supervision.agreement == 1).cpu().numpy())
+            costs.append(exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)])
             progress.update(len(batch))
-    joined = [np.concatenate(part, axis=1) for part in (probabilities, kept, costs)]
-    return Outcomes(*joined)
-
-
-@torch.inference_mode()
-def _observe(answerer: Answerer, gates: ExitGates, batch: Batch) -> Iterator[NDArray]:
-    """Probabilities, kept answers, and costs of one batch."""
-    supervision, trace = supervise_own_answers(answerer, batch, gates.states)
-    chances = [gates.exit_probability(layer, states) for layer, states in enumerate(supervision.states)]
-    yield torch.stack(chances).cpu().numpy()
-    yield (supervision.agreement == 1).cpu().numpy()
-    yield exit_costs(answerer.model, trace, gates)[:, list(supervision.samples)]
+    return Outcomes(*(np.concatenate(part, axis=1) for part in (probabilities, kept, costs)))
 
 
 @torch.inference_mode()
@@ -141,8 +131,7 @@ def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
 def _until_end(answers: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """(B, T) bool: the tokens of each answer up to its end token, which counts."""
     is_end = torch.isin(answers, torch.tensor(ends, device=answers.device))
-    ended = is_end.long().cumsum(1)
-    return (ended == 0) | ((ended == 1) & is_end)
+    return is_end.cumsum(1) - is_end.long() == 0
 
 
 def calibrate(args: argparse.Namespace) -> Calibration:
@@ -157,37 +146,27 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     answerer = open_answerer(args, args.conv_mode)
     policy = answerer.handle.policy if answerer.handle is not None else None
     if answerer.handle is None or not isinstance(policy, LearnedExit):
-        raise ValueError(
-            f"there are no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER"
-        )
+        raise ValueError(f"no gates to calibrate: {args.model_path} holds none, pass --gates FOLDER")
     gates = policy.gates
     answerer.handle.policy = NoExit()
     outcomes = observe(answerer, gates, items, args.image_folder, args.batch_size)
-    full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
     if args.budget_ms is not None:
         outcomes, full = in_milliseconds(outcomes, answerer, gates, items, args)
-        unit = "ms"
-    if args.max_changed is not None:
-        threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
-        target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
-    elif args.budget_ms is not None:
+        where = f"({answerer.chat.device.type}, batches of {args.batch_size})"
         threshold = threshold_for_cost(outcomes, args.budget_ms)
-        device = answerer.chat.device.type
-        target = f"mean prefill of at most {args.budget_ms:g} ms ({device}, batches of {args.batch_size})"
+        unit, target = "ms", f"mean prefill of at most {args.budget_ms:g} ms {where}"
     else:
-        threshold = threshold_for_cost(outcomes, args.budget * full)
-        target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
+        full, unit = float(outcomes.costs[-1].mean()) - gates.flops_to(gates.num_layers - 1) / TERA, "TFLOPs"
+        if args.max_changed is not None:
+            threshold = threshold_for_change(outcomes, args.max_changed, args.confidence)
+            target = f"at most {args.max_changed:.2%} of answers change, confidence {args.confidence:.0%}"
+        else:
+            threshold = threshold_for_cost(outcomes, args.budget * full)
+            target = f"mean prefill cost at most {args.budget:.0%} of that without exit"
     samples = outcomes.kept.shape[1]
-    result = Calibration(
-        threshold=threshold,
-        changed=outcomes.changed(threshold) / samples,
-        cost=outcomes.cost(threshold),
-        full_cost=full,
-        unit=unit,
-        samples=samples,
-        target=target,
-    )
-    gates.calibration = result.as_dict()
+    changed, cost = outcomes.changed(threshold) / samples, outcomes.cost(threshold)
+    result = Calibration(threshold, changed, cost, full, unit, samples, target)
+    gates.calibration = asdict(result)
     gates.save_pretrained(args.output or args.gates or args.model_path)
     return result
 
@@ -199,9 +178,8 @@ def in_milliseconds(
 
     The first batch is measured; every sample is taken to cost the same.
     """
-    _, batch = next(
-        prepared_batches(items[: args.batch_size], args.batch_size, answerer.chat, args.image_folder)
-    )
+    size = args.batch_size
+    _, batch = next(prepared_batches(items[:size], size, answerer.chat, args.image_folder))
     seconds = exit_times.measure(answerer.chat, gates, batch)
     times = exit_times.by_exit_layer(seconds, gates.num_layers, len(batch))
     costs = np.repeat(times[:, None], outcomes.kept.shape[1], axis=1)
@@ -217,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--model-base")
     parser.add_argument(
-        "--data-path", required=True, help="instruction data, not what the gates were trained on"
+        "--data-path", required=True, help="instruction data that the gates were not trained on"
     )
     parser.add_argument("--image-folder", required=True)
     add_template_arguments(parser, "vicuna_v1")
@@ -227,12 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-changed", type=float, help="largest share of answers that may change")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="of that promise")
     parser.add_argument("--budget", type=float, help="mean TFLOPs, as a share of those without exit")
-    parser.add_argument(
-        "--budget-ms", type=float, help="mean milliseconds of a prefill, measured here and now"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder for the gates with their threshold (default: in place)"
-    )
+    parser.add_argument("--budget-ms", type=float, help="mean milliseconds of a prefill, measured now")
+    parser.add_argument("--output", type=Path, help="folder for the calibrated gates (default: in place)")
     add_method_arguments(parser)
     return parser
 

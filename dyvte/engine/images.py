@@ -8,6 +8,7 @@ import urllib.request
 import warnings
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,36 +17,25 @@ MAX_PIXELS = 178_956_970  # where Pillow refuses to decode a file; canvases are 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-def load_image(source: str | Path | Image.Image, folder: str | Path | None = None) -> Image.Image:
+def load_image(source: str | Path, folder: str | Path | None = None) -> Image.Image:
     """Read an image as RGB.
 
     Args:
-        source: a path, an http(s) address, or an image.
+        source: a path, or an http(s) address.
         folder: when given, ``source`` is a path inside this folder, and nothing outside it is read.
 
     Raises:
         FileNotFoundError: when the file does not exist.
         ValueError: when the path leaves ``folder``, or the file is not a whole image, or is too large.
     """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
     source = str(source)
     if folder is None and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=30) as response:
-            return _decode(io.BytesIO(response.read()), source)
+            return decode_image(io.BytesIO(response.read()), source)
     path = Path(source) if folder is None else path_inside(folder, source)
     if not path.is_file():
         raise FileNotFoundError(f"image file not found: {path}")
-    return _decode(path, str(path))
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Read an encoded image file as RGB; ``name`` says in errors which one it is.
-
-    Raises:
-        ValueError: when it is not a whole image, or is too large.
-    """
-    return _decode(io.BytesIO(data), name)
+    return decode_image(path, str(path))
 
 
 def path_inside(folder: str | Path, name: str) -> Path:
@@ -57,13 +47,16 @@ def path_inside(folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"image path {name!r} leaves the image folder {folder}: only files inside it are read"
-        )
+        raise ValueError(f"image path {name!r} leaves the image folder {folder}, so it is not read")
     return path
 
 
-def _decode(file, name: str) -> Image.Image:
+def decode_image(file: Path | IO[bytes], name: str) -> Image.Image:
+    """Read an image file as RGB; ``name`` says in errors which one it is.
+
+    Raises:
+        ValueError: when it is not a whole image, or is too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
-from dyvte.engine.model import ChatModel, DefaultTemplate, Generation, ModelOptions
+from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import open_model
 from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
+T = TypeVar("T")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, conv_mode: str | None, max_new_tokens: int) -> None:
+    """LLaVA's flags for the model, its prompt template and how it generates, and those of the exit method."""
+    parser.add_argument("--model-path", default="facebook/opt-350m")
+    parser.add_argument("--model-base")
+    add_template_arguments(parser, conv_mode)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    add_method_arguments(parser)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +65,11 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_template_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+def add_template_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
     """The flags for the prompt template of LLaVA's checkpoints."""
     parser.add_argument(
         "--conv-mode",
-        default=DefaultTemplate(default),
+        default=None if default is None else DefaultTemplate(default),
         help="prompt template (%(default)s); models of other families bring their own, and take none",
     )
     parser.add_argument(
@@ -93,52 +106,30 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
             such prompt template.
         FileNotFoundError: when files are missing.
     """
-    generation = Generation(
-        max_new_tokens=_option(args, "max_new_tokens", 128),
-        temperature=_option(args, "temperature", 0.0),
-        top_p=_option(args, "top_p"),
-        num_beams=_option(args, "num_beams", 1),
-    )
-    return Answerer(open_chat_model(args, template), generation)
-
-
-def open_chat_model(args: Any, template: str | None) -> ChatModel:
-    """As :func:`open_answerer`, without a way to answer."""
-    method, gates = _option(args, "method"), _option(args, "gates")
+    method = getattr(args, "method", None)
     names = parse_method(method) if method else ()
-    settings, exit_layer = _settings(args), _option(args, "exit_layer")
-    if gates and names and "dyvte" not in names:
+    # a shell may give several settings as one argument
+    settings = [setting for given in getattr(args, "method_config", None) or [] for setting in given.split()]
+    exit_layer, threshold = getattr(args, "exit_layer", None), getattr(args, "threshold", None)
+    options = replace(flags_of(ModelOptions, args), template=template)
+    if options.gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     # what does not fit together is refused before a model is loaded
+    generation = flags_of(Generation, args)
     make_policy([name for name in names if name != "dyvte"] or ["none"], settings, exit_layer=exit_layer)
-    chat = open_model(
-        ModelOptions(
-            args.model_path,
-            args.model_base,
-            template,
-            gates,
-            device=_option(args, "device", "cuda"),
-            dtype=_option(args, "dtype", "auto"),
-            attn_implementation=_option(args, "attn_implementation"),
-            load_8bit=_option(args, "load_8bit", False),
-            load_4bit=_option(args, "load_4bit", False),
-        )
-    )
+    chat = open_model(options)
     handle = chat.handle
     if handle is None:
         if method not in (None, "none"):
-            raise ValueError(
-                f"--method {method} needs a model with images: {args.model_path} is a language model"
-            )
-        return chat
+            raise ValueError(f"--method {method} needs images: {args.model_path} is a language model")
+        return Answerer(chat, generation)
     learned = handle.policy.gates if isinstance(handle.policy, LearnedExit) else None
-    threshold = _option(args, "threshold")
     try:
-        names = names or (("dyvte",) if learned is not None else ("none",))
+        names = names or ("none" if learned is None else "dyvte",)
         handle.policy = make_policy(
             names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
         )
-        graphs = Graphs() if _option(args, "cuda_graphs", False) else None
+        graphs = Graphs() if getattr(args, "cuda_graphs", False) else None
         if graphs is not None:
             graphs.check(stack_of(chat.model))
     except ValueError:
@@ -146,14 +137,10 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
         raise
     handle.graphs = graphs
     handle.run = replace(handle.run, graphs=graphs is not None)
-    return chat
+    return Answerer(chat, generation)
 
 
-def _settings(args: Any) -> list[str]:
-    """The method's settings, one ``key=value`` each; a shell may give several as one argument."""
-    return [setting for given in _option(args, "method_config", []) for setting in given.split()]
-
-
-def _option(args: Any, name: str, default: Any = None) -> Any:
-    value = getattr(args, name, None)
-    return default if value is None else value
+def flags_of(kind: type[T], args: Any) -> T:
+    """A dataclass filled with the flags that have its fields' names; those not given keep their defaults."""
+    flags = {field.name: getattr(args, field.name, None) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in flags.items() if value is not None})

@@ -5,10 +5,13 @@ before a model is loaded.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,26 +158,25 @@ def prepare(item: Item, folder: str | Path) -> Question:
         FileNotFoundError, ValueError: naming the question, when its text or an image is not usable.
     """
     _check(item, folder)
+    with naming(item):
+        inside = partial(decode_image, name="in the question file")
+        loaded = [load_image(i, folder) if isinstance(i, str) else inside(io.BytesIO(i)) for i in item.images]
+    return Question(item.text, loaded)
+
+
+@contextmanager
+def naming(item: Item) -> Generator[None]:
+    """Errors in the block begin with the question's name."""
     try:
-        loaded = [
-            load_image(image, folder)
-            if isinstance(image, str)
-            else decode_image(image, "in the question file")
-            for image in item.images
-        ]
+        yield
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{item.name}: {error}") from error
-    return Question(item.text, loaded)
 
 
 def _check(item: Item, folder: str | Path) -> None:
     if not isinstance(item.text, str) or not item.text.strip():
         raise ValueError(f"{item.name} has no text")
-    for image in item.images:
-        if not isinstance(image, str):
-            continue
-        try:
-            if not path_inside(folder, image).is_file():
+    with naming(item):
+        for image in item.images:
+            if isinstance(image, str) and not path_inside(folder, image).is_file():
                 raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
-        except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{item.name}: {error}") from error

@@ -9,7 +9,7 @@ import argparse
 import math
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,8 @@ from tqdm import tqdm
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
-from dyvte.engine.options import add_method_arguments, add_template_arguments, open_answerer
-from dyvte.engine.questions import Item, QuestionFormat, check_items, prepare
+from dyvte.engine.options import add_model_arguments, open_answerer
+from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, prepare
 
 
 def split_list(lst: Sequence, n: int) -> list:
@@ -49,21 +49,18 @@ def prepared_batches(
         questions = [prepare(item, folder) for item in batch]
         prompts = []
         for item, question in zip(batch, questions, strict=True):
-            try:
+            with naming(item):
                 prompts.append(chat.prompt(question))
-            except ValueError as error:
-                raise ValueError(f"{item.name}: {error}") from error
         return batch, chat.batch(prompts, [image for question in questions for image in question.images])
 
-    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    coming: list[Future] = []
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make, batches[0]) if batches else None
-        for following in [*batches[1:], None]:
-            if coming is None:
-                return
-            ready = coming.result()
-            coming = pool.submit(make, following) if following is not None else None
-            yield ready
+        for start in range(0, len(items), size):
+            coming.append(pool.submit(make, items[start : start + size]))
+            if start:
+                yield coming.pop(0).result()
+        if coming:
+            yield coming.pop().result()
 
 
 def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str | None = None) -> None:
@@ -89,14 +86,11 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
             return
         answerer = open_answerer(args, template or args.conv_mode)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
-            for asked, batch in prepared_batches(
-                remaining, args.batch_size, answerer.chat, args.image_folder
-            ):
+            batches = prepared_batches(remaining, args.batch_size, answerer.chat, args.image_folder)
+            for number, (asked, batch) in enumerate(batches):
                 done = answerer.complete(batch)
                 if args.batch_size > 1 and args.verify_every:
-                    done = _verified(
-                        answerer, asked, done, args, answers.kept + progress.n - progress.initial
-                    )
+                    done = _verified(answerer, asked, done, args, answers.kept + number * args.batch_size)
                 answers.write([answer_line(*pair, model_name) for pair in zip(asked, done, strict=True)])
                 progress.update(len(asked))
 
@@ -128,18 +122,11 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
 def question_parser(questions: QuestionFormat, description: str = "") -> argparse.ArgumentParser:
     """LLaVA's flags, those of the question format, and those of the exit method."""
     parser = argparse.ArgumentParser(description=description or questions.description)
-    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=str, default=None)
-    parser.add_argument("--image-folder", type=str, default="")
-    parser.add_argument("--question-file", type=str, default=questions.question_file)
-    parser.add_argument("--answers-file", type=str, default="answer.jsonl")
-    add_template_arguments(parser, questions.conv_mode)
+    parser.add_argument("--image-folder", default="")
+    parser.add_argument("--question-file", default=questions.question_file)
+    parser.add_argument("--answers-file", default="answer.jsonl")
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", type=float, default=None)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=questions.max_new_tokens)
     parser.add_argument("--batch-size", type=int, default=1, help="questions answered together")
     parser.add_argument(
         "--verify-every",
@@ -148,6 +135,6 @@ def question_parser(questions: QuestionFormat, description: str = "") -> argpars
         metavar="N",
         help="with batches, ask every N-th question alone as well; results say how many answers differ",
     )
-    add_method_arguments(parser)
+    add_model_arguments(parser, questions.conv_mode, questions.max_new_tokens)
     questions.add_flags(parser)
     return parser

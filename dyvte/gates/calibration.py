@@ -16,7 +16,7 @@ Shapes: L layers, n samples, T thresholds.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from scipy.stats import binom
 CONFIDENCE = 0.95
 GRID = 1000
 """Number of equal steps between 0 and 1 at which thresholds are evaluated."""
+DESCENDING = [step / GRID for step in range(GRID, -1, -1)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Outcomes:
 
     def changed(self, threshold: float) -> int:
         """Number of answers that an exit by this threshold changes."""
-        never = np.ones((1, self.kept.shape[1]), dtype=bool)
-        return int((~self._at(np.concatenate([self.kept, never]), threshold)).sum())
+        never_changed = np.pad(self.kept, ((0, 1), (0, 0)), constant_values=True)
+        return int((~self._at(never_changed, threshold)).sum())
 
     def cost(self, threshold: float) -> float:
         return float(self._at(self.costs, threshold).mean())
@@ -84,9 +85,6 @@ class Calibration:
     samples: int
     target: str
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: float = CONFIDENCE) -> float:
     """The lowest threshold with which, at this confidence, at most ``most_changed`` (a share) of answers change.
@@ -97,13 +95,11 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
         ValueError: a share outside [0, 1), or a confidence outside (0, 1).
     """
     if not 0 <= most_changed < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"need 0 <= most_changed < 1 and 0 < confidence < 1, got {most_changed} and {confidence}"
-        )
+        raise ValueError(f"need 0 <= most_changed < 1, 0 < confidence < 1, got {most_changed}, {confidence}")
     samples, chosen = outcomes.kept.shape[1], 1.0
     # p-value of "more than most_changed of all answers change", by the number of changes that were seen
     p_values = binom.cdf(np.arange(samples + 1), samples, most_changed)
-    for threshold in _descending():
+    for threshold in DESCENDING:
         if p_values[outcomes.changed(threshold)] > 1 - confidence:
             break
         chosen = threshold
@@ -112,7 +108,7 @@ def threshold_for_change(outcomes: Outcomes, most_changed: float, confidence: fl
 
 def highest_within(outcomes: Outcomes, budget: float) -> float | None:
     """The highest threshold whose mean cost is within the budget; None where no threshold's is."""
-    return next((threshold for threshold in _descending() if outcomes.cost(threshold) <= budget), None)
+    return next((threshold for threshold in DESCENDING if outcomes.cost(threshold) <= budget), None)
 
 
 def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
@@ -121,13 +117,7 @@ def threshold_for_cost(outcomes: Outcomes, budget: float) -> float:
     Raises:
         ValueError: no threshold's mean cost is within the budget; the message names the lowest cost.
     """
-    threshold = highest_within(outcomes, budget)
-    if threshold is not None:
-        return threshold
-    raise ValueError(
-        f"a mean cost of {budget:g} cannot be reached; exits at once cost {outcomes.cost(0.0):g}"
-    )
-
-
-def _descending() -> list[float]:
-    return [step / GRID for step in range(GRID, -1, -1)]
+    if (threshold := highest_within(outcomes, budget)) is None:
+        at_once = outcomes.cost(0.0)
+        raise ValueError(f"a mean cost of {budget:g} cannot be reached; exits at once cost {at_once:g}")
+    return threshold

@@ -41,11 +41,10 @@ class LearnedExit(Policy):
             object.__setattr__(self, "threshold", self.gates.threshold)
         if not 0 <= cast(float, self.threshold) <= 1:  # a NaN is not
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
-        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
-        if not 0 <= self.first_layer <= last < self.gates.num_layers:
+        first, last, layers = self.first_layer, self.last_layer, self.gates.num_layers
+        if not 0 <= first <= (layers - 1 if last is None else last) < layers:
             raise ValueError(
-                f"first_layer {self.first_layer} and last_layer {last} must be an ascending range within "
-                f"0..{self.gates.num_layers - 1}"
+                f"first_layer {first} and last_layer {last} must be a range within 0..{layers - 1}"
             )
 
     def check(self, num_layers: int, hidden_size: int) -> None:
@@ -81,6 +80,5 @@ class LearnedExit(Policy):
 
     def _asks(self, layer: int, layout: Layout) -> bool:
         """Whether the layer's gate takes part, and some sample has an image that may leave."""
-        last = self.gates.num_layers - 1 if self.last_layer is None else self.last_layer
-        in_range = self.first_layer <= layer <= last and self.gates.has_gate(layer)
-        return in_range and bool(layout.may_exit)
+        in_range = self.first_layer <= layer and (self.last_layer is None or layer <= self.last_layer)
+        return in_range and self.gates.has_gate(layer) and bool(layout.may_exit)

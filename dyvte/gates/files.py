@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,23 +29,26 @@ PAPER_PREFIX = "model.visual_gates_router"
 def save_gates(gates: ExitGates, folder: str | Path) -> None:
     """Write the gates to ``folder``: weights as safetensors, then what they are as JSON."""
     folder = Path(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in gates.state_dict().items()}
-    with whole_file(folder / WEIGHTS) as unfinished:
-        save_file(weights, unfinished, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, gates.state_dict())
     description = {
         "format": FORMAT,
         "version": VERSIONS[-1],
-        "num_layers": gates.num_layers,
-        "hidden_size": gates.hidden_size,
-        "width": gates.width,
-        "states": list(gates.states),
-        **({} if gates.kind == "full" else {"kind": gates.kind}),
-        **({} if gates.rank is None else {"rank": gates.rank}),
-        **({} if len(gates.gated_layers) == gates.num_layers else {"gated_layers": list(gates.gated_layers)}),
-        **gates.origin.as_dict(),
-        **({"calibration": gates.calibration} if gates.calibration else {}),
+        **{name: getattr(gates, name) for name in ("num_layers", "hidden_size", "width", "states")},
+        "kind": gates.kind if gates.kind != "full" else None,
+        "rank": gates.rank,
+        "gated_layers": gates.gated_layers if len(gates.gated_layers) < gates.num_layers else None,
+        **asdict(gates.origin),
+        "calibration": gates.calibration or None,
     }
-    write_json(folder / DESCRIPTION, description, indent=2)
+    known = {name: value for name, value in description.items() if value is not None}
+    write_json(folder / DESCRIPTION, known, indent=2)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
 
 
 def has_gates(folder: str | Path) -> bool:
@@ -71,9 +76,7 @@ def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGate
     gates = _load_own(folder) if (folder / WEIGHTS).is_file() else _load_paper(folder)
     for name, value in gates.state_dict().items():
         if not torch.isfinite(value).all():
-            raise ValueError(
-                f"{folder}: gate weight {name} holds values that are not finite; train the gates again"
-            )
+            raise ValueError(f"{folder}: gate weight {name} is not finite; train the gates again")
     return gates.to(dtype) if dtype is not None else gates
 
 
@@ -83,12 +86,10 @@ def _load_own(folder: Path) -> ExitGates:
         raise FileNotFoundError(f"{path} is missing: it describes the gates in {WEIGHTS}")
     described = read_json_object(path)
     if described.get("format") != FORMAT or described.get("version") not in VERSIONS:
-        readable = " or ".join(map(str, VERSIONS))
         raise ValueError(
-            f"{path} is not a description of gates that this version reads (format {FORMAT}, version {readable})"
+            f"{path} is not a description of gates ({FORMAT}, version {VERSIONS[0]} or {VERSIONS[1]})"
         )
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    weights = {key: read() for key, read in tensors_in(folder / WEIGHTS)}
     sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width", "states")}
     options = {name: described[name] for name in ("kind", "rank", "gated_layers") if name in described}
     gates = _assemble(weights, folder, **sizes, **options)
@@ -133,19 +134,25 @@ def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:
     return gates
 
 
-def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(key, function that reads the tensor) of all weights in a checkpoint folder, shard by shard."""
-    for path in sorted(folder.glob("*.safetensors")):
+def tensors_in(path: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """(key, function that reads the tensor) of a file of weights, safetensors or ``.bin``."""
+    if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
-                yield key, lambda key=key, file=file: file.get_tensor(key)
+                yield key, partial(file.get_tensor, key)
+    else:
+        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for key, tensor in shard.items():
+            yield key, tensor.clone
+
+
+def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """As :func:`tensors_in`, of all weights in a checkpoint folder, shard by shard."""
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
         weight_map = read_json(index)["weight_map"]
-        paths = {folder / shard for key, shard in weight_map.items() if PAPER_KEY.search(key)}
+        bins = {folder / shard for key, shard in weight_map.items() if PAPER_KEY.search(key)}
     else:
-        paths = set(folder.glob("pytorch_model*.bin"))
-    for path in sorted(paths):
-        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for key in shard:
-            yield key, lambda key=key, shard=shard: shard[key].clone()
+        bins = set(folder.glob("pytorch_model*.bin"))
+    for path in [*sorted(folder.glob("*.safetensors")), *sorted(bins)]:
+        yield from tensors_in(path)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dyvte.gates.origin import Origin
-from dyvte.gates.small import LayerEmbedding, LowRankGate, SharedGate
 from dyvte.gates.states import PAPER_STATES, check_states
 
 KINDS = ("full", "low_rank", "shared")
@@ -19,17 +18,38 @@ KINDS = ("full", "low_rank", "shared")
 class ExitGate(nn.Module):
     """``W2 . GELU(W1 . states)`` without biases; row 0 of the logits is keep, row 1 is exit.
 
-    The names ``w1`` and ``w2`` are the paper's keys.
+    With a rank, the first matrix is the product ``W1 . V`` of that rank. The names ``w1`` and ``w2`` are the paper's
+    keys.
     """
 
-    def __init__(self, input_size: int, width: int):
+    def __init__(self, input_size: int, width: int, rank: int | None = None):
         super().__init__()
-        self.w1 = nn.Linear(input_size, width, bias=False)
+        self.v = nn.Identity() if rank is None else nn.Linear(input_size, rank, bias=False)
+        self.w1 = nn.Linear(rank or input_size, width, bias=False)
         self.w2 = nn.Linear(width, 2, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """States (n, K * D) -> logits (n, 2)."""
-        return self.w2(nn.functional.gelu(self.w1(states)))
+        return self.w2(nn.functional.gelu(self.w1(self.v(states))))
+
+
+class SharedGate(nn.Module):
+    """``W2 . GELU(W1 . normalized states + e_l)``: one gate for all layers, told which layer it is at.
+
+    Each state vector is divided by its root mean square, because the size of states grows with depth.
+    """
+
+    def __init__(self, input_size: int, width: int, hidden_size: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.w1 = nn.Linear(input_size, width, bias=False)
+        self.w2 = nn.Linear(width, 2, bias=False)
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """States (n, K * D), the layer's embedding (width,) -> logits (n, 2)."""
+        parts = states.unflatten(-1, (-1, self.hidden_size))
+        parts = nn.functional.rms_norm(parts.float(), (self.hidden_size,), eps=1e-6)
+        return self.w2(nn.functional.gelu(self.w1(parts.flatten(1).to(states.dtype)) + embedding))
 
 
 class ExitGates(nn.Module):
@@ -40,8 +60,7 @@ class ExitGates(nn.Module):
         hidden_size: the decoder's hidden size.
         width: hidden units of each gate (paper: 2048).
         states: which states, in this order; see :data:`dyvte.gates.states.STATES`.
-        kind: one of :data:`KINDS`: ``full`` is the paper's, ``low_rank`` and ``shared`` are smaller
-            (:mod:`dyvte.gates.small`).
+        kind: one of :data:`KINDS`: ``full`` is the paper's, ``low_rank`` and ``shared`` are smaller.
         rank: of the first matrix of ``low_rank`` gates.
         gated_layers: the layers that have a gate; all by default, as in the paper. No sample exits at other layers.
         gain: scale of fresh weights. Where states are large, gates with the paper's gain of 1 start saturated and
@@ -72,9 +91,7 @@ class ExitGates(nn.Module):
     ):
         super().__init__()
         if min(num_layers, hidden_size, width) < 1:
-            raise ValueError(
-                f"sizes must be positive, got {num_layers} layers, {hidden_size} hidden, {width} wide"
-            )
+            raise ValueError(f"sizes must be positive, got {num_layers}, {hidden_size} and {width}")
         if kind not in KINDS:
             raise ValueError(f"the kind of gates must be one of {', '.join(KINDS)}, got {kind!r}")
         if (rank is not None and rank > 0) != (kind == "low_rank"):
@@ -90,18 +107,14 @@ class ExitGates(nn.Module):
         size = len(self.states) * hidden_size
         self.shared = SharedGate(size, width, hidden_size) if kind == "shared" else None
         self.layers = nn.ModuleList(
-            self._own_part(size) if layer in self.gated_layers else nn.Identity()
+            nn.Identity()
+            if layer not in self.gated_layers
+            else ExitGate(size, width, rank)
+            if self.shared is None
+            else nn.ParameterDict({"embedding": torch.zeros(width)})
             for layer in range(num_layers)
         )
         self.reset_parameters(gain)
-
-    def _own_part(self, input_size: int) -> nn.Module:
-        """The module of one layer: its gate, or its part of a shared one."""
-        if self.kind == "shared":
-            return LayerEmbedding(self.width)
-        if self.rank is not None:
-            return LowRankGate(input_size, self.width, self.rank)
-        return ExitGate(input_size, self.width)
 
     def reset_parameters(self, gain: float = 1.0) -> None:
         """Xavier-uniform matrices times ``gain``, with 1 as the paper's code initialises them; embeddings zero."""
@@ -143,10 +156,8 @@ class ExitGates(nn.Module):
     @property
     def flops(self) -> int:
         """FLOPs (2 x multiply-accumulate) of one gate for one sample."""
-        size = len(self.states) * self.hidden_size
-        if self.rank is not None:
-            return 2 * (self.rank * size + self.width * self.rank + 2 * self.width)
-        return 2 * self.width * (size + 2)
+        gate = self.layers[self.gated_layers[0]] if self.shared is None else self.shared
+        return 2 * sum(matrix.numel() for matrix in gate.parameters())
 
     def flops_to(self, layer: int) -> int:
         """FLOPs of all gates up to a layer, inclusive, for one sample."""
@@ -154,20 +165,18 @@ class ExitGates(nn.Module):
 
     def place(self, devices: Sequence[torch.device]) -> None:
         """Put each layer's gate on that layer's device; a shared gate on the first layer's."""
-        for gate, device in zip(self.layers, devices, strict=True):
-            gate.to(devices[0] if self.shared is not None else device)
         if self.shared is not None:
-            self.shared.to(devices[0])
+            self.to(devices[0])
+            return
+        for gate, device in zip(self.layers, devices, strict=True):
+            gate.to(device)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError, naming both values, when the gates do not fit a decoder of this depth and width."""
-        if self.num_layers != num_layers:
+        if (self.num_layers, self.hidden_size) != (num_layers, hidden_size):
+            own = f"{self.num_layers} layers, hidden size {self.hidden_size}"
             raise ValueError(
-                f"these gates are for a model of {self.num_layers} layers, this one has {num_layers}"
-            )
-        if self.hidden_size != hidden_size:
-            raise ValueError(
-                f"these gates are for a model of hidden size {self.hidden_size}, this one has {hidden_size}"
+                f"these gates are for a model of {own}; this one has {num_layers} and {hidden_size}"
             )
 
     def check_base(self, sha256: str | None, name: str | None) -> None:

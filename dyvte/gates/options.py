@@ -40,7 +40,7 @@ class GateOptions:
         f"One of {', '.join((*KINDS, SMALL))}; full is the paper's, {SMALL} is {SMALL_KIND}, {SMALL_WIDTH} wide.",
     )
     width: int | None = flag(
-        None, f"Hidden units of a gate; {PAPER_WIDTH} by default, {SMALL}: {SMALL_WIDTH}."
+        None, f"Hidden units of a gate; {PAPER_WIDTH} by default, {SMALL_WIDTH} for small."
     )
     rank: int | None = flag(None, "Rank of the first matrix of low_rank gates.")
     gated_layers: list[int] | None = flag(None, "Zero-based layers that have a gate; all by default.")

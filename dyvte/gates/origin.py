@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,11 @@ class Origin:
     trained_on: TrainedOn | None = None
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Origin:
+    def from_dict(cls, described: dict[str, Any]) -> Origin:
         """From a larger dictionary, whose other keys are ignored."""
-        trained_on = fields.get("trained_on")
-        return cls(
-            base_model=fields.get("base_model"),
-            base_sha256=fields.get("base_sha256"),
-            model_family=fields.get("model_family"),
-            trained_on=TrainedOn(**trained_on) if trained_on else None,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """What is known, for JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        known = {field.name: described.get(field.name) for field in fields(cls)}
+        trained_on = known.pop("trained_on")
+        return cls(**known, trained_on=TrainedOn(**trained_on) if trained_on else None)
 
 
 def short_name(model_path: str) -> str:

@@ -104,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data-path", required=True, help="instruction data: a JSON list in LLaVA's format")
     parser.add_argument("--output", required=True, help="JSON file to write")
-    parser.add_argument(
-        "--fraction", type=float, default=0.01, help="share of the file to draw (default 0.01)"
-    )
+    parser.add_argument("--fraction", type=float, default=0.01, help="share of the file (default 0.01)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-folder", help="leave out samples whose image file is not in this folder")
     run(parser, sample, argv)

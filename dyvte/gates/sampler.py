@@ -7,6 +7,7 @@ and text-only samples never share a mega-batch, except the last one, which joins
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
@@ -39,15 +40,14 @@ def length_grouped_indices(
     batch_size: int,
     world_size: int,
     generator: torch.Generator,
-    among: list[int] | None = None,
+    among: list[int],
 ) -> list[int]:
     """A shuffle in mega-batches, each sorted from long to short samples and dealt evenly to the processes.
 
     Args:
         lengths: positive length of every sample.
-        among: which samples to order; all by default.
+        among: which samples to order.
     """
-    among = list(range(len(lengths))) if among is None else among
     shuffled = [among[position] for position in torch.randperm(len(among), generator=generator).tolist()]
     order: list[int] = []
     for chunk in _chunks(shuffled, batch_size * world_size):
@@ -70,7 +70,7 @@ def modality_grouped_indices(
     image = [index for index, length in enumerate(lengths) if length > 0]
     text = [index for index, length in enumerate(lengths) if length < 0]
     if not image or not text:
-        return length_grouped_indices(sizes, batch_size, world_size, generator)
+        return length_grouped_indices(sizes, batch_size, world_size, generator, image or text)
     batches, rest = [], []
     for among in (image, text):
         order = length_grouped_indices(sizes, batch_size, world_size, generator, among)
@@ -81,15 +81,15 @@ def modality_grouped_indices(
     return [index for number in shuffled for index in batches[number]] + sorted(rest)
 
 
+@dataclass(eq=False)
 class ModalityLengthSampler(Sampler[int]):
     """Yields :func:`modality_grouped_indices`, the same on every process, new in each epoch."""
 
-    def __init__(self, lengths: list[int], batch_size: int, world_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.world_size = world_size
-        self.seed = seed
-        self.epoch = 0
+    lengths: list[int]
+    batch_size: int
+    world_size: int
+    seed: int
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the dataloader before each epoch."""

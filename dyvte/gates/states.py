@@ -9,7 +9,6 @@ Shapes: G sequences, T tokens, D hidden size, K states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -42,93 +41,57 @@ def reads_attention(states: Sequence[str]) -> bool:
     return not set(states).isdisjoint(ATTENTION_STATES)
 
 
-@dataclass(frozen=True, eq=False)
-class StateIndex:
-    """Where the states of a layout's sequences are; made once per layout.
+Means = tuple[Tensor, Tensor, Tensor]
+_MEANS: WeakKeyDictionary[Layout, dict[tuple[str, ...], Means]] = WeakKeyDictionary()
 
-    Attributes:
-        sequences: the sequences that have states, ``layout.may_exit``.
-        last: {"text", "visual"} -> (n,) index of the last token.
-        others: {"text", "visual"} -> ((m,) tokens that the means are over, (m,) the row of ``sequences`` of each,
-            (n,) how many).
+
+def _means(layout: Layout, states: tuple[str, ...]) -> Means:
+    """These states as means: (m,) tokens, (m,) the row of (n * K) states of each, (n * K, 1) how many.
+
+    A last state is the mean of one token, so that gathering takes equally few operations for any choice. Made once
+    per layout.
     """
-
-    sequences: tuple[int, ...]
-    last: dict[str, Tensor]
-    others: dict[str, tuple[Tensor, Tensor, Tensor]]
-    _means: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-
-    def means(self, states: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """All of these states as means: (m,) tokens, (m,) the row of (n * K) states of each, (n * K, 1) how many.
-
-        A last state is the mean of one token, so that gathering takes equally few operations for any choice.
-        """
-        if states not in self._means:
-            tokens, rows, counts = [], [], []
-            for column, state in enumerate(states):
-                which, kind = state.split("_")
-                last = self.last[kind]
-                alone = (last, torch.arange(len(last), device=last.device), torch.ones_like(last))
-                own, ranks, many = alone if which == "last" else self.others[kind]
-                tokens.append(own)
-                rows.append(ranks * len(states) + column)
-                counts.append(many)
-            self._means[states] = torch.cat(tokens), torch.cat(rows), torch.stack(counts, 1).view(-1, 1)
-        return self._means[states]
-
-
-_INDICES: WeakKeyDictionary[Layout, StateIndex] = WeakKeyDictionary()
-
-
-def state_index(layout: Layout) -> StateIndex:
-    """The layout's :class:`StateIndex`."""
-    index = _INDICES.get(layout)
-    if index is None:
-        index = _INDICES[layout] = _make_index(layout)
-    return index
-
-
-def _make_index(layout: Layout) -> StateIndex:
-    owner, sequences = layout.owners, np.array(layout.may_exit, dtype=np.int64)
-    rank = np.full(len(layout.samples), -1)
-    rank[sequences] = np.arange(len(sequences))
-    members = {
-        "visual": (layout.kinds == VISUAL, layout.last_visual),
-        "text": (layout.text_after_image, layout.last_text),
-    }
-    others: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    for kind, (member, last) in members.items():
-        total = np.bincount(owner[member], minlength=len(rank))
-        token = np.arange(len(owner))
-        # all but the last; a sequence's only token stands for the mean
-        in_mean = member & (rank[owner] >= 0) & ((token != last[owner]) | (total[owner] == 1))
-        counts = np.maximum(total[sequences] - 1, 1)
-        tokens, ranks, many = (
-            layout.to_device(part) for part in (token[in_mean], rank[owner[in_mean]], counts)
-        )
-        others[kind] = tokens, ranks, many
-    return StateIndex(
-        sequences=layout.may_exit,
-        last={kind: layout.to_device(last[sequences]) for kind, (_, last) in members.items()},
-        others=others,
-    )
+    made = _MEANS.setdefault(layout, {})
+    if states not in made:
+        owner, sequences = layout.owners, np.array(layout.may_exit, dtype=np.int64)
+        rank = np.full(len(layout.samples), -1)
+        rank[sequences] = np.arange(len(sequences))
+        tokens, rows, counts = [], [], []
+        for column, state in enumerate(states):
+            which, _, kind = state.partition("_")
+            visual = kind == "visual"
+            last = layout.last_visual if visual else layout.last_text
+            own = last[sequences]
+            if which == "mean":
+                member = layout.kinds == VISUAL if visual else layout.text_after_image
+                total = np.bincount(owner[member], minlength=len(rank))
+                # all but the last; a sequence's only token stands for the mean
+                counted = (np.arange(len(owner)) != last[owner]) | (total[owner] == 1)
+                own = np.flatnonzero(member & (rank[owner] >= 0) & counted)
+            ranks = rank[owner[own]]
+            tokens.append(own)
+            rows.append(ranks * len(states) + column)
+            counts.append(np.bincount(ranks, minlength=len(sequences)))
+        parts = np.concatenate(tokens), np.concatenate(rows), np.stack(counts, 1).reshape(-1, 1)
+        made[states] = layout.to_device(parts[0]), layout.to_device(parts[1]), layout.to_device(parts[2])
+    return made[states]
 
 
 def gather_states(
     row: PackedRow, states: Sequence[str] = PAPER_STATES, attention: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """States of the sequences that have them, (n, K * D), detached; which sequences: ``state_index(...).sequences``.
+    """States of the sequences that have them (``row.layout.may_exit``), (n, K * D), detached.
 
     Sums run in float32, the result has the row's dtype.
 
     Args:
         attention: what ``attention_states`` gave for this layer; needed where a state comes from attention.
     """
-    index, hidden = state_index(row.layout), row.hidden[0].detach()
+    hidden = row.hidden[0].detach()
     of_tokens = tuple(state for state in states if state not in ATTENTION_STATES)
     parts = {}
     if of_tokens:
-        tokens, rows, counts = index.means(of_tokens)
+        tokens, rows, counts = _means(row.layout, of_tokens)
         total = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device)
         total.index_add_(0, rows, hidden.index_select(0, tokens).float())
         gathered = (total / counts).to(hidden.dtype).view(-1, len(of_tokens) * hidden.shape[-1])

@@ -17,7 +17,6 @@ Shapes: L layers, D hidden size.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,14 +25,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.cli import needs
+from dyvte.gates.files import write_tensors
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
-from dyvte.io import read_json_object, whole_file, write_json
+from dyvte.io import read_json_object, write_json
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "dyvte-states", 1
@@ -89,10 +88,6 @@ class Manifest:
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **vars(self)}, indent=2)
 
-    def check(self, wanted: Manifest, folder: Path) -> None:
-        """Raise ValueError, naming a field and both values, when the content of ``folder`` is not what is wanted."""
-        _check_same(vars(self), vars(wanted), folder)
-
     @property
     def origin(self) -> Origin:
         """What gates fitted to this store are marked with."""
@@ -106,6 +101,7 @@ class Manifest:
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError, naming a field and both values, when the content of ``folder`` is not what is wanted."""
     for name in sorted((found.keys() | wanted.keys()) - set(NAMES_ONLY)):
         have, want = found.get(name), wanted.get(name)
         if isinstance(have, dict) and isinstance(want, dict):
@@ -129,7 +125,7 @@ class StoreWriter:
             raise ValueError(f"a shard needs at least one sample, got {manifest.shard_size}")
         self.folder, self.manifest = Path(folder), manifest
         if (self.folder / MANIFEST).is_file():
-            Manifest.read(self.folder).check(manifest, self.folder)
+            _check_same(vars(Manifest.read(self.folder)), vars(manifest), self.folder)
         else:
             manifest.write(self.folder)
 
@@ -140,9 +136,7 @@ class StoreWriter:
 
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Write a shard, whole or not at all."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with whole_file(_shard(self.folder, number)) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt"})
+        write_tensors(_shard(self.folder, number), tensors)
 
 
 class StateStore(Dataset):
@@ -173,10 +167,6 @@ class StateStore(Dataset):
             )
         self._open: dict[int, Any] = {}
 
-    def check(self, **identity: Any) -> None:
-        """Raise ValueError, naming both values, when a field of the manifest, such as ``model``, is another."""
-        self.manifest.check(dataclasses.replace(self.manifest, **identity), self.folder)
-
     @cached_property
     def modality_lengths(self) -> list[int]:
         """What LLaVA's sampler groups by, of every sample of the data."""
@@ -203,10 +193,14 @@ class StateStore(Dataset):
         """``states`` (L, K * D) and what was measured; empty where the sample has no states."""
         if sample not in self._places:
             return {}
+        entry = self._entry(sample)
+        return {"states": torch.cat([entry.pop(name) for name in self.states], dim=-1), **entry}
+
+    def _entry(self, sample: int) -> dict[str, Tensor]:
+        """Each state (L, D) of a sample that has them, and what was measured."""
         number, row = self._places[sample]
         file = self._file(number)
-        states = torch.cat([file.get_slice(name)[row] for name in self.states], dim=-1)
-        return {"states": states, **{name: file.get_slice(name)[row : row + 1][0] for name in MEASURED}}
+        return {name: file.get_slice(name)[row : row + 1][0] for name in (*self.states, *MEASURED)}
 
     def read(self, *names: str) -> list[Tensor]:
         """Whole tensors of all N samples that have states, in the order of :attr:`index`."""
@@ -223,16 +217,12 @@ class StateStore(Dataset):
         Columns: ``index``, each state (L, D), ``labels`` (L,), and :data:`MEASURED`. bfloat16 becomes float32.
         """
         datasets: Any = needs("datasets", "study")
-        labels = self.labels(alpha)
 
         def rows():
-            for number, sample in enumerate(self.index.tolist()):
-                shard, row = self._places[sample]
-                file = self._file(shard)
-                values = {name: file.get_slice(name)[row : row + 1][0] for name in (*self.states, *MEASURED)}
-                values = {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in values.items()}
-                entry = {name: x.numpy() for name, x in values.items()}
-                yield {"index": sample, "labels": labels[number].numpy(), **entry}
+            for sample, labels in zip(self.index.tolist(), self.labels(alpha).numpy(), strict=True):
+                values = self._entry(sample).items()
+                entry = {name: (x.float() if x.dtype == torch.bfloat16 else x).numpy() for name, x in values}
+                yield {"index": sample, "labels": labels, **entry}
 
         return datasets.Dataset.from_generator(rows).with_format("numpy")
 

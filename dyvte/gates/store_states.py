@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from tqdm import tqdm
 
 from dyvte.cli import run
 from dyvte.engine.instructions import data_digest
-from dyvte.engine.model import ChatModel, Collator, DefaultTemplate, ModelOptions, TrainingSet
+from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
+from dyvte.engine.options import flags_of
 from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import Manifest, StoreWriter
@@ -90,41 +92,21 @@ def measure(chat: ChatModel, batch: dict, samples: Sequence[int], states: Sequen
 
 
 def shard_of(
-    part: range,
-    chat: ChatModel,
-    dataset: TrainingSet,
-    collator: Collator,
-    args: argparse.Namespace,
-    states: Sequence[str],
-    progress: tqdm,
+    chat: ChatModel, batches: DataLoader, samples: range, states: Sequence[str], progress: tqdm
 ) -> dict[str, Tensor]:
-    """Run the model over a shard's samples."""
-    subset: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
-    loader = DataLoader(subset, args.batch_size, collate_fn=collator, num_workers=args.workers)
-    pieces, start = [], part.start
-    for batch in loader:
+    """Run the model over a shard's samples, all but their ``modality_lengths``."""
+    pieces, start = [], samples.start
+    for batch in batches:
         size = len(batch["input_ids"])
         pieces.append(measure(chat, batch, range(start, start + size), states))
         start += size
         progress.update(size)
-    lengths = dataset.modality_lengths
-    return {
-        **{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]},
-        "modality_lengths": torch.tensor([lengths[sample] for sample in part]),
-    }
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def store(args: argparse.Namespace) -> None:
     """Write what the store lacks."""
-    chat = open_model(
-        ModelOptions(
-            args.model_path,
-            template=args.version,
-            device=args.device,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-        )
-    )
+    chat = open_model(replace(flags_of(ModelOptions, args), template=args.version))
     if chat.handle is None:
         raise ValueError(f"{args.model_path} takes no images: gates need a model with a vision tower")
     dataset, collator = chat.training_data(args.data_path, args.image_folder, args.model_max_length)
@@ -136,10 +118,12 @@ def store(args: argparse.Namespace) -> None:
             missing = writer.missing()
             done = len(dataset) - sum(len(part) for _, part in missing)
             with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
+                lengths = torch.tensor(dataset.modality_lengths)
                 for number, part in missing:
-                    writer.write(
-                        number, shard_of(part, chat, dataset, collator, args, manifest.states, progress)
-                    )
+                    rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
+                    batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
+                    tensors = shard_of(chat, batches, part, manifest.states, progress)
+                    writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
     except Timeout:
         raise ValueError(f"another run is writing {args.output}; wait for it, or stop it") from None
 

@@ -28,7 +28,7 @@ from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for, stack_of
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention, state_index
+from dyvte.gates.states import PAPER_STATES, check_states, gather_states, reads_attention
 
 IGNORE_INDEX = -100
 LOGIT_ROWS = 2048
@@ -96,11 +96,6 @@ class _ForkForLabels(Policy):
         self.layers, self.names, self.hidden_size = set(layers), states, hidden_size
         self.states: list[Tensor] = []
 
-    def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when a supervised layer does not exist."""
-        if not self.layers or not self.layers <= set(range(num_layers)):
-            raise ValueError(f"layers must be some of 0..{num_layers - 1}, got {sorted(self.layers)}")
-
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """The row with one more text-only copy of each sample."""
         if layer not in self.layers:
@@ -149,17 +144,17 @@ def supervise(
     decoder: Any = adapter_for(model).decoder(model)
     num_layers = len(decoder.layers)
     layers = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
+    if not layers or not set(layers) <= set(range(num_layers)):
+        raise ValueError(f"layers must be some of 0..{num_layers - 1}, got {layers}")
     policy = _ForkForLabels(layers, check_states(states), decoder.config.hidden_size)
-    policy.check(num_layers, decoder.config.hidden_size)
 
     answered = labels != IGNORE_INDEX
     from_first_answer = answered.long().cumsum(1) > 0
     row = pack(inputs_embeds, attention_mask, position_ids, visual_mask, from_first_answer, blocks, extras)
     targets = _next_labels(row, labels)
-    index = state_index(row.layout)
-    has_answer = answered.any(1).tolist()
-    position = [i for i, sample in enumerate(index.sequences) if has_answer[sample]]
-    samples = tuple(index.sequences[i] for i in position)
+    with_states, has_answer = row.layout.may_exit, answered.any(1).tolist()
+    position = [i for i, sample in enumerate(with_states) if has_answer[sample]]
+    samples = tuple(with_states[i] for i in position)
 
     row = run_layers(stack_of(model), row, policy=policy, trace=ExitTrace(num_layers, row.layout))
     losses, choices, counts = _answers(row, targets, model)
@@ -215,9 +210,7 @@ def _answers(row: PackedRow, targets: Tensor, model: nn.Module) -> tuple[Tensor,
     groups = len(layout.lengths)
     sequence = layout.owner_ids[at]
     device = target.device
-    counts = torch.zeros(groups, dtype=torch.long, device=device).index_add_(
-        0, sequence, torch.ones_like(sequence)
-    )
+    counts = torch.bincount(sequence, minlength=groups)
     total = torch.zeros(groups, dtype=torch.float64, device=device)
     if losses:
         total.index_add_(0, sequence, torch.cat(losses))
@@ -238,39 +231,27 @@ def _agreement(choices: Tensor, counts: Tensor, own: Tensor, copies: Tensor) -> 
     return out
 
 
-@dataclass(frozen=True)
-class GateStats:
-    """Counts of one loss, per layer of the model; they add up over steps and processes.
-
-    Attributes:
-        seen, positive, correct: (num_layers,) long: labels, labels that are 1, decisions equal to their labels.
-    """
-
-    seen: Tensor
-    positive: Tensor
-    correct: Tensor
-
-
-def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, GateStats]:
+def gate_loss(gates: ExitGates, supervision: Supervision) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the gates, summed over the supervised layers and averaged over samples.
 
     The sum over layers gives each gate the gradient that it gets when its layer alone is drawn. Without any sample
     the loss is 0 and still connected to the gates.
+
+    Returns:
+        The loss, and (3, num_layers) long, by layer: labels, labels that are 1, decisions equal to their labels.
     """
     device = next(gates.parameters()).device
-    zeros = torch.zeros(gates.num_layers, dtype=torch.long, device=device)
-    stats = GateStats(zeros, zeros.clone(), zeros.clone())
+    counts = torch.zeros(3, gates.num_layers, dtype=torch.long, device=device)
     # every gate takes part in every step, because data-parallel reducers wait for all parameters
     loss = sum((parameter.sum() for parameter in gates.parameters()), torch.zeros((), device=device)) * 0.0
     if not supervision.samples:
-        return loss, stats
+        return loss, counts
     for i, layer in enumerate(supervision.layers):
         if not gates.has_gate(layer):
             continue
         labels = supervision.labels[i].to(device)
         logits = gates(layer, supervision.states[i].to(device)).float()
         loss = loss + nn.functional.cross_entropy(logits, labels)
-        stats.seen[layer] = len(labels)
-        stats.positive[layer] = labels.sum()
-        stats.correct[layer] = ((logits[:, 1] > logits[:, 0]).long() == labels).sum()
-    return loss, stats
+        correct = (logits[:, 1] > logits[:, 0]).long() == labels
+        counts[:, layer] = torch.stack([torch.ones_like(labels), labels, correct]).sum(1)
+    return loss, counts

@@ -5,7 +5,6 @@ Subclasses define how the part is written and read. Runs resume from their newes
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import Trainer
 
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
+from dyvte.io import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,8 @@ class PartTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        self.save_part(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict
-        )
+        own = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.save_part(own, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         logger.info("saved to %s", folder)
@@ -75,11 +74,12 @@ class PartTrainer(Trainer):
 
 def newest_checkpoint(output_dir: str | Path) -> str | None:
     """The newest complete ``checkpoint-N`` of a run; ones cut short by a kill are passed over."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    folders = {path.name.split("-")[-1]: path for path in Path(output_dir).glob("checkpoint-*")}
+    for number in sorted(filter(str.isdigit, folders), key=int, reverse=True):
+        folder = folders[number]
         try:
-            json.loads((folder / "trainer_state.json").read_text())  # the last file a checkpoint gets
-        except (FileNotFoundError, json.JSONDecodeError):
+            read_json(folder / "trainer_state.json")  # the last file a checkpoint gets
+        except (FileNotFoundError, ValueError):
             logger.warning("%s is incomplete, so it is not resumed from", folder)
             continue
         return str(folder)

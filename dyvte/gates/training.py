@@ -53,13 +53,12 @@ class SupervisedGates(nn.Module):
             num_items_in_batch: what the summed loss is divided by; this batch's samples by default.
 
         Returns:
-            ``loss``, and per layer of the model (layers,) long: labels ``seen``, labels that are 1
-            (``positive``), decisions that are ``correct``.
+            ``loss`` and ``counts``, as :func:`gate_loss` gives them.
         """
-        loss, stats = gate_loss(self.gates, supervision)
+        loss, counts = gate_loss(self.gates, supervision)
         if num_items_in_batch is not None:
             loss = loss * (len(supervision.samples) / max(int(num_items_in_batch), 1))
-        return {"loss": loss, "seen": stats.seen, "positive": stats.positive, "correct": stats.correct}
+        return {"loss": loss, "counts": counts}
 
 
 class GateModel(SupervisedGates):
@@ -145,7 +144,7 @@ class GateTrainer(PartTrainer):
         loss = outputs["loss"]
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        self._counts += torch.stack([outputs[name] for name in ("seen", "positive", "correct")])
+        self._counts += outputs["counts"]
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -153,13 +152,12 @@ class GateTrainer(PartTrainer):
         if "loss" in logs:
             counts = torch.as_tensor(self.accelerator.reduce(self._counts.clone(), "sum")).double().cpu()
             self._counts.zero_()
-            seen, positive, correct = counts.sum(1).tolist()
-            if seen:
-                logs["gates/label_rate"], logs["gates/accuracy"] = positive / seen, correct / seen
-            for layer, (seen, positive, correct) in enumerate(counts.T.tolist()):
+            columns = {"": counts.sum(1)} | {f"/layer_{n:02d}": column for n, column in enumerate(counts.T)}
+            for where, column in columns.items():
+                seen, positive, correct = column.tolist()
                 if seen:
-                    logs[f"gates/label_rate/layer_{layer:02d}"] = positive / seen
-                    logs[f"gates/accuracy/layer_{layer:02d}"] = correct / seen
+                    logs[f"gates/label_rate{where}"] = positive / seen
+                    logs[f"gates/accuracy{where}"] = correct / seen
         super().log(logs, *args, **kwargs)
 
     def save_part(self, model: SupervisedGates, folder: Path, state_dict: dict | None) -> None:

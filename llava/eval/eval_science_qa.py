@@ -29,17 +29,6 @@ def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def results_of(outcomes: list[Outcome], accuracy: float) -> dict[str, Any]:
-    """LLaVA's result file: ``accuracy`` is that of all questions, in percent."""
-    return {
-        "acc": accuracy,
-        "correct": sum(outcome.correct for outcome in outcomes),
-        "count": len(outcomes),
-        "results": {outcome.problem_id: outcome.index for outcome in outcomes},
-        "outputs": {outcome.problem_id: outcome.text for outcome in outcomes},
-    }
-
-
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags."""
     parser = argparse.ArgumentParser(
@@ -60,14 +49,18 @@ def score(args: argparse.Namespace) -> None:
     analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
     for outcome in outcomes:
         analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
-    results = results_of(outcomes, score.parts["accuracy"])
+    results = {
+        "acc": score.parts["accuracy"],  # of all questions, in percent
+        "correct": len(analyses["correct"]),
+        "count": len(outcomes),
+        "results": {outcome.problem_id: outcome.index for outcome in outcomes},
+        "outputs": {outcome.problem_id: outcome.text for outcome in outcomes},
+    }
     for path, content in ((args.output_file, analyses), (args.output_result, results)):
         write_whole(path, json.dumps(content, indent=2))
     print(score.report)
     if score.remarks:
-        print(
-            f"{len(score.remarks)} remarks on answers: python -m dyvte.benchmarks score sqa --json says which"
-        )
+        print(f"{len(score.remarks)} remarks on answers: see python -m dyvte.benchmarks score sqa --json")
 
 
 def main(arguments: list[str] | None = None) -> None:

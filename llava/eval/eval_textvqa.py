@@ -21,9 +21,7 @@ def eval_single(annotation_file: str | Path, result_file: str | Path) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.eval_textvqa", description="Score TextVQA answers."
-    )
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_textvqa", description="Score TextVQA.")
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file")
     parser.add_argument("--result-dir")

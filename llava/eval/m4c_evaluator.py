@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from dyvte.benchmarks import vqa_text
 from dyvte.benchmarks.benchmark import mean
-from dyvte.benchmarks.vqa_text import (
-    leave_one_out_accuracy,
-    normalise,
-    normalise_words,
-    separate_words,
-    strip_punctuation,
-)
 
 
 class EvalAIAnswerProcessor:
     """Normalises one answer as the EvalAI server of TextVQA does."""
 
+    word_tokenize = staticmethod(vqa_text.separate_words)
+    process_punctuation = staticmethod(vqa_text.strip_punctuation)
+    process_digit_article = staticmethod(vqa_text.normalise_words)
+
     def __call__(self, item: str) -> str:
-        return normalise(item)
-
-    def word_tokenize(self, word: str) -> str:
-        return separate_words(word)
-
-    def process_punctuation(self, in_text: str) -> str:
-        return strip_punctuation(in_text)
-
-    def process_digit_article(self, in_text: str) -> str:
-        return normalise_words(in_text)
+        return vqa_text.normalise(item)
 
 
 class TextVQAAccuracyEvaluator:
@@ -38,12 +27,6 @@ class TextVQAAccuracyEvaluator:
 
     def eval_pred_list(self, pred_list: list[dict[str, Any]]) -> float:
         """``pred_list`` holds dicts of ``pred_answer`` (a string) and ``gt_answers`` (list of strings)."""
-        return mean(
-            [
-                leave_one_out_accuracy(
-                    self.answer_processor(entry["pred_answer"]),
-                    [self.answer_processor(answer) for answer in entry["gt_answers"]],
-                )
-                for entry in pred_list
-            ]
-        )
+        normal = self.answer_processor
+        pairs = [(normal(one["pred_answer"]), [normal(a) for a in one["gt_answers"]]) for one in pred_list]
+        return mean([vqa_text.leave_one_out_accuracy(*pair) for pair in pairs])

@@ -1,8 +1,6 @@
 """Answer a file of open questions (MM-Vet, LLaVA-Bench): ``model_vqa_loader`` with longer answers."""
 
-from __future__ import annotations
-
-import argparse
+from functools import partial
 
 from dyvte.cli import run
 from dyvte.engine.questions import OPEN_QUESTIONS
@@ -11,11 +9,7 @@ from llava.eval.model_vqa_loader import eval_model
 
 __all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
-    return question_parser(OPEN_QUESTIONS)
-
+build_parser = partial(question_parser, OPEN_QUESTIONS)
 
 if __name__ == "__main__":
     run(build_parser(), eval_model)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from functools import partial
 
 from dyvte.cli import run
 from dyvte.engine.model import model_name_of
-from dyvte.engine.questions import JSON_LINES, Item
+from dyvte.engine.questions import JSON_LINES, QuestionFormat
 from dyvte.engine.run import answer_items, get_chunk, question_parser, split_list
 
 logger = logging.getLogger(__name__)
@@ -16,24 +16,16 @@ logger = logging.getLogger(__name__)
 __all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
 
-def answer(args: argparse.Namespace, items: Sequence[Item]) -> None:
-    """Answer the questions of this chunk that the answers file does not hold yet."""
+def answer_file(questions: QuestionFormat, args: argparse.Namespace) -> None:
+    """Answer the questions of ``args.question_file``, of this chunk, that the answers file does not hold yet."""
     template, name = args.conv_mode, model_name_of(args.model_path)
     if "plain" in name and "finetune" not in name.lower() and "mmtag" not in template:
         template = type(template)(template + "_mmtag")  # asked for or not, as before
         logger.warning("a model named 'plain' is asked in conversation mode %s", template)
-    answer_items(args, items, template)
+    answer_items(args, questions.read(args), template)
 
 
-def eval_model(args: argparse.Namespace) -> None:
-    """Read and answer ``args.question_file``."""
-    answer(args, JSON_LINES.read(args))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
-    return question_parser(JSON_LINES)
-
+build_parser, eval_model = partial(question_parser, JSON_LINES), partial(answer_file, JSON_LINES)
 
 if __name__ == "__main__":
     run(build_parser(), eval_model)

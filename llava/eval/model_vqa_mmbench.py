@@ -1,26 +1,15 @@
 """Answer an MMBench table (TSV with images inside), with MMBench's options and hints in the question."""
 
-from __future__ import annotations
-
-import argparse
+from functools import partial
 
 from dyvte.benchmarks.mmbench_questions import TABLE
 from dyvte.cli import run
 from dyvte.engine.run import get_chunk, question_parser, split_list
-from llava.eval.model_vqa_loader import answer
+from llava.eval.model_vqa_loader import answer_file
 
 __all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
-
-def eval_model(args: argparse.Namespace) -> None:
-    """Read and answer ``args.question_file``."""
-    answer(args, TABLE.read(args))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
-    return question_parser(TABLE)
-
+build_parser, eval_model = partial(question_parser, TABLE), partial(answer_file, TABLE)
 
 if __name__ == "__main__":
     run(build_parser(), eval_model)

@@ -7,7 +7,7 @@ import argparse
 from dyvte.cli import run
 from dyvte.engine.answer import Answer, describe_exit
 from dyvte.engine.images import load_image
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import add_model_arguments, open_answerer
 from dyvte.engine.questions import Question
 from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
@@ -38,17 +38,10 @@ def eval_model(args) -> Answer:
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
     parser = argparse.ArgumentParser(description="Ask a model one question about images.")
-    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=str, default=None)
-    parser.add_argument("--image-file", type=str, required=True)
-    parser.add_argument("--query", type=str, required=True)
-    parser.add_argument("--conv-mode", type=str, default=None)
-    parser.add_argument("--sep", type=str, default=",")
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", type=float, default=None)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    add_method_arguments(parser)
+    parser.add_argument("--image-file", required=True)
+    parser.add_argument("--query", required=True)
+    parser.add_argument("--sep", default=",")
+    add_model_arguments(parser, conv_mode=None, max_new_tokens=512)
     return parser
 
 

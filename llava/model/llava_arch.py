@@ -9,12 +9,14 @@ Shapes: B rows, S prompt length before the splice, L after it, N features of one
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from dyvte.gates.supervision import Embedded
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -27,23 +29,13 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 
-@dataclass(frozen=True)
-class Spliced:
-    """A padded batch after the images entered it.
+class Spliced(Embedded):
+    """A padded batch after the images entered it; embeddings are zero, and labels ``IGNORE_INDEX``, at padding."""
 
-    Attributes:
-        inputs_embeds: (B, L, D); zeros at padding.
-        attention_mask: (B, L) bool, True on real tokens.
-        position_ids: (B, L) long, 0, 1, ... over the real tokens of a row, 0 at padding.
-        labels: (B, L) long; ``IGNORE_INDEX`` on image features and padding.
-        visual_mask: (B, L) bool, True on image features.
-    """
-
-    inputs_embeds: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    labels: Tensor
-    visual_mask: Tensor
+    @property
+    def positions(self) -> Tensor:
+        """(B, L) long, 0, 1, ... over the real tokens of a row, 0 at padding."""
+        return (self.attention_mask.cumsum(1) - 1) * self.attention_mask
 
 
 def splice(
@@ -75,10 +67,8 @@ def splice(
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     rows = [ids[mask] for ids, mask in zip(input_ids, keep, strict=True)]
-    if labels is None:
-        row_labels = [torch.full_like(ids, IGNORE_INDEX) for ids in rows]
-    else:
-        row_labels = [row[mask] for row, mask in zip(labels, keep, strict=True)]
+    labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
+    row_labels = [row[mask] for row, mask in zip(labels, keep, strict=True)]
 
     sentinels = [int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in rows]
     with_dummies = sum(max(count, 1) for count in sentinels)
@@ -104,54 +94,38 @@ def _splice_row(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One row without padding -> (embeddings (L, D), labels (L,), visual mask (L,))."""
     is_image = ids == IMAGE_TOKEN_INDEX
-    text = embed(ids.masked_fill(is_image, 0))
+    sizes = [len(feature) for feature in features]
+    repeats = torch.ones_like(ids).masked_scatter(is_image, ids.new_tensor(sizes))
+    length = len(ids) - len(sizes) + sum(sizes)
+    source = torch.arange(len(ids), device=ids.device).repeat_interleave(repeats, output_size=length)
+    source = source[:max_length]
+    embeds, visual = embed(ids.masked_fill(is_image, 0))[source], is_image[source]
     if features:
-        cuts = is_image.nonzero().flatten().tolist()
-        starts, ends = [0, *(cut + 1 for cut in cuts)], [*cuts, len(ids)]
-        embeds, label_parts, visual = [], [], []
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            embeds.append(text[start:end])
-            label_parts.append(labels[start:end])
-            visual.append(is_image[start:end])
-            if index < len(features):
-                feature = features[index].to(text)
-                embeds.append(feature)
-                label_parts.append(labels.new_full((len(feature),), IGNORE_INDEX))
-                visual.append(is_image.new_ones(len(feature)))
-        text, labels, is_image = torch.cat(embeds), torch.cat(label_parts), torch.cat(visual)
-    return text[:max_length], labels[:max_length], is_image[:max_length]
+        embeds = embeds.masked_scatter(visual[:, None], torch.cat(features).to(embeds))
+    return embeds, labels.masked_fill(is_image, IGNORE_INDEX)[source], visual
 
 
 def _pad(rows: list[tuple[Tensor, Tensor, Tensor]], padding_side: str) -> Spliced:
     """Rows of different length -> one padded batch."""
-    lengths = [len(labels) for _, labels, _ in rows]
-    longest, (first, first_labels, _) = max(lengths), rows[0]
-    embeds = first.new_zeros(len(rows), longest, first.shape[-1])
-    labels = first_labels.new_full((len(rows), longest), IGNORE_INDEX)
-    visual = torch.zeros_like(labels, dtype=torch.bool)
-    mask = torch.zeros_like(visual)
-    positions = torch.zeros_like(labels)
-    for index, ((row, row_labels, row_visual), length) in enumerate(zip(rows, lengths, strict=True)):
-        at = slice(longest - length, longest) if padding_side == "left" else slice(0, length)
-        embeds[index, at] = row
-        labels[index, at] = row_labels
-        visual[index, at] = row_visual
-        mask[index, at] = True
-        positions[index, at] = torch.arange(length, device=labels.device)
-    return Spliced(embeds, mask, positions, labels, visual)
+    embeds, labels, visual = (list(parts) for parts in zip(*rows, strict=True))
+    pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+    return Spliced(
+        inputs_embeds=pad(embeds),
+        attention_mask=pad([torch.ones_like(row) for row in visual]),
+        labels=pad(labels, padding_value=IGNORE_INDEX),
+        visual_mask=pad(visual),
+    )
 
 
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     """Cut away the symmetric padding of a feature map (C, H, W) made from an image of ``(width, height)``."""
     width, height = original_size
-    current_height, current_width = tensor.shape[1:]
-    if width / height > current_width / current_height:
-        kept = int(height * (current_width / width))
-        border = (current_height - kept) // 2
-        return tensor[:, border : current_height - border]
-    kept = int(width * (current_height / height))
-    border = (current_width - kept) // 2
-    return tensor[:, :, border : current_width - border]
+    rows, columns = tensor.shape[1:]
+    if width / height > columns / rows:
+        border = (rows - int(height * (columns / width))) // 2
+        return tensor[:, border : rows - border]
+    border = (columns - int(width * (rows / height))) // 2
+    return tensor[:, :, border : columns - border]
 
 
 class LlavaMetaModel:
@@ -216,10 +190,7 @@ class LlavaMetaForCausalLM:
     resize_token_embeddings: Callable[..., Any]
     get_input_embeddings: Callable[[], Any]
     get_output_embeddings: Callable[[], Any]
-
-    def get_model(self):
-        """The inner module that holds tower, projector and decoder."""
-        raise AttributeError(f"{type(self).__name__} must define get_model()")
+    get_model: Callable[[], Any]  # the inner module that holds tower, projector and decoder
 
     def get_vision_tower(self):
         """The vision tower, or None."""
@@ -247,16 +218,13 @@ class LlavaMetaForCausalLM:
         if merge_type == "flat":
             return [feature.flatten(0, 1) for feature in encoded]
         if not merge_type.startswith("spatial"):
-            raise ValueError(
-                f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial or spatial_unpad"
-            )
+            raise ValueError(f"unknown mm_patch_merge_type {merge_type!r}: use flat, spatial, spatial_unpad")
         if image_sizes is None:
             raise ValueError("image_sizes is needed to merge image tiles: pass each image's (width, height)")
-        merged = [
+        return [
             self._merge_tiles(feature, tuple(size), "unpad" in merge_type)
             for feature, size in zip(encoded, image_sizes, strict=True)
         ]
-        return merged
 
     def _merge_tiles(self, feature: Tensor, size: tuple[int, int], unpad: bool) -> Tensor:
         """(1 + tiles, N, D) -> (N + merged, D): the whole image, then its tiles as one map, row by row."""
@@ -309,7 +277,7 @@ class LlavaMetaForCausalLM:
         out = self.splice_images(input_ids, attention_mask, labels, images, image_sizes)
         return (
             None,
-            None if position_ids is None else out.position_ids,
+            None if position_ids is None else out.positions,
             None if attention_mask is None else out.attention_mask.to(attention_mask.dtype),
             past_key_values,
             out.inputs_embeds,

@@ -26,9 +26,7 @@ def quantization_config(
         ValueError: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "8 and 4 bits need bitsandbytes, which comes with the extra 'quant': pip install 'dyvte[quant]'"
-        )
+        raise ValueError("8 and 4 bits need bitsandbytes: pip install 'dyvte[quant]'")
     return BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,

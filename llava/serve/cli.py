@@ -7,7 +7,7 @@ import argparse
 from transformers import TextStreamer
 
 from dyvte.cli import run
-from dyvte.engine.exit_view import show_exit
+from dyvte.engine.answer import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question

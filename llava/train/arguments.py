@@ -41,7 +41,7 @@ class DataArguments:
 
     data_path: str | None = flag(None, "Instruction data: a JSON list in LLaVA's format.")
     lazy_preprocess: bool = flag(False, "Accepted for LLaVA's scripts; samples are always read lazily.")
-    is_multimodal: bool = flag(False, "Set by the code: whether a vision tower is in use.")
+    is_multimodal: bool = flag(False, "Accepted for LLaVA's scripts; the model decides.")
     image_folder: str | None = flag(None, "Folder that image paths in the data are relative to.")
     image_aspect_ratio: str = flag("square", "square (resize and crop) or pad (pad to a square first).")
     image_grid_pinpoints: str | None = flag(None, "Tile resolutions for image_aspect_ratio anyres.")
@@ -83,9 +83,10 @@ class TrainingArguments(options.TrainingArguments):
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Parse the command line (``sys.argv`` by default) and check what must go together.
 
     Raises:

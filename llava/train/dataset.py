@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from dyvte.engine.images import load_image
 from dyvte.engine.instructions import check_records, image_paths, modality_lengths, read_records
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX, WRAPPED_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
@@ -37,11 +34,6 @@ def template_name(version: str) -> str:
     return "vicuna_v1"
 
 
-def find_template(version: str) -> Conversation:
-    """The prompt template named ``version``, or vicuna_v1."""
-    return conv_templates[template_name(version)]
-
-
 def place_images(text: str, template: Conversation, use_im_start_end: bool = False) -> str:
     """A question with its image where LLaVA puts it: on a line of its own, before the question.
 
@@ -52,15 +44,15 @@ def place_images(text: str, template: Conversation, use_im_start_end: bool = Fal
         if "mmtag" in template.version:
             text = text.replace(DEFAULT_IMAGE_TOKEN, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>")
     if use_im_start_end:
-        wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-        text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        text = text.replace(DEFAULT_IMAGE_TOKEN, WRAPPED_IMAGE_TOKEN)
     return text
 
 
+@dataclass(eq=False)
 class SupervisedDataset(Dataset):
     """Samples ``{"input_ids": (S,), "labels": (S,), "images": list of (3, H, W), "image_sizes": list}``.
 
-    Args:
+    Attributes:
         records: see :mod:`dyvte.engine.instructions`.
         image_processor: the vision tower's, or None when the model takes text only.
 
@@ -68,22 +60,15 @@ class SupervisedDataset(Dataset):
         ValueError: when records are malformed; the message names the first few.
     """
 
-    def __init__(
-        self,
-        records: list[dict],
-        tokenizer,
-        template: Conversation,
-        data_args: DataArguments,
-        image_processor=None,
-        use_im_start_end: bool = False,
-    ) -> None:
-        self.records = records
-        self.tokenizer = tokenizer
-        self.template = template
-        self.data_args = data_args
-        self.image_processor = image_processor
-        self.use_im_start_end = use_im_start_end
-        check_records(records, takes_images=image_processor is not None)
+    records: list[dict]
+    tokenizer: Any
+    template: Conversation
+    data_args: DataArguments
+    image_processor: Any = None
+    use_im_start_end: bool = False
+
+    def __post_init__(self) -> None:
+        check_records(self.records, takes_images=self.image_processor is not None)
 
     @property
     def modality_lengths(self) -> list[int]:
@@ -98,10 +83,8 @@ class SupervisedDataset(Dataset):
         paths = image_paths(record)
         turns = record["conversations"]
         if paths:
-            turns = [
-                {**turn, "value": place_images(turn["value"], self.template, self.use_im_start_end)}
-                for turn in turns
-            ]
+            place = partial(place_images, template=self.template, use_im_start_end=self.use_im_start_end)
+            turns = [{**turn, "value": place(turn["value"])} for turn in turns]
         try:
             ids, labels = tokenize(render(turns, self.template), self.tokenizer, has_image=bool(paths))
         except ValueError as error:
@@ -136,16 +119,15 @@ class SupervisedCollator:
     def __call__(self, samples: list[dict]) -> dict[str, Tensor | list]:
         if self.blank_image is not None and not any(sample["images"] for sample in samples):
             samples = self._with_blank_image(samples, self.blank_image)
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        input_ids = torch.full((len(samples), longest), self.pad_token_id)
-        labels = torch.full((len(samples), longest), IGNORE_INDEX)
-        mask = torch.zeros((len(samples), longest), dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            length = len(sample["input_ids"])
-            input_ids[row, :length] = sample["input_ids"]
-            labels[row, :length] = sample["labels"]
-            mask[row, :length] = True
-        batch: dict[str, Tensor | list] = {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+        ids = [sample["input_ids"] for sample in samples]
+        labels = [sample["labels"] for sample in samples]
+        batch: dict[str, Tensor | list] = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence(
+                [torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True
+            ),
+        }
         images = [image for sample in samples for image in sample["images"]]
         if images:
             same_shape = all(image.shape == images[0].shape for image in images)
@@ -156,15 +138,14 @@ class SupervisedCollator:
     @staticmethod
     def _with_blank_image(samples: list[dict], shape: tuple[int, int, int]) -> list[dict]:
         """The samples, with an image that no token attends to after the shortest one."""
-        shortest = min(range(len(samples)), key=lambda index: len(samples[index]["input_ids"]))
-        sample = samples[shortest]
+        shortest = min(samples, key=lambda sample: len(sample["input_ids"]))
         carrier = {
-            "input_ids": torch.cat([sample["input_ids"], torch.tensor([IMAGE_TOKEN_INDEX])]),
-            "labels": torch.cat([sample["labels"], torch.tensor([IGNORE_INDEX])]),
+            "input_ids": torch.cat([shortest["input_ids"], torch.tensor([IMAGE_TOKEN_INDEX])]),
+            "labels": torch.cat([shortest["labels"], torch.tensor([IGNORE_INDEX])]),
             "images": [torch.zeros(shape)],
             "image_sizes": [(shape[2], shape[1])],
         }
-        return [*samples[:shortest], carrier, *samples[shortest + 1 :]]
+        return [carrier if sample is shortest else sample for sample in samples]
 
 
 def make_supervised_data_module(
@@ -175,27 +156,18 @@ def make_supervised_data_module(
     config=None,
     blank_image: bool = True,
 ) -> dict:
-    """The Trainer's ``train_dataset``, ``eval_dataset`` and ``data_collator``.
+    """The Trainer's ``train_dataset`` and ``data_collator``.
 
     Args:
         vision_tower: brings the image processor; None for a model that takes text only.
         blank_image: whether batches of text only get a blank image (see :class:`SupervisedCollator`).
     """
     processor = None if vision_tower is None else vision_tower.image_processor
-    dataset = SupervisedDataset(
-        read_records(data_args.data_path or ""),
-        tokenizer,
-        template,
-        data_args,
-        processor,
-        use_im_start_end=bool(getattr(config, "mm_use_im_start_end", False)),
-    )
+    records = read_records(data_args.data_path or "")
+    wrapped = bool(getattr(config, "mm_use_im_start_end", False))
+    dataset = SupervisedDataset(records, tokenizer, template, data_args, processor, wrapped)
     logger.info("training on %d samples of %s", len(dataset), data_args.data_path)
     shape = None
     if vision_tower is not None and blank_image:
         shape = (3, vision_tower.config.image_size, vision_tower.config.image_size)
-    return {
-        "train_dataset": dataset,
-        "eval_dataset": None,
-        "data_collator": SupervisedCollator(tokenizer.pad_token_id, shape),
-    }
+    return {"train_dataset": dataset, "data_collator": SupervisedCollator(tokenizer.pad_token_id, shape)}

@@ -24,8 +24,6 @@ class LLaVATrainer(PartTrainer):
     args: TrainingArguments
 
     def __init__(self, *args, trains: str = "full", **kwargs) -> None:
-        if trains not in SAVE:
-            raise ValueError(f"trains must be one of {', '.join(SAVE)}, got {trains!r}")
         self.trains = trains
         super().__init__(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from dyvte.cli import extra
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +22,9 @@ LORA_TARGETS = r".*model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 def load_model(
-    model_args: ModelArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-    model_class: type[LlamaForCausalLM] | None = None,
+    model_args: ModelArguments, training_args: TrainingArguments, attn_implementation: str | None
 ) -> Any:
-    """The language model to train, without its vision modules; of LLaVA's class when a tower is to be added.
+    """The language model to train, without its vision modules; of LLaVA's class where it takes images.
 
     Raises:
         ValueError: for a family other than Llama.
@@ -35,18 +32,28 @@ def load_model(
     if "mpt" in model_args.model_name_or_path.lower():
         raise ValueError("MPT models are not supported: give a Llama model as --model_name_or_path")
     name = model_args.model_name_or_path
-    if model_class is None:
-        model_class = LlamaForCausalLM if model_args.vision_tower is None else LlavaLlamaForCausalLM
-    config_class = LlavaConfig if model_class is LlavaLlamaForCausalLM else LlamaConfig
+    takes_images = model_args.vision_tower is not None or model_args.tune_visual_gates
+    model_class = LlavaLlamaForCausalLM if takes_images else LlamaForCausalLM
+    config_class = LlavaConfig if takes_images else LlamaConfig
     fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
     fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
+    quantization: dict[str, Any] = {}
+    if training_args.bits != 16:
+        quantization["device_map"] = {"": training_args.device}
+        quantization["quantization_config"] = quantization_config(
+            training_args.bits,
+            training_args.compute_dtype,
+            training_args.double_quant,
+            training_args.quant_type,
+            skip_modules=["mm_projector", "lm_head"],
+        )
     model = model_class.from_pretrained(
         name,
         config=config_class.from_dict(fields),
         cache_dir=training_args.cache_dir,
         attn_implementation=attn_implementation,
         dtype=training_args.weights_dtype,
-        **_quantization(training_args),
+        **quantization,
     )
     model.config.use_cache = False
     if model_args.freeze_backbone:
@@ -60,20 +67,6 @@ def load_model(
     if checkpointing:
         model.enable_input_require_grads()
     return model
-
-
-def _quantization(training_args: TrainingArguments) -> dict:
-    """Keyword arguments of ``from_pretrained`` for 8 and 4 bits."""
-    if training_args.bits == 16:
-        return {}
-    config = quantization_config(
-        training_args.bits,
-        training_args.compute_dtype,
-        training_args.double_quant,
-        training_args.quant_type,
-        skip_modules=["mm_projector", "lm_head"],
-    )
-    return {"device_map": {"": training_args.device}, "quantization_config": config}
 
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
@@ -107,19 +100,17 @@ def add_lora(model, training_args: TrainingArguments):
     return get_peft_model(model, config)
 
 
-def add_vision(
-    model, tokenizer, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
-):
+def add_vision(model, tokenizer, arguments: Arguments):
     """Build tower and projector, write LLaVA's fields into the config, and freeze what is not trained.
 
     Returns:
         The vision tower.
     """
+    model_args, data_args, training_args = arguments
     model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp or None)
     tower = model.get_vision_tower()
     tower.to(dtype=training_args.compute_dtype, device=training_args.device)
     tower.requires_grad_(False)
-    data_args.is_multimodal = True
     projector = model.get_model().mm_projector
 
     config = model.config
@@ -149,24 +140,20 @@ def check_not_sharded() -> None:
         raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
 
 
-def load_frozen_llava(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-):
+def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
     """A finished LLaVA model and its tower, frozen, on the training device; images are prepared as its config says.
 
     Raises:
         ValueError: when the model has no vision tower, or DeepSpeed would shard it.
     """
+    model_args, data_args, training_args = arguments
     check_not_sharded()
-    model = load_model(model_args, training_args, attn_implementation, model_class=LlavaLlamaForCausalLM)
+    model = load_model(model_args, training_args, attn_implementation)
     tower = model.get_vision_tower()
     if tower is None:
+        name = model_args.model_name_or_path
         raise ValueError(
-            f"{model_args.model_name_or_path} has no vision tower: gates need a finished LLaVA model "
-            "as --model_name_or_path"
+            f"{name} has no vision tower: gates need a finished LLaVA model as --model_name_or_path"
         )
     tower.load_model()
     if training_args.bits == 16:
@@ -177,12 +164,10 @@ def load_frozen_llava(
         logger.warning("images are prepared with the model's own image_aspect_ratio, %r", aspect)
     data_args.image_aspect_ratio = aspect
     data_args.image_grid_pinpoints = getattr(model.config, "image_grid_pinpoints", None)
-    data_args.is_multimodal = True
     return model.requires_grad_(False).eval(), tower
 
 
 def log_trainable(model: torch.nn.Module) -> None:
     """Log how many of the parameters are trained."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    logger.info("training %s of %s parameters", f"{trained:,}", f"{total:,}")
+    logger.info("training %d of %d parameters", trained, sum(p.numel() for p in model.parameters()))

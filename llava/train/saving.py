@@ -24,23 +24,14 @@ EMBEDDING_KEY = "embed_tokens"
 StateDict = dict[str, Tensor]
 
 
-def vision_tower_trained(model: nn.Module) -> bool:
-    """Whether any weight of the vision tower is trained."""
-    return any(TOWER_KEY in name and p.requires_grad for name, p in model.named_parameters())
-
-
-def projector_state(state: StateDict, with_embeddings: bool = False) -> StateDict:
-    """The projector's part of a state dict; with the token embeddings when those are trained as well."""
-    wanted = (*PROJECTOR_KEYS, EMBEDDING_KEY) if with_embeddings else PROJECTOR_KEYS
-    return {key: value for key, value in state.items() if any(part in key for part in wanted)}
-
-
 def save_projector(model, folder: str | Path, state: StateDict | None = None) -> None:
     """Write ``config.json`` and ``mm_projector.bin`` (keys ``model.mm_projector.*``)."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    with_embeddings = bool(getattr(model.config, "mm_use_im_start_end", False))
-    own = projector_state(model.state_dict() if state is None else state, with_embeddings)
+    # the token embeddings are trained as well where the image has start and end tokens
+    parts = PROJECTOR_KEYS + (EMBEDDING_KEY,) * bool(getattr(model.config, "mm_use_im_start_end", False))
+    state = model.state_dict() if state is None else state
+    own = {key: value for key, value in state.items() if any(part in key for part in parts)}
     torch.save(_on_cpu(own), Path(folder) / PROJECTOR_FILE)
 
 
@@ -71,9 +62,15 @@ def load_lora(model, folder: str | Path) -> None:
 def save_full(model, folder: str | Path, state: StateDict | None = None) -> None:
     """Write the model as safetensors shards, its tower only where that was trained."""
     state = model.state_dict() if state is None else state
-    if not vision_tower_trained(model):
+    if not any(TOWER_KEY in name and p.requires_grad for name, p in model.named_parameters()):
         state = {key: value for key, value in state.items() if TOWER_KEY not in key}
-    _make_generation_config_valid(model)
+    generation = getattr(model, "generation_config", None)
+    if (
+        generation
+        and not generation.do_sample
+        and (generation.temperature or generation.top_p or generation.top_k)
+    ):
+        generation.do_sample = True  # transformers refuses to write Vicuna's, a temperature without sampling
     model.save_pretrained(folder, state_dict=state)
 
 
@@ -108,10 +105,3 @@ def _load_part(model: nn.Module, weights: StateDict) -> None:
 def _on_cpu(state: StateDict) -> StateDict:
     """Contiguous copies on the CPU, so that a file holds no more than its own tensors."""
     return {key: value.detach().cpu().clone() for key, value in state.items()}
-
-
-def _make_generation_config_valid(model) -> None:
-    """Vicuna's generation config sets a temperature without sampling, which transformers refuses to write."""
-    config = getattr(model, "generation_config", None)
-    if config is not None and not config.do_sample and (config.temperature or config.top_p or config.top_k):
-        config.do_sample = True

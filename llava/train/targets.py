@@ -53,9 +53,7 @@ def render(turns: list[dict], template: Conversation) -> Prompt:
         opened = conversation.get_prompt()
         conversation.messages[first + index][1] = turn["value"]
         filled = conversation.get_prompt()
-        assert filled.startswith(opened), (
-            f"template {template.version!r} rewrites the prompt when it is answered"
-        )
+        assert filled.startswith(opened), f"template {template.version!r} rewrites the prompt when answered"
         answers.append((len(opened), len(filled)))
     return Prompt(conversation.get_prompt(), answers)
 
@@ -78,9 +76,7 @@ def tokenize(prompt: Prompt, tokenizer, has_image: bool = True) -> tuple[list[in
             say where its tokens lie in the text.
     """
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} reports no character offsets: use a tokenizers-backed one"
-        )
+        raise ValueError(f"{type(tokenizer).__name__} has no character offsets: use a tokenizers-backed one")
     ids: list[int] = []
     labels: list[int] = []
     position = 0

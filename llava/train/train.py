@@ -23,54 +23,44 @@ from dyvte.provenance import checkpoint_digest
 from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.dataset import find_template, make_supervised_data_module, template_name
+from llava.train.arguments import Arguments, DataArguments, parse_arguments
+from llava.train.dataset import make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-) -> LLaVATrainer:
+def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaVATrainer:
     """Model, data and Trainer from arguments."""
-    template = find_template(model_args.version or "v0")
+    model_args, data_args, training_args = arguments
+    template = conv_templates[template_name(model_args.version or "v0")]
     model = prepare.load_model(model_args, training_args, attn_implementation)
     tokenizer = prepare.load_tokenizer(model, model_args, training_args)
     if training_args.lora_enable:
         model = prepare.add_lora(model, training_args)
     tower = None
     if model_args.vision_tower is not None:
-        tower = prepare.add_vision(model, tokenizer, model_args, data_args, training_args)
+        tower = prepare.add_vision(model, tokenizer, arguments)
     prepare.log_trainable(model)
     data = make_supervised_data_module(tokenizer, data_args, template, tower, model.config)
-    trains = (
-        "lora" if training_args.lora_enable else "projector" if model_args.tune_mm_mlp_adapter else "full"
-    )
+    trains = "projector" if model_args.tune_mm_mlp_adapter else "full"
+    trains = "lora" if training_args.lora_enable else trains
     return LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
 
 
-def build_gate_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-) -> GateTrainer:
+def build_gate_trainer(arguments: Arguments, attn_implementation: str | None) -> GateTrainer:
     """A finished model, gates, data and Trainer from arguments."""
+    model_args, data_args, training_args = arguments
     if family_of(model_args.model_name_or_path) != LLAVA:
-        return build_processor_gate_trainer(model_args, data_args, training_args, attn_implementation)
+        return build_processor_gate_trainer(arguments, attn_implementation)
     name = template_name(model_args.version or "v1")
-    base, tower = prepare.load_frozen_llava(model_args, data_args, training_args, attn_implementation)
+    base, tower = prepare.load_frozen_llava(arguments, attn_implementation)
     tokenizer = prepare.load_tokenizer(base, model_args, training_args)
     set_seed(training_args.seed)  # every process draws the same fresh gates
     path, config = model_args.model_name_or_path, base.config
     gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
-    data = make_supervised_data_module(
-        tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
-    )
+    template = conv_templates[name]
+    data = make_supervised_data_module(tokenizer, data_args, template, tower, config, blank_image=False)
     if training_args.should_save:  # digests take time: only for the process that writes them
         digest = checkpoint_digest(path, getattr(config, "mm_vision_tower", None))
         mark_origin(gates, path, digest, config.model_type, data_args, data["train_dataset"])
@@ -80,17 +70,13 @@ def build_gate_trainer(
     return GateTrainer(model=model, args=training_args, **data)
 
 
-def build_processor_gate_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    attn_implementation: str | None = None,
-) -> GateTrainer:
+def build_processor_gate_trainer(arguments: Arguments, attn_implementation: str | None) -> GateTrainer:
     """The same for a family that brings its processor and chat template.
 
     Raises:
         ValueError: a prompt template was asked for, or DeepSpeed would shard the frozen model.
     """
+    model_args, data_args, training_args = arguments
     prepare.check_not_sharded()
     path, dtype = model_args.model_name_or_path, str(training_args.compute_dtype).removeprefix("torch.")
     options = ModelOptions(
@@ -138,10 +124,10 @@ def mark_origin(
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Parse the command line, train, and save to ``--output_dir``."""
-    model_args, data_args, training_args = parse_arguments(argv)
+    arguments = model_args, _, training_args = parse_arguments(argv)
     log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
-    trainer = build(model_args, data_args, training_args, attn_implementation)
+    trainer = build(arguments, attn_implementation)
     trainer.train_to_the_end()
     trainer.model.config.use_cache = True
     trainer.save_model()

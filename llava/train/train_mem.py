@@ -12,13 +12,8 @@ from llava.train.train import train
 logger = logging.getLogger(__name__)
 
 
-def attention_implementation() -> str | None:
-    """``flash_attention_2`` where it can run, else None: the model's default (SDPA)."""
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attention_2"
-    logger.warning("flash-attn or a GPU is missing, so attention runs on PyTorch's SDPA")
-    return None
-
-
 if __name__ == "__main__":
-    train(attn_implementation=attention_implementation())
+    fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    if not fast:
+        logger.warning("flash-attn or a GPU is missing, so attention runs on PyTorch's SDPA")
+    train(attn_implementation="flash_attention_2" if fast else None)

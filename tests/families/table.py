@@ -25,15 +25,16 @@ generation, gates and their labels. Checkpoints of these types open on all comma
     MODEL=Qwen/Qwen2.5-VL-7B-Instruct DATA=gates.json scripts/v1_5/finetune_visual_gate.sh
 
 Questions keep LLaVA's words and stand inside the family's own chat template, with placeholders where `<image>`
-stands, else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images are
-prepared by the checkpoint's processor, whose settings the answers name. Processors that also take videos (Qwen-VL,
-GLM-V, InternVL, LLaVA-OneVision and others) need torchvision. Greedy answers take the most probable token, without
-the penalties that some checkpoints suggest. `trust_remote_code` is never on. FLOPs of towers and projectors are
-counted by torch's formulas while they run; those of the decoder are computed from its matrices.
+stands, else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images
+are prepared by the checkpoint's processor, whose settings the answers name. Processors that also take videos
+(Qwen-VL, GLM-V, InternVL, LLaVA-OneVision and others) need torchvision. Greedy answers take the most probable
+token, without the penalties that some checkpoints suggest. `trust_remote_code` is never on. FLOPs of towers and
+projectors are counted by torch's formulas while they run; those of the decoder are computed from its matrices.
 
 **Models tested** counts kinds of tiny random models: logits without exit, with exits (against the stock model with
 the image hidden above the exit), cached generation, beams, labels (against separate runs) and FLOPs (against torch's
-counter), alone and in padded batches. *Commands*: also from questions to answers, calibration, stores and gate training, with a real processor.
+counter), alone and in padded batches. *Commands*: also from questions to answers, calibration, stores and gate
+training, with a real processor.
 
 """
 

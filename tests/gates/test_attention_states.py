@@ -8,7 +8,7 @@ import torch
 
 from dyvte import ExitGates, LearnedExit, attach
 from dyvte.decoding.policy import Policy
-from dyvte.gates.states import ATTENTION_STATES, gather_states, state_index
+from dyvte.gates.states import ATTENTION_STATES, gather_states
 from dyvte.gates.supervision import supervise
 from tests.conftest import LAYERS, PATCHES
 
@@ -30,7 +30,7 @@ class Keeps(Policy):
 
     def edit(self, layer, row, trace):
         self.states.append(gather_states(row, ATTENTION_STATES, trace.scratch.pop(self.learned)))
-        self.sequences = state_index(row.layout).sequences
+        self.sequences = row.layout.may_exit
         return row
 
 

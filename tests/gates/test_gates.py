@@ -15,7 +15,7 @@ from dyvte import ExitGates, LearnedExit, attach
 from dyvte.decoding.packed import PackedRow, drop_visual, fork, pack
 from dyvte.gates.files import has_gates
 from dyvte.gates.origin import Origin, TrainedOn
-from dyvte.gates.states import STATES, gather_states, state_index
+from dyvte.gates.states import STATES, gather_states
 from dyvte.provenance import checkpoint_digest
 from tests.conftest import LAYERS
 
@@ -33,8 +33,7 @@ def row_of(columns: list[str], hidden: int = 8, seed: int = 0) -> PackedRow:
 
 def test_states_by_hand():
     row = row_of(["ttvvttt", "tvtvvt", "vvvttaa", "ttt", "tvv"])
-    index = state_index(row.layout)
-    assert index.sequences == (0, 1, 2)  # text only, and an image at the very end, have none
+    assert row.layout.may_exit == (0, 1, 2)  # text only, and an image at the very end, have none
     states = gather_states(row, STATES).unflatten(1, (4, -1))
     h = row.hidden[0]
     starts = row.layout.starts
@@ -49,8 +48,8 @@ def test_states_by_hand():
 def test_states_are_those_of_samples_that_still_have_images():
     row = row_of(["tvvtt", "tvtt", "vvttt"])
     row = drop_visual(row, [1])
-    assert state_index(row.layout).sequences == (0, 2)
-    assert state_index(fork(row, 0).layout).sequences == (0, 2)
+    assert row.layout.may_exit == (0, 2)
+    assert fork(row, 0).layout.may_exit == (0, 2)
 
 
 @pytest.mark.parametrize("states", [c for n in range(1, 5) for c in itertools.combinations(STATES, n)])

@@ -44,7 +44,9 @@ def test_modalities_do_not_share_a_megabatch_before_the_leftover():
 
 def test_a_megabatch_is_dealt_evenly_to_processes():
     lengths = [abs(length) for length in mixed(96)]
-    for batch in megabatches(length_grouped_indices(lengths, BATCH, WORLD, generator())):
+    for batch in megabatches(
+        length_grouped_indices(lengths, BATCH, WORLD, generator(), list(range(len(lengths))))
+    ):
         words = [
             sum(lengths[index] for index in batch[part * BATCH : (part + 1) * BATCH]) for part in range(WORLD)
         ]

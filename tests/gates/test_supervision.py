@@ -82,11 +82,11 @@ def test_one_layer_equals_all_layers(hf_llava, batch, gates, layer):
     everything, one = supervise(hf_llava, **batch), supervise(hf_llava, **batch, layers=[layer])
     assert torch.equal(one.labels[0], everything.labels[layer])
     torch.testing.assert_close(one.states[0], everything.states[layer])
-    loss, stats = gate_loss(gates, one)
+    loss, (seen, positive, _) = gate_loss(gates, one)
     expected = cross_entropy(gates(layer, everything.states[layer]), everything.labels[layer])
     torch.testing.assert_close(loss, expected)
-    assert stats.seen.tolist() == [3 if i == layer else 0 for i in range(LAYERS)]
-    assert stats.positive[layer] == everything.labels[layer].sum()
+    assert seen.tolist() == [3 if i == layer else 0 for i in range(LAYERS)]
+    assert positive[layer] == everything.labels[layer].sum()
 
 
 def test_gradients_reach_the_gates_alone(hf_llava, batch):
@@ -134,8 +134,8 @@ def test_states_equal_those_at_inference(hf_llava, batch):
 
 def test_a_batch_that_says_nothing_gives_zero(hf_llava, batch, gates):
     nothing = supervise(hf_llava, **{key: value[2:4] for key, value in batch.items()})
-    loss, stats = gate_loss(gates, nothing)
-    assert nothing.samples == () and loss == 0 and loss.requires_grad and stats.seen.sum() == 0
+    loss, counts = gate_loss(gates, nothing)
+    assert nothing.samples == () and loss == 0 and loss.requires_grad and counts.sum() == 0
 
 
 def test_bad_settings_are_refused(hf_llava, batch):

@@ -152,17 +152,13 @@ def test_chat_ends_with_its_input(monkeypatch, checkpoint, image_file, capsys):
     assert printed.count("ASSISTANT:") == 1 and "exit:" not in printed and printed.endswith("bye\n")
 
 
-@pytest.mark.parametrize("rich", [True, False])
-def test_chat_shows_what_the_gates_say(monkeypatch, checkpoint, image_file, capsys, tmp_path, rich):
+def test_chat_shows_what_the_gates_say(monkeypatch, checkpoint, image_file, capsys, tmp_path):
     ExitGates(3, 32, width=8).save_pretrained(tmp_path)
-    if not rich:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     chat(monkeypatch, checkpoint, image_file, "What is it?", "--gates", tmp_path, "--threshold", 1)
     printed = capsys.readouterr().out
     assert "exit: none" in printed and "prefill: " in printed
-    assert ("exit probability by layer: 0:" in printed) is not rich
     bars = [line for line in printed.splitlines() if "\u2501" * 5 in line]
-    assert len(bars) == (3 if rich else 0)
+    assert len(bars) == 3
 
 
 def test_errors_are_one_line(checkpoint, tmp_path):

@@ -78,7 +78,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
                 labels = spliced.labels
             if attention_mask is not None:
                 attention_mask = spliced.attention_mask
-                position_ids = spliced.position_ids if position_ids is not None else None
+                position_ids = spliced.positions if position_ids is not None else None
         elif prefill and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             raise ValueError("the prompt holds <image>, but no images were given: pass images=")
         if visual_mask is not None and is_attached(self):
@@ -104,9 +104,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None or "inputs_embeds" in kwargs:
-            raise ValueError(
-                "generate() takes token ids with <image> sentinels and images=, not inputs_embeds"
-            )
+            raise ValueError("generate() takes token ids with <image>, and images=, not inputs_embeds")
         if kwargs.get("use_cache") is False:
             raise ValueError("generate() from spliced prompts needs its cache: leave use_cache at True")
         kwargs.pop("position_ids", None)
@@ -125,8 +123,5 @@ AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)
 register_adapter(
     LlavaConfig.model_type,
-    Adapter(
-        decoder=lambda model: model.model,
-        vision=lambda model: (model.get_vision_tower(), model.get_model().mm_projector),
-    ),
+    Adapter(decoder=lambda m: m.model, vision=lambda m: (m.get_vision_tower(), m.model.mm_projector)),
 )
