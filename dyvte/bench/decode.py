@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyvte.bench.ideal import Probe, ideal_seconds
+from dyvte.bench.ideal import Probe, ideals
 from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers, regime_line
 from dyvte.bench.rates import layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, result_of
@@ -80,8 +80,7 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
 
     pairs = list(zip(measured[WITH], measured[WITHOUT], strict=True))
     for variant in variants:
-        ideal = variant.exits and [ideal_seconds(*pair, variant.exits) for pair in pairs]
-        result = result_of(variant, batch, measured[variant.name], ideal or None)
+        result = result_of(variant, batch, measured[variant.name], ideals(pairs, variant.exits))
         result.numbers["kv_mib"] = cache_bytes(sessions[variant.name].cache) / 2**20
         out.results.append(result)
     for name in (WITH, WITHOUT):

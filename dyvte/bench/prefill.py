@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from dyvte.bench.ideal import Probe, decoder_flops, ideal_seconds
+from dyvte.bench.ideal import Probe, decoder_flops, ideals
 from dyvte.bench.rates import Load, Rates, count_operations, layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, fill_flops_ideal, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
@@ -34,8 +34,7 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
     probes = list(zip(measured[WITH], measured[WITHOUT], strict=True))
     results = []
     for variant in variants:
-        ideal = variant.exits and [ideal_seconds(*pair, variant.exits) for pair in probes]
-        results.append(result_of(variant, batch, measured[variant.name], ideal or None))
+        results.append(result_of(variant, batch, measured[variant.name], ideals(probes, variant.exits)))
     fill_flops_ideal(results, flops)
     out.results += results
     for name in (WITH, WITHOUT):

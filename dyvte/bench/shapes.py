@@ -60,9 +60,8 @@ class MaskedLlama(LlamaForCausalLM):
         # ``generate`` looks for these names in the signature
         if visual_mask is not None and is_attached(self):
             kwargs["visual_mask"] = visual_mask
-        return super().forward(
-            input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
-        )
+        kwargs |= {"input_ids": input_ids, "position_ids": position_ids}
+        return super().forward(attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs)
 
 
 register_adapter("llama", Adapter(decoder=lambda model: model.model, vision=lambda model: (None, None)))

@@ -106,6 +106,7 @@ def open_chat_model(args: Any, template: str | None) -> ChatModel:
             attn_implementation=_option(args, "attn_implementation"),
             load_8bit=_option(args, "load_8bit", False),
             load_4bit=_option(args, "load_4bit", False),
+            evaluator=_option(args, "evaluator"),
         )
     )
     handle = chat.handle

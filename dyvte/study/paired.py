@@ -95,5 +95,5 @@ def best_cheaper(costs: NDArray, scores: NDArray, most: NDArray) -> tuple[NDArra
     fits = costs <= most[:, None] * (1 + ROUNDING)
     highest = np.where(fits, scores, -np.inf).max(1, keepdims=True)
     chosen = np.where(fits & (scores == highest), costs, np.inf).argmin(1)
-    any_fits = fits.any(1)
+    any_fits = np.asarray(fits.any(1))
     return np.where(any_fits, chosen, costs.argmin(1)), any_fits

@@ -19,7 +19,9 @@ def eval_model(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
-    return question_parser(CONVERSATIONS)
+    parser = question_parser(CONVERSATIONS)
+    parser.set_defaults(evaluator="model_vqa_science")  # VILA and InternVL do not pad images here
+    return parser
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", type=int, default=512)
     add_method_arguments(parser)
+    parser.set_defaults(evaluator="run_llava")  # InternVL does not pad images here
     return parser
 
 

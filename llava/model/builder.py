@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from dyvte.cli import needs
 from dyvte.decoding.attach import attach
-from dyvte.engine.model import resolved_dtype
+from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
@@ -26,6 +26,7 @@ from llava.model.checkpoint import find_file, is_llava, load_bin, needed_file, r
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
 from llava.model.quantization import quantization_config
+from llava.model.variants import variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +93,11 @@ def load_pretrained_model(
         model = _load_projector(model_path, model_base, config, options)
     model.config.mm_vision_tower = tower_name
 
-    tokenizer = load_tokenizer(model_base or model_path)
+    variant = variant_of(tower_name, f"{model_name} {model_name_of(model_path)}")
+    tokenizer = load_tokenizer(model_base or model_path, **variant.tokenizer)
     _add_image_tokens(model, tokenizer)
-    image_processor = _load_tower(model, keep_float32=device_map == "auto" and model.device.type == "cuda")
+    spread = device_map == "auto" and model.device.type == "cuda"
+    image_processor = _load_tower(model, keep_float32=spread and variant.float32_tower)
     _attach_gates(model, gates, model_path)
     return tokenizer, model, image_processor, _context_length(model)
 
@@ -127,12 +130,15 @@ def _tower_path(name: str, model_path: str, model_base: str | None) -> str:
         return resolve_tower_path(name, model_base)
 
 
-def load_tokenizer(path: str):
-    """The tokenizer of a LLaVA checkpoint: Llama's, unless ``tokenizer_config.json`` names another class."""
+def load_tokenizer(path: str, **options: Any):
+    """The tokenizer of a LLaVA checkpoint: Llama's, unless ``tokenizer_config.json`` names another class.
+
+    ``options`` replace what that file says.
+    """
     if not find_file(path, "tokenizer_config.json") and not find_file(path, "tokenizer.json"):
         needed_file(path, "tokenizer.model", "the checkpoint, or its base, brings the tokenizer")
-        return LlamaTokenizer.from_pretrained(path, add_bos_token=True)
-    return AutoTokenizer.from_pretrained(path, config=LlamaConfig(), use_fast=False)
+        return LlamaTokenizer.from_pretrained(path, add_bos_token=True, **options)
+    return AutoTokenizer.from_pretrained(path, config=LlamaConfig(), use_fast=False, **options)
 
 
 def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
@@ -218,8 +224,8 @@ def _add_image_tokens(model, tokenizer) -> None:
 def _load_tower(model, keep_float32: bool):
     """Load the vision tower beside the embeddings and return its image processor.
 
-    Spread over GPUs (``device_map="auto"``) LLaVA leaves the tower in float32, and so do we; elsewhere it
-    takes the model's dtype.
+    Spread over GPUs (``device_map="auto"``) LLaVA leaves the tower in float32, and so do we (other variants do not);
+    elsewhere it takes the model's dtype.
     """
     tower = model.get_vision_tower()
     if tower is None:

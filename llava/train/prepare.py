@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
+from llava.model.variants import variant_of
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def _quantization(training_args: TrainingArguments) -> dict:
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
     """The tokenizer, padding on the right: with a token of its own for v0, else with unk, as in LLaVA."""
-    tokenizer = builder.load_tokenizer(model_args.model_name_or_path)  # as for inference, so that ids agree
+    # as for inference, so that ids agree
+    name = model_args.model_name_or_path
+    tokenizer = builder.load_tokenizer(name, **variant_of(model_args.vision_tower, name).tokenizer)
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     if model_args.version == "v0" and tokenizer.pad_token is None:
