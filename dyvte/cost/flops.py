@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from dyvte.families.base import adapter_for
 
@@ -68,6 +71,22 @@ def vision_flops(config: Any) -> int:
     return embedding + config.num_hidden_layers * layer
 
 
+def _tower_flops(tower: Any) -> tuple[int, int]:
+    """FLOPs and visual tokens of one image; a tower that is not like CLIP counts itself."""
+    if hasattr(tower, "flops_per_image"):
+        return tower.flops_per_image(), tower.num_patches
+    config = tower.config
+    return vision_flops(config), (config.image_size // config.patch_size) ** 2
+
+
+def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """FLOPs of a module on one input of this shape, by PyTorch's counter; nothing is computed (meta device)."""
+    weights = {name: weight.to("meta", torch.float32) for name, weight in module.state_dict().items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(module, weights, (torch.empty(shape, device="meta"),))
+    return counter.get_total_flops()
+
+
 def projector_params(projector: nn.Module | None) -> int:
     """Weights in the matrix products of a projector."""
     modules = projector.modules() if projector is not None else ()
@@ -89,8 +108,7 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
     config = adapter.decoder(model).config
     per_image, patches = 0, 1
     if tower is not None and any(trace.visual_tokens):
-        vision: Any = tower.config
-        per_image, patches = vision_flops(vision), (vision.image_size // vision.patch_size) ** 2
+        per_image, patches = _tower_flops(tower)
     per_token = 2 * projector_params(projector)
     return FlopsReport(
         vision=[-(-tokens // patches) * per_image for tokens in trace.visual_tokens],

@@ -22,18 +22,15 @@ from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import find_file, is_llava, load_bin, needed_file, read_config
+from llava.model.checkpoint import find_file, has_weights, is_llava, load_bin, needed_file, read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
 from llava.model.quantization import quantization_config
-from llava.model.variants import variant_of
+from llava.model.variants import is_internvit, is_mixture, variant_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 2048
-WEIGHT_FILES = tuple(
-    name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
-)
 _EXPECTED_EXTRAS = re.compile(
     r"rotary_emb\.inv_freq$|position_ids$|^model\.vision_tower\.|visual_gates_router\."
 )
@@ -121,10 +118,17 @@ def _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, k
 
 
 def _tower_path(name: str, model_path: str, model_base: str | None) -> str:
-    """The tower's place, looked up in the checkpoint and then in its base."""
+    """The tower's place, looked up in the checkpoint and then in its base.
+
+    Its name, for one that may be inside the checkpoint.
+    """
+    if is_mixture(name):
+        return name
     try:
         return resolve_tower_path(name, model_path)
     except FileNotFoundError:
+        if is_internvit(name):
+            return name
         if model_base is None:
             raise
         return resolve_tower_path(name, model_base)
@@ -149,13 +153,17 @@ def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
 
 
 def _load_whole(path: str, config: LlavaConfig, options: dict[str, Any]):
-    if not any(find_file(path, name) for name in WEIGHT_FILES):
+    if not has_weights(path):
         hint = "no weights"
         for part in ("adapter_config.json", "mm_projector.bin"):
             if find_file(path, part):
                 hint = f"only a part of the weights ({part}): pass the model it belongs to as model_base"
         raise FileNotFoundError(f"{path} holds {hint}")
-    model, info = _from_pretrained(path, config, options)
+    model, info = _from_pretrained(path, config, options, ignore_mismatched_sizes=True)
+    if unfit := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
+        raise ValueError(
+            f"{len(unfit)} weights of {path} do not have the shape that its config asks for: {_some(unfit)}"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{path} lacks {len(missing)} of the model's weights: {_some(missing)}")
     return model
@@ -230,9 +238,11 @@ def _load_tower(model, keep_float32: bool):
     tower = model.get_vision_tower()
     if tower is None:
         return None
+    inside = getattr(tower, "inside", False)  # then it was loaded with the model, and is where it belongs
     tower.load_model()
-    device = model.get_input_embeddings().weight.device
-    tower.to(device=device, dtype=torch.float32 if keep_float32 else model.dtype)
+    if not inside:
+        device = model.get_input_embeddings().weight.device
+        tower.to(device=device, dtype=torch.float32 if keep_float32 else model.dtype)
     return tower.image_processor
 
 

@@ -1,7 +1,7 @@
 """What differs between LLaVA-1.5 and the paper's other three models, which keep LLaVA's checkpoint layout.
 
-VILA v1.0 has LLaVA's config and keys, so that only its name tells it apart; InternVL-Chat and Eagle are known by their
-vision towers.
+VILA v1.0 has LLaVA's config and keys, so that only its name tells it apart; InternVL-Chat and Eagle are known by
+their vision towers.
 """
 
 from __future__ import annotations

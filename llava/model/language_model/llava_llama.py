@@ -31,6 +31,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
     """LLaVA-1.5's model class, with its state-dict keys."""
 
     config_class = LlavaConfig
+    # towers inside a checkpoint stay on one device each
+    _no_split_modules = ["LlamaDecoderLayer", "InternVisionTower", "MixtureTower"]
     # a tower that the config keeps elsewhere, and gates, may lie in a checkpoint beside what this class holds
     _keys_to_ignore_on_load_unexpected = [r"model\.vision_tower\.", r"visual_gates_router\."]
 
