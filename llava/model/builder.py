@@ -238,9 +238,8 @@ def _load_tower(model, keep_float32: bool):
     tower = model.get_vision_tower()
     if tower is None:
         return None
-    inside = getattr(tower, "inside", False)  # then it was loaded with the model, and is where it belongs
     tower.load_model()
-    if not inside:
+    if not tower.inside:  # else it was loaded with the model, and is where it belongs
         device = model.get_input_embeddings().weight.device
         tower.to(device=device, dtype=torch.float32 if keep_float32 else model.dtype)
     return tower.image_processor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -35,7 +36,7 @@ EAGLE = Variant()
 
 def is_internvit(tower: str) -> bool:
     """Whether ``mm_vision_tower`` names an InternViT."""
-    return "intern" in tower.lower()
+    return "intern" in Path(tower).name.lower()
 
 
 def is_mixture(tower: str) -> bool:

@@ -28,6 +28,7 @@ from llava.model.multimodal_encoder.eagle_encoder import MixtureTower
 from llava.model.multimodal_encoder.eagle_eva import EvaEncoder, join, split
 from llava.model.multimodal_encoder.eagle_pix2struct import Pix2StructEncoder, flattened_patches
 from llava.model.multimodal_encoder.eagle_sam import SamEncoder
+from llava.model.multimodal_encoder.tower import MapEncoder
 from tests.fixtures.checkpoints import write_tokenizer
 from tests.fixtures.layouts import language_model, random_like, write_weights
 
@@ -415,9 +416,9 @@ def test_mixture_of_stubs(monkeypatch):
     """Order of channels, the size that each encoder sees, and maps brought to 32 x 32 with corners on corners."""
     seen = {}
 
-    class Stub(nn.Module):
+    class Stub(MapEncoder):
         def __init__(self, fields):
-            super().__init__()
+            super().__init__(fields)
             self.image_size, self.channels, self.side = (
                 fields["image_size"],
                 fields["channels"],

@@ -195,7 +195,7 @@ def test_depth_and_grid_come_from_the_weights(make):
     )
     _, model, _, _ = load_pretrained_model(str(folder), None, NAME)
     model_of_tower = model.get_vision_tower().vision_tower
-    assert len(model_of_tower.encoder.layers) == 6 and model_of_tower.embeddings.side == 4
+    assert len(model_of_tower.encoder["layers"]) == 6 and model_of_tower.embeddings.side == 4
 
 
 def test_saved_and_loaded_again(make, tmp_path, picture):

@@ -31,8 +31,6 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
     """LLaVA-1.5's model class, with its state-dict keys."""
 
     config_class = LlavaConfig
-    # towers inside a checkpoint stay on one device each
-    _no_split_modules = ["LlamaDecoderLayer", "InternVisionTower", "MixtureTower"]
     # a tower that the config keeps elsewhere, and gates, may lie in a checkpoint beside what this class holds
     _keys_to_ignore_on_load_unexpected = [r"model\.vision_tower\.", r"visual_gates_router\."]
 
@@ -41,6 +39,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        tower = self.get_vision_tower()
+        if tower is not None and tower.inside:  # it stays on one device when layers are spread over several
+            self._no_split_modules = [*(self._no_split_modules or []), type(tower).__name__]
         self.post_init()
 
     def get_model(self) -> LlavaLlamaModel:

@@ -26,19 +26,19 @@ class CLIPVisionTower(SelectingTower):
         the LLaVA checkpoint that is being loaded brings them.
         """
         super().__init__(args)
-        self.is_loaded = False
         self.vision_tower_name = vision_tower
         self.register_load_state_dict_pre_hook(_accept_old_names)
         if not delay_load:
             self.load_model()
             return
-        self.cfg_only = _from_folder(CLIPVisionConfig, vision_tower)
+        self.config = _from_folder(CLIPVisionConfig, vision_tower)
         if getattr(args, "unfreeze_mm_vision_tower", False):
             self.image_processor = _from_folder(CLIPImageProcessorPil, vision_tower)
-            self.vision_tower = CLIPVisionModel(self.cfg_only)
+            self.vision_tower = CLIPVisionModel(self.config)
             self._finish_loading()
 
     def load_model(self, device_map: Any = None) -> None:
+        """As the base, with weights in float32."""
         if self.is_loaded:
             return
         name = self.vision_tower_name
@@ -53,17 +53,13 @@ class CLIPVisionTower(SelectingTower):
 
     def _finish_loading(self) -> None:
         self.vision_tower.requires_grad_(False)
+        self.config = self.vision_tower.config
         self.check_layer(self.config.num_hidden_layers)
         self.is_loaded = True
 
     def encode(self, images: Tensor) -> Tensor:
         states = self.vision_tower(images, output_hidden_states=True).hidden_states
         return self.select(states[self.select_layer])
-
-    @property
-    def config(self) -> CLIPVisionConfig:
-        """The vision model's config, also before loading."""
-        return self.vision_tower.config if hasattr(self, "vision_tower") else self.cfg_only
 
 
 def _accept_old_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
+from llava.model.multimodal_encoder.tower import MapEncoder
+
 RELEASED = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -20,7 +22,7 @@ RELEASED = {
 }
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(MapEncoder):
     """The class token leaves before the first norm, so that patches never see it; there is no final norm.
 
     Args:
@@ -28,20 +30,21 @@ class ClipEncoder(nn.Module):
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
-        config = CLIPVisionConfig(**{**RELEASED, **fields}, attn_implementation="sdpa")
+        super().__init__(fields)
+        config: Any = CLIPVisionConfig(**{**RELEASED, **fields})
+        config._attn_implementation = "sdpa"
         self.image_size, self.channels = config.image_size, config.hidden_size
-        self.vision_tower = nn.Module()  # published as transformers 4 named CLIP: vision_model.*
-        self.vision_tower.vision_model = _VisionModel(config)
+        # published as transformers 4 named CLIP: vision_model.*
+        self.vision_tower = nn.ModuleDict({"vision_model": _VisionModel(config)})
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) -> (N, channels, H / patch, W / patch)"""
-        states = self.vision_tower.vision_model(pixels)
+        states = self.vision_tower["vision_model"](pixels)
         return states.transpose(1, 2).unflatten(2, (math.isqrt(states.shape[1]), -1))
 
 
 class _VisionModel(nn.Module):
-    def __init__(self, config: CLIPVisionConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

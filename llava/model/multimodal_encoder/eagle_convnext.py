@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava.model.multimodal_encoder.tower import MapEncoder
+
 RELEASED = {
     "depths": (3, 4, 30, 3),
     "dims": (384, 768, 1536, 3072),
@@ -22,19 +24,17 @@ RELEASED = {
 }
 
 
-class ConvNextEncoder(nn.Module):
+class ConvNextEncoder(MapEncoder):
     """The last stage as it is; the classification head of the checkpoint is left out.
 
     Args:
         fields: as in :data:`RELEASED`, whose values are those of absent ones.
     """
 
-    image_size = None  # any
-
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
+        super().__init__(fields)
         self.vision_tower = ConvNext(**{key: fields.get(key, value) for key, value in RELEASED.items()})
-        self.channels: int = fields.get("dims", RELEASED["dims"])[-1]
+        self.channels = fields.get("dims", RELEASED["dims"])[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) -> (N, channels, H / 32, W / 32)"""
@@ -47,22 +47,18 @@ class ConvNext(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, stride=4), ChannelNorm(dims[0], norm_eps))
         self.stages = nn.ModuleList()
         for place, (depth, width) in enumerate(zip(depths, dims, strict=True)):
-            stage = nn.Module()
-            if place:
-                before = dims[place - 1]
-                stage.downsample = nn.Sequential(
-                    ChannelNorm(before, norm_eps), nn.Conv2d(before, width, 2, stride=2)
-                )
-            scaled = bool(ls_init_value)
-            stage.blocks = nn.Sequential(
-                *(Block(width, norm_eps, scaled, kernel_size, int(mlp_ratio * width)) for _ in range(depth))
-            )
-            self.stages.append(stage)
+            before = dims[place - 1]
+            halved = (ChannelNorm(before, norm_eps), nn.Conv2d(before, width, 2, stride=2)) if place else ()
+            inner, scaled = int(mlp_ratio * width), bool(ls_init_value)
+            blocks = (Block(width, norm_eps, scaled, kernel_size, inner) for _ in range(depth))
+            stage = {"downsample": nn.Sequential(*halved), "blocks": nn.Sequential(*blocks)}
+            self.stages.append(nn.ModuleDict(stage))
 
     def forward(self, states: Tensor) -> Tensor:
         states = self.stem(states)
-        for place, stage in enumerate(self.stages):
-            states = stage.blocks(stage.downsample(states) if place else states)
+        for stage in self.stages:
+            for part in stage.children():  # downsample, which the first stage has none of, and blocks
+                states = part(states)
         return states
 
 
@@ -73,14 +69,12 @@ class Block(nn.Module):
         super().__init__()
         self.conv_dw = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width, eps)
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(width, inner)
-        self.mlp.fc2 = nn.Linear(inner, width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
         self.weight = nn.Parameter(torch.empty(width)) if scaled else None
 
     def forward(self, states: Tensor) -> Tensor:
         inner = self.norm(self.conv_dw(states).permute(0, 2, 3, 1))
-        inner = self.mlp.fc2(F.gelu(self.mlp.fc1(inner)))
+        inner = self.mlp["fc2"](F.gelu(self.mlp["fc1"](inner)))
         if self.weight is not None:
             inner = inner * self.weight
         return states + inner.permute(0, 3, 1, 2)

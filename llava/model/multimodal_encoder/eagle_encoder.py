@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from llava.model.multimodal_encoder.eagle_convnext import ConvNextEncoder
 from llava.model.multimodal_encoder.eagle_eva import EvaEncoder
 from llava.model.multimodal_encoder.eagle_pix2struct import Pix2StructEncoder
 from llava.model.multimodal_encoder.eagle_sam import SamEncoder
-from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.multimodal_encoder.tower import MapEncoder, VisionTower
 
-ENCODERS = {
+ENCODERS: dict[str, type[MapEncoder]] = {
     "clip": ClipEncoder,
     "convnext": ConvNextEncoder,
     "sam": SamEncoder,
@@ -35,7 +35,6 @@ class MixtureTower(VisionTower):
     name. ``mm_vision_select_*`` have no effect, as in the original.
 
     Attributes:
-        inside: that the checkpoint brings the weights.
         vision_towers: the encoders, each with its weights as ``vision_tower``: the published names.
     """
 
@@ -52,14 +51,13 @@ class MixtureTower(VisionTower):
             ValueError: there is no such encoder, or the channels are not ``mm_hidden_size``.
         """
         super().__init__()
-        self.is_loaded = False
         sizes = getattr(args, "encoders", None) or {}
         self.vision_towers = nn.ModuleList()
         for part in name.split(";"):
             kind = part.partition("-")[0]
             if kind not in ENCODERS:
                 raise ValueError(
-                    f"unknown vision tower {part!r} in {name!r}: use {', '.join(f'{kind}-<size>' for kind in ENCODERS)}"
+                    f"unknown vision tower {part!r} in {name!r}: there are {', '.join(ENCODERS)}"
                 )
             self.vision_towers.append(ENCODERS[kind](sizes.get(part, {})))
         wanted = getattr(args, "mm_hidden_size", None) or self.hidden_size
@@ -69,7 +67,6 @@ class MixtureTower(VisionTower):
             )
         side = getattr(args, "input_image_size", None) or 1024
         self.config = SimpleNamespace(image_size=side, patch_size=side // SIDE, hidden_size=self.hidden_size)
-        self.num_patches_per_side = SIDE
         self.requires_grad_(False)
 
     def load_model(self, device_map: Any = None) -> None:
@@ -84,14 +81,22 @@ class MixtureTower(VisionTower):
 
     def encode(self, images: Tensor) -> Tensor:
         maps = []
-        for encoder in self.vision_towers:
+        for encoder in self._encoders:
             features = encoder(_resized(images, encoder.image_size))
             maps.append(_resized(features, SIDE))
         return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     @property
+    def _encoders(self) -> list[MapEncoder]:
+        return cast("list[MapEncoder]", list(self.vision_towers))
+
+    @property
+    def num_patches_per_side(self) -> int:
+        return SIDE
+
+    @property
     def hidden_size(self) -> int:
-        return sum(encoder.channels for encoder in self.vision_towers)
+        return sum(encoder.channels for encoder in self._encoders)
 
     def flops_per_image(self) -> int:
         """FLOPs of the encoders, as PyTorch counts them."""

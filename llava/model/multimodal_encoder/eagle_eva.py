@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava.model.multimodal_encoder.tower import MapEncoder
+
 RELEASED = {
     "hidden_dim": 1024,
     "depth": 24,
@@ -28,13 +30,15 @@ RELEASED = {
 }
 
 
-class EvaEncoder(nn.Module):
-    """Args:
-    fields: as in :data:`RELEASED`, whose values are those of absent ones.
+class EvaEncoder(MapEncoder):
+    """The map of the last block.
+
+    Args:
+        fields: as in :data:`RELEASED`, whose values are those of absent ones.
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
+        super().__init__(fields)
         sizes: dict[str, Any] = {key: fields.get(key, value) for key, value in RELEASED.items()}
         self.image_size, self.channels = sizes.pop("image_size"), sizes["hidden_dim"]
         self.vision_tower = EvaViT(**sizes)
@@ -64,8 +68,8 @@ class EvaViT(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size)
+        projection = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": projection})
         self.side = pretrain_img_size // patch_size
         self.pos_embed = nn.Parameter(torch.empty(1, self.side**2 + 1, hidden_dim))
         self.head_size, self.rotary_side = hidden_dim // num_heads, pt_hw_seq_len
@@ -81,10 +85,11 @@ class EvaViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        states = self.patch_embed.proj(pixels)
+        states = self.patch_embed["proj"](pixels)
         states = (states + self._positions(states.shape[2:]).to(states.dtype)).permute(0, 2, 3, 1)
         tables: dict[int, tuple[Tensor, Tensor]] = {}
         for block in self.blocks:
+            assert isinstance(block, Block)
             side = block.window or states.shape[1]
             if side not in tables:
                 tables[side] = rotary_table(side, self.rotary_side, self.head_size, states)

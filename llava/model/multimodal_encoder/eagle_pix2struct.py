@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import Pix2StructVisionConfig, Pix2StructVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from llava.model.multimodal_encoder.tower import MapEncoder
 
 RELEASED = {
     "hidden_size": 1536,
@@ -26,17 +28,17 @@ SIDE = math.isqrt(2048)
 """Patches along a side: at most 2048 in all, and images are square. The original pads to 2048 and masks that."""
 
 
-class Pix2StructEncoder(nn.Module):
-    """Args:
-    fields: of a ``Pix2StructVisionConfig``; those that are absent are the released tower's.
+class Pix2StructEncoder(MapEncoder):
+    """The map after the final norm.
+
+    Args:
+        fields: of a ``Pix2StructVisionConfig``; those that are absent are the released tower's.
     """
 
-    image_size = None  # any
-
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
+        super().__init__(fields)
         config = Pix2StructVisionConfig(**{**RELEASED, **fields})
-        self.channels: int = config.hidden_size
+        self.channels = config.hidden_size
         self.vision_tower = Pix2StructVisionModel(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class Pix2StructEncoder(nn.Module):
 
 
 def flattened_patches(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 45 * 45, 2 + 768) float32: row and column from 1, then a patch's values in order (y, x, color).
+    """(N, 3, H, W) -> (N, 45 * 45, 2 + 768) float32: row and column from 1, then the patch in order (y, x, color).
 
     Each image is standardized over all its values (population deviation), then resized.
     """

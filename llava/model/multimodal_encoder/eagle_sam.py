@@ -11,6 +11,7 @@ from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from llava.model.multimodal_encoder.eagle_convnext import ChannelNorm
+from llava.model.multimodal_encoder.tower import MapEncoder
 
 RELEASED = {
     "hidden_size": 1024,
@@ -25,7 +26,7 @@ RELEASED = {
 }
 
 
-class SamEncoder(nn.Module):
+class SamEncoder(MapEncoder):
     """Each 2 x 2 places of the neck's map become one with four times the channels.
 
     Args:
@@ -33,11 +34,11 @@ class SamEncoder(nn.Module):
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
-        config = SamVisionConfig(**{**RELEASED, **fields})
+        super().__init__(fields)
+        config: Any = SamVisionConfig(**{**RELEASED, **fields})
         self.image_size, self.channels = config.image_size, 4 * config.output_channels
         self.vision_tower = SamVisionEncoder(config)
-        self.vision_tower.neck = Neck(config.hidden_size, config.output_channels)
+        self.vision_tower.add_module("neck", Neck(config.hidden_size, config.output_channels))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, image_size, image_size) -> (N, channels, side, side), side = image_size / patch / 2"""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dyvte.cost.flops import vision_flops
 from llava.model.checkpoint import has_weights, load_weights, read_config, tensor_shapes
@@ -45,7 +45,6 @@ class InternVisionTower(SelectingTower):
             FileNotFoundError: the tower is in neither place.
         """
         super().__init__(args)
-        self.is_loaded = False
         self.folder = folder
         shapes = {}
         if folder is None or (Path(folder).is_dir() and not has_weights(folder)):
@@ -60,7 +59,7 @@ class InternVisionTower(SelectingTower):
         if self.inside:
             config = _fitting(config, shapes, "num_hidden_layers" in described)
         self.check_layer(config.num_hidden_layers)
-        self.config = replace(config, image_size=448 if "448" in name else 336)
+        self.config = replace(config, image_size=448 if "448" in Path(name).name else 336)
         self._table = config.image_size
         if self.inside:
             self.vision_tower = InternViT(config)

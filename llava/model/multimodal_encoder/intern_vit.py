@@ -45,13 +45,13 @@ class InternViT(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layers": blocks})
 
     def forward(self, pixels: Tensor, layers: int) -> Tensor:
         """Pixels (N, 3, H, W) -> the states after so many blocks, (N, T, D); the blocks above do not run."""
         states = self.embeddings(pixels)
-        for block in self.encoder.layers[:layers]:
+        for block in list(self.encoder["layers"].children())[:layers]:
             states = block(states)
         return states
 
@@ -125,6 +125,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers."""
+
     def __init__(self, config: InternViTConfig) -> None:
         super().__init__()
         self.act = ACT2FN[config.hidden_act]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,18 +16,26 @@ class VisionTower(nn.Module):
         image_processor: turns PIL images into pixels; absent until loaded.
         is_loaded: whether weights and image processor are there.
         config: sizes; at least ``image_size`` and ``patch_size``.
-        hidden_size: size of one feature.
-        num_patches_per_side: features along one side of an image.
+        inside: whether the LLaVA checkpoint that is loaded brings the weights.
     """
 
     image_processor: Any
-    is_loaded: bool
+    is_loaded: bool = False
     config: Any
-    hidden_size: int
-    num_patches_per_side: int
+    inside: bool = False
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of one feature."""
+        raise NotImplementedError
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """Features along one side of an image."""
+        raise NotImplementedError
 
     def load_model(self, device_map: Any = None) -> None:
-        """Read weights and image processor; does nothing when they are there.
+        """Read weights (in the dtype they are stored in) and image processor; does nothing when they are there.
 
         Raises:
             FileNotFoundError: when the files cannot be read.
@@ -68,6 +77,21 @@ class VisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of one image."""
         return self.num_patches_per_side**2
+
+
+class MapEncoder(nn.Module):
+    """One of several towers side by side: pixels (N, 3, H, W) -> a map of features (N, channels, rows, columns).
+
+    Attributes:
+        image_size: the pixels' height and width; None where any will do.
+        channels: size of one feature.
+    """
+
+    image_size: int | None = None
+    channels: int
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
 
 
 class SelectingTower(VisionTower):
