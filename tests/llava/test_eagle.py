@@ -30,7 +30,7 @@ from llava.model.multimodal_encoder.eagle_pix2struct import Pix2StructEncoder, f
 from llava.model.multimodal_encoder.eagle_sam import SamEncoder
 from llava.model.multimodal_encoder.tower import MapEncoder
 from tests.fixtures.checkpoints import write_tokenizer
-from tests.fixtures.layouts import language_model, random_like, write_weights
+from tests.fixtures.layouts import language_model, random_like, train_gates, write_weights
 
 TOWERS = "clip-448;convnext-1024;sam-1024;det-1024;pix2struct-1024"
 PREFIX = "model.vision_tower."
@@ -518,13 +518,13 @@ def test_loads_answers_and_exits(make, picture, form, drop):
     assert prefill_flops(model, handle.traces[0]).vision == [tower.flops_per_image()]
 
 
-def test_scripts_ask_it(make, tmp_path, capsys):
+def test_scripts_train_and_ask_it(make, tmp_path, capsys):
     folder, _ = make("bin")
-    Image.new("RGB", (50, 20), (200, 0, 0)).save(tmp_path / "red.png")
+    gates = train_gates(folder, tmp_path, max_steps=1)
     words = ["--model-path", folder, "--image-file", tmp_path / "red.png", "--query", "What is it?"]
-    words += ["--temperature", 0, "--max_new_tokens", 2, "--method", "fixed", "--exit-layer", 1]
+    words += ["--temperature", 0, "--max_new_tokens", 2, "--gates", gates, "--threshold", 0]
     answer = run_llava.eval_model(run_llava.build_parser().parse_args([str(word) for word in words]))
-    assert "exit: after layer 1 of 0..2" in capsys.readouterr().out and answer.report.visual_tokens == 1024
+    assert "exit: after layer 0 of 0..2" in capsys.readouterr().out and answer.report.visual_tokens == 1024
     assert infer_conv_mode("Eagle-X5-7B") == "vicuna_v1"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from llava.chat_model import infer_conv_mode
 from llava.eval import model_vqa, model_vqa_loader, run_llava
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.intern_encoder import INSIDE
+from llava.model.multimodal_encoder.intern_encoder import INSIDE, InternVisionTower
 from llava.model.multimodal_encoder.intern_vit import InternViT, InternViTConfig
+from llava.model.multimodal_encoder.tower import SelectingTower
 from tests.fixtures.checkpoints import write_tokenizer
-from tests.fixtures.layouts import language_model, random_like, read_lines, write_weights
+from tests.fixtures.layouts import language_model, random_like, read_lines, train_gates, write_weights
 
 SIZES = {
     "hidden_size": 32,
@@ -284,6 +286,35 @@ def test_flops_are_what_torch_counts(make, picture):
     with attach(model, FixedExit(0)) as handle:
         model(ids, images=pixels)
     assert prefill_flops(model, handle.traces[0]).vision == [tower.flops_per_image()]
+
+
+def test_papers_column():
+    """arXiv:2411.19628: 15.3 TFLOPs at a prompt of 635; here blocks above the selected layer do not run (15.0)."""
+    tower = InternVisionTower.__new__(InternVisionTower)  # without its six billion weights
+    SelectingTower.__init__(tower, SimpleNamespace(mm_vision_select_layer=-4))
+    tower.config = InternViTConfig(image_size=336)
+    layer, tokens = 202_375_168, 635
+    decoder = 32 * (2 * layer * tokens + 4 * tokens**2 * 4096)
+    projector = 2 * 576 * (3200 * 4096 + 4096**2)
+    assert (tower.flops_per_image() + decoder + projector) / 1e12 == pytest.approx(15.3, rel=0.03)
+
+
+def test_gates_are_trained_and_asked(make, tmp_path, capsys):
+    folder = make("inside", "bin")
+    gates = train_gates(folder, tmp_path)
+    words = [
+        "--model-path",
+        folder,
+        "--image-file",
+        tmp_path / "red.png",
+        "--query",
+        "What?",
+        "--gates",
+        gates,
+    ]
+    words += ["--threshold", 0, "--temperature", 0, "--max_new_tokens", 2]
+    answer = run_llava.eval_model(run_llava.build_parser().parse_args([str(word) for word in words]))
+    assert answer.report.exit_layer == 0 and "exit: after layer 0 of 0..2" in capsys.readouterr().out
 
 
 def test_wrong_weights(make, tmp_path):
