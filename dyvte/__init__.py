@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from dyvte.gates.exit import LearnedExit
     from dyvte.gates.gate import ExitGates
 
-__all__ = ["ExitGates", "ExitTrace", "FixedExit", "Graphs", "LearnedExit", "NoExit", "attach"]
+__version__ = "0.1.0"
+
+__all__ = ["ExitGates", "ExitTrace", "FixedExit", "Graphs", "LearnedExit", "NoExit", "__version__", "attach"]
 
 _HOMES = {
     "ExitGates": "dyvte.gates.gate",

@@ -6,9 +6,12 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from types import ModuleType, TracebackType
 from typing import Any
+
+OWN_PACKAGES = ("dyvte", "llava")
 
 
 def run(
@@ -35,7 +38,12 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if isinstance(error, (ValueError, OSError, MissingExtra)):
             sys.exit(f"{self.prog}: {error}")
         if isinstance(error, KeyboardInterrupt):
@@ -46,17 +54,49 @@ class MissingExtra(ImportError):
     """A package of an extra is needed and not installed; the message says which to install."""
 
 
-def needs(module: str, extra: str) -> ModuleType:
-    """Import a module that an extra of this project installs.
+@contextmanager
+def extra(name: str) -> Generator[None, None, None]:
+    """``with extra("study"): import jinja2`` marks imports of packages that only an extra installs.
+
+    It also works at the top of a module: where a command of this project is running, a missing package ends it with
+    one line instead of a traceback.
+
+    Raises:
+        MissingExtra: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OWN_PACKAGES:
+            raise
+        if _runs_own_command():
+            sys.excepthook = _one_line_for_missing_extra
+        raise MissingExtra(
+            f"{package} is not installed; it comes with the extra {name!r}: pip install 'dyvte[{name}]'"
+        ) from None
+
+
+def needs(module: str, name: str) -> ModuleType:
+    """Import a module that the extra ``name`` installs.
 
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
+    with extra(name):
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
-            raise
-        raise MissingExtra(
-            f"{error.name} is not installed; it comes with the extra {extra!r}: pip install 'dyvte[{extra}]'"
-        ) from None
+
+
+def _runs_own_command() -> bool:
+    """Whether this process was started by ``python -m`` and a module of this project."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.partition(".")[0] in OWN_PACKAGES
+
+
+def _one_line_for_missing_extra(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, MissingExtra):
+        sys.stderr.write(f"{error}\n")
+    else:
+        sys.__excepthook__(kind, error, traceback)

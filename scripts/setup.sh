@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make the project's environment in .venv, once: a second call finds it as it should be and returns at once.
+# Make the project's environment in .venv, with all extras but flash, quant and video. If it is up to date, do nothing.
 #
 #   PYTHON            the interpreter to build on (default: the first Python 3.10 or newer found)
-#   VENV              where the environment lies (default: .venv; relative to the project's folder)
+#   VENV              the environment's folder (default: .venv; relative to the project's folder)
 #   TORCH_INDEX_URL   a package index for torch alone, for example https://download.pytorch.org/whl/cpu
-#   MIN_DISK_GB       free space asked for before installing (default: 6)
+#   MIN_DISK_GB       free space required before installing (default: 6)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 
-# The environment is current when it was made at this place from these two files.
+# The environment is up to date if it was made at this place from these two files.
 fingerprint() { { echo "$venv"; cat "$root/pyproject.toml" "$root/constraints.txt"; } | cksum; }
 
 find_python() {
@@ -66,7 +66,7 @@ fi
 "$venv/bin/python" -c "$supported; import pip" >/dev/null 2>&1 || make_venv
 
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$@"; }
-trap 'echo "setup: an installation failed; the lines above say why. Running the script again goes on from here." >&2' ERR
+trap 'echo "setup: an installation failed; the lines above say why. Run the script again to resume." >&2' ERR
 echo "setup: installing PyTorch and the other dependencies (some minutes the first time)"
 # torch alone and by its exact version first: an index or wheel folder with a CPU build then supplies that build.
 install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$root/constraints.txt")"

@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# Make the environment where it is missing, then run the tests; arguments go to pytest:  scripts/test.sh tests/eval -x
+# Make the environment where it is missing, then check style (ruff) and types (pyright) and run the tests. Arguments go
+# to pytest, which then runs alone:  scripts/test.sh tests/decoding -x
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 bash scripts/setup.sh
+bin=${VENV:-$root/.venv}/bin
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-exec "${VENV:-$root/.venv}/bin/python" -m pytest "$@"
+if [ $# -eq 0 ]; then
+    "$bin/ruff" check .
+    "$bin/ruff" format --check .
+    "$bin/pyright" --pythonpath "$bin/python"
+fi
+exec "$bin/python" -m pytest "$@"

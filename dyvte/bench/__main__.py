@@ -81,9 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(options: argparse.Namespace) -> None:
+def run_command(options: argparse.Namespace) -> None:
     """Measure every batch size, print the table, and write JSON and plot where they are asked for."""
     names = {field.name for field in fields(Settings)} - {"progress"}
+    if options.plot:
+        cli.needs("matplotlib", "study")  # before hours of measuring
     settings = Settings(**{name: getattr(options, name) for name in names}, progress=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -99,7 +101,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    cli.run(make_parser(), measure, arguments)
+    cli.run(make_parser(), run_command, arguments)
 
 
 if __name__ == "__main__":

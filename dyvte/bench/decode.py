@@ -1,7 +1,7 @@
 """Seconds of a decoding step after a prefill: all variants hold their caches at once and take turns.
 
-Each turn decodes ``--answer-tokens`` steps and forgets them again, outside the clock, so that every turn starts from
-the prompt. The probes behind the ideal decode from caches with and without the image's keys.
+Each turn decodes ``--answer-tokens`` steps and then crops them from the cache, which is not timed, so that every turn
+starts from the prompt. The probes behind the ideal decode from caches with and without the image's keys.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The best time that an exit could have, from the times of the layers themselves.
+"""The shortest time that an exit could take, computed from measured times of the layers.
 
 Transformers' own forward runs the prompts with and without their images in the same rounds as the variants, with a
-clock at every layer. An exit after layer l can at best take the layers 0..l of the first and the layers above l of
+clock at every layer. An exit after layer l takes at best the layers 0..l of the first and the layers above l of
 the second. When samples of a batch exit at different layers, each layer counts by the share of samples that still
 have their image there: a straight line between the two measured times.
 """
@@ -47,9 +47,7 @@ def ideal_seconds(with_image: Probe, text_only: Probe, exits: Sequence[int | Non
     return sum(share * whole + (1 - share) * short for share, whole, short in parts)
 
 
-def ideals(
-    probes: Sequence[tuple[Probe, Probe]], exits: Sequence[int | None] | None
-) -> list[float] | None:
+def ideals(probes: Sequence[tuple[Probe, Probe]], exits: Sequence[int | None] | None) -> list[float] | None:
     """:func:`ideal_seconds` of each round's probes; None for a method that is no exit."""
     return None if exits is None else [ideal_seconds(*pair, exits) for pair in probes]
 

@@ -1,4 +1,4 @@
-"""What labels for the gates cost, in multiples of one frozen forward over the same prompts and answers.
+"""Cost of the gates' labels, in multiples of one frozen forward over the same prompts and answers.
 
 All layers in one pass (the default of training) beside the paper's random-layer way, which labels one layer per pass:
 its middle layer stands for the mean, because a copy that starts at layer l costs the layers above l.

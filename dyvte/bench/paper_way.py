@@ -56,7 +56,7 @@ class PaperWay:
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache, attentions=tuple(weights))
 
     def _fires(self, index: int, hidden: Tensor, visual: Tensor) -> bool:
-        """Whether the gate lets the images go, from the text after them."""
+        """Whether the gate fires, given the text after the images."""
         after = hidden[:, int(visual.nonzero().max()) + 1 :]
         others = after[:, :-1] if after.shape[1] > 1 else after
         states = torch.cat([others.mean(1), after[:, -1]], dim=-1)

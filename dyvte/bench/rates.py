@@ -40,7 +40,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Load:
-    """What a decoder layer asks for: FLOPs, bytes read, operations launched."""
+    """Work of a decoder layer: FLOPs, bytes read, operations launched."""
 
     flops: float
     bytes: float
@@ -82,7 +82,7 @@ def count_operations(work: Callable[[], object]) -> int:
 
 
 def layer_load(config, dtype, tokens: int, samples: int, held: int, launches: int) -> Load:
-    """What one layer asks for.
+    """The work of one layer.
 
     Args:
         tokens: computed per sample.

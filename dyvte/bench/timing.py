@@ -81,7 +81,7 @@ class LayerClock:
     """
 
     def __init__(self, decoder: torch.nn.Module, device: torch.device):
-        self._modules = [*decoder.layers, decoder.norm]  # type: ignore[misc] - a Llama-like decoder
+        self._modules: list[Any] = [*decoder.layers, decoder.norm]
         self._device = device
         self._marks: list[Any] = []
 

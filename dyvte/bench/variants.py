@@ -108,7 +108,7 @@ def make_variants(
     """The variants of one batch size.
 
     Args:
-        exit_layers: layers (zero-based) at which gates and fixed exits let the image go; "mixed" for another layer
+        exit_layers: layers (zero-based) after which gates and fixed exits drop the image; "mixed" for another layer
             for each sample, left out at batch 1.
         names: some of :data:`NAMES`; by default all whose attention kernel is the baseline's, ``graphs`` on a CUDA
             device only.

@@ -8,9 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from dyvte.cli import needs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
 LETTERS = ("A", "B", "C", "D")
@@ -73,10 +76,12 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no table, or lacks columns, or an index is no whole number or stands twice.
+        MissingExtra: pandas is not installed.
     """
+    pandas = needs("pandas", "eval")
     try:
-        table = pd.read_table(_existing(path), **options)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        table = pandas.read_table(_existing(path), **options)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a table ({str(error).strip()}); download it again.") from None
     missing = [name for name in ("index", "question", "A") if name not in table]
     if missing:

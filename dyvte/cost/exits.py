@@ -8,26 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dyvte.cost.flops import layer_flops
+from dyvte.cost.layers import LayerCost
 
 
 def decoder_flops_by_exit(
-    config: Any, prompt_tokens: Sequence[int], visual_tokens: Sequence[int]
+    costs: Any, prompt_tokens: Sequence[int], visual_tokens: Sequence[int]
 ) -> NDArray[np.int64]:
     """FLOPs of all decoder layers with an exit after each layer, (L + 1, n); the last row is without exit.
 
     Args:
-        config: of a decoder with L layers.
+        costs: of the L layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.
         prompt_tokens, visual_tokens: (n,) tokens of each prompt, and how many of them are visual.
     """
-    layers = config.num_hidden_layers
-    full = np.array([layer_flops(config, tokens) for tokens in prompt_tokens], dtype=np.int64)
-    text = np.array(
-        [
-            layer_flops(config, tokens - images)
-            for tokens, images in zip(prompt_tokens, visual_tokens, strict=True)
-        ],
-        dtype=np.int64,
+    layers: list[LayerCost] = (
+        costs if isinstance(costs, list) else [LayerCost.of_config(costs)] * costs.num_hidden_layers
     )
-    with_image = np.append(np.arange(1, layers + 1), layers)[:, None]
-    return with_image * full + (layers - with_image) * text
+    text_tokens = [tokens - images for tokens, images in zip(prompt_tokens, visual_tokens, strict=True)]
+    full, text = (
+        np.array([[layer.flops(n) for n in tokens] for layer in layers], dtype=np.int64)
+        for tokens in (prompt_tokens, text_tokens)
+    )
+    nothing = np.zeros((1, len(text_tokens)), dtype=np.int64)
+    after = np.concatenate(
+        [text[::-1].cumsum(0)[::-1][1:], nothing, nothing]
+    )  # layers above each exit, as text
+    until = full.cumsum(0)
+    return np.concatenate([until, until[-1:]]) + after

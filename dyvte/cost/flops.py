@@ -2,8 +2,8 @@
 
 FLOPs are 2 x multiply-accumulate of the matrix products (norms, softmax and activations are not counted), prefill
 only, without the language head: vision tower and projector, then for each decoder layer
-``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d``, and the gates that ran. These are
-the columns of the paper's tables.
+``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d`` (of experts, those that a token
+goes to), and the gates that ran. These are the columns of the paper's tables.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
+from dyvte.cost.layers import LayerCost, layer_costs
 from dyvte.families.base import adapter_for
 
 if TYPE_CHECKING:
@@ -47,19 +45,13 @@ class FlopsReport:
 
 
 def layer_params(config: Any) -> int:
-    """Weights in the matrix products of one decoder layer (attention with GQA, gated MLP)."""
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    attention = 2 * config.hidden_size * width * (heads + kv_heads)
-    return attention + 3 * config.hidden_size * config.intermediate_size
+    """Weights in the matrix products of one dense decoder layer (attention with GQA, gated MLP)."""
+    return LayerCost.of_config(config).per_token // 2
 
 
 def layer_flops(config: Any, tokens: int) -> int:
-    """FLOPs of one decoder layer over ``tokens`` tokens; attention counted in full, not halved for causality."""
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * layer_params(config) * tokens + 4 * tokens**2 * heads * width
+    """FLOPs of one dense decoder layer over ``tokens`` tokens; see :class:`~dyvte.cost.layers.LayerCost`."""
+    return LayerCost.of_config(config).flops(tokens)
 
 
 def vision_flops(config: Any) -> int:
@@ -79,14 +71,6 @@ def _tower_flops(tower: Any) -> tuple[int, int]:
     return vision_flops(config), (config.image_size // config.patch_size) ** 2
 
 
-def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """FLOPs of a module on one input of this shape, by PyTorch's counter; nothing is computed (meta device)."""
-    weights = {name: weight.to("meta", torch.float32) for name, weight in module.state_dict().items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(module, weights, (torch.empty(shape, device="meta"),))
-    return counter.get_total_flops()
-
-
 def projector_params(projector: nn.Module | None) -> int:
     """Weights in the matrix products of a projector."""
     modules = projector.modules() if projector is not None else ()
@@ -100,19 +84,27 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
         model: the model that ran, unchanged since; it must have an adapter.
         trace: the prefill's trace.
 
-    The number of images (tiles) of a sample is its visual tokens over the tower's patches, rounded up: exact
-    unless tiles were cut after the projector (anyres with unpad).
+    With the formula for CLIP, the number of images (tiles) of a sample is its visual tokens over the tower's patches,
+    rounded up: exact unless tiles were cut after the projector (anyres with unpad). What was counted is divided by
+    visual tokens, and holds the projector.
     """
     adapter = adapter_for(model)
     tower, projector = adapter.vision(model)
-    config = adapter.decoder(model).config
-    per_image, patches = 0, 1
-    if tower is not None and any(trace.visual_tokens):
-        per_image, patches = _tower_flops(tower)
-    per_token = 2 * projector_params(projector)
+    costs = layer_costs(model)
+    seen = sum(trace.visual_tokens)
+    if trace.vision_flops is not None:
+        vision = [trace.vision_flops * tokens // max(seen, 1) for tokens in trace.visual_tokens]
+        projected = [0] * trace.num_samples  # counted with the tower
+    else:
+        per_image, patches = 0, 1
+        if tower is not None and seen:
+            per_image, patches = _tower_flops(tower)
+        vision = [-(-tokens // patches) * per_image for tokens in trace.visual_tokens]
+        projected = [tokens * 2 * projector_params(projector) for tokens in trace.visual_tokens]
+    per_sample = trace.tokens_per_layer.T.tolist()
     return FlopsReport(
-        vision=[-(-tokens // patches) * per_image for tokens in trace.visual_tokens],
-        projector=[tokens * per_token for tokens in trace.visual_tokens],
-        decoder=[sum(layer_flops(config, n) for n in column) for column in trace.tokens_per_layer.T.tolist()],
+        vision=vision,
+        projector=projected,
+        decoder=[sum(cost.flops(n) for cost, n in zip(costs, tokens, strict=True)) for tokens in per_sample],
         gates=trace.gate_flops.sum(0).tolist(),
     )

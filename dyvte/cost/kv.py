@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dyvte.cost.layers import LayerCost
+
 if TYPE_CHECKING:
     from dyvte.decoding.trace import ExitTrace
 
 
-def kv_bytes(config: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
+def kv_bytes(costs: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
     """Bytes per sample: keys and values of every token that every layer computed.
 
     Args:
-        config: the decoder's config.
+        costs: of the layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.
         dtype: of the cache.
     """
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    per_token = 2 * kv_heads * width * dtype.itemsize
-    return [tokens * per_token for tokens in trace.tokens_per_layer.sum(0).tolist()]
+    layers: list[LayerCost] = (
+        costs if isinstance(costs, list) else [LayerCost.of_config(costs)] * trace.num_layers
+    )
+    per_sample = trace.tokens_per_layer.T.tolist()
+    return [
+        sum(layer.cached * n for layer, n in zip(layers, tokens, strict=True)) * dtype.itemsize
+        for tokens in per_sample
+    ]

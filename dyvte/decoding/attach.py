@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from dyvte.cost.vision import VisionMeter
 from dyvte.decoding.attention.interface import check_kernel
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.graphs import Graphs
@@ -143,6 +144,10 @@ class Handle:
                 entry.register_forward_pre_hook(note_prompt, with_kwargs=True),
                 entry.register_forward_hook(forget_prompt, always_call=True),
             ]
+        tower, projector = adapter.vision(model)
+        self._meter = None
+        if tower is not None and adapter.counts_vision:
+            self._meter = VisionMeter([part for part in (tower, projector) if part is not None])
         # plain attributes, so that neither enters the module tree or the state dict
         attributes = vars(self._decoder)
         self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
@@ -183,6 +188,8 @@ class Handle:
             attributes["forward"] = self._own_forward
         for hook in self._hooks:
             hook.remove()
+        if self._meter is not None:
+            self._meter.remove()
 
     def __enter__(self) -> Handle:
         return self
@@ -242,6 +249,8 @@ class Handle:
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)
+        if self._meter is not None:
+            trace.vision_flops, self._meter.total = self._meter.total, 0
         row = run_layers(
             self._stack, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )

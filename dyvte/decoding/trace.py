@@ -12,9 +12,9 @@ from torch import Tensor
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.cost.flops import prefill_flops
 from dyvte.cost.kv import kv_bytes
+from dyvte.cost.layers import layer_costs
 from dyvte.decoding.packed import Layout
 from dyvte.decoding.report import PrefillReport, RunInfo
-from dyvte.families.base import adapter_for
 
 TERA = 1e12
 
@@ -27,6 +27,7 @@ class ExitTrace:
         exit_layers: one entry per sample, the zero-based exit layer or None when the image stayed to the end.
         prompt_tokens: tokens per sample before any exit, visual ones included.
         visual_tokens: visual tokens per sample.
+        vision_flops: FLOPs of tower and projector over the whole batch, where torch counted them.
         scratch: what a policy hands from one of its calls to a later one of the same prefill.
 
     Args:
@@ -39,6 +40,7 @@ class ExitTrace:
         self.exit_layers: list[int | None] = [None] * len(layout.lengths)
         self.prompt_tokens = list(layout.lengths)
         self.visual_tokens = list(layout.visual)
+        self.vision_flops: int | None = None
         self.scratch: dict[object, Any] = {}
         self._tokens: list[tuple[int, ...]] = []
         self._probabilities: list[tuple[int, list[int], Tensor]] = []
@@ -104,10 +106,10 @@ class ExitTrace:
             raise ValueError(
                 "this trace does not know its model: report() is for traces of an attached handle"
             )
-        config = adapter_for(self._model).decoder(self._model).config
+        costs = layer_costs(self._model)
         flops = prefill_flops(self._model, self)
-        held = kv_bytes(config, self, self._model.dtype)
-        full = decoder_flops_by_exit(config, self.prompt_tokens, self.visual_tokens)[-1].tolist()
+        held = kv_bytes(costs, self, self._model.dtype)
+        full = decoder_flops_by_exit(costs, self.prompt_tokens, self.visual_tokens)[-1].tolist()
         tokens, probabilities = self.tokens_per_layer.T.tolist(), self.exit_probabilities.T.tolist()
         return [
             PrefillReport(

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from dyvte.cli import run
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.cost.flops import prefill_flops
+from dyvte.cost.layers import layer_costs
 from dyvte.decoding.policy import NoExit
 from dyvte.decoding.trace import ExitTrace
 from dyvte.engine import exit_times
@@ -35,7 +36,6 @@ from dyvte.engine.model import Batch
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches
-from dyvte.families.base import adapter_for
 from dyvte.gates.calibration import (
     CONFIDENCE,
     Calibration,
@@ -140,8 +140,7 @@ def exit_costs(model: nn.Module, trace: ExitTrace, gates: ExitGates) -> NDArray:
         trace: of the same prompts without exit.
     """
     flops = prefill_flops(model, trace)
-    config = adapter_for(model).decoder(model).config
-    decoder = decoder_flops_by_exit(config, trace.prompt_tokens, trace.visual_tokens)
+    decoder = decoder_flops_by_exit(layer_costs(model), trace.prompt_tokens, trace.visual_tokens)
     ran = [gates.flops_to(min(layer, trace.num_layers - 1)) for layer in range(trace.num_layers + 1)]
     vision = np.array(flops.vision) + np.array(flops.projector)
     return (decoder + np.array(ran)[:, None] + vision) / TERA

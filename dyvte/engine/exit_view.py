@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from dyvte.cli import extra
 from dyvte.decoding.report import PrefillReport
 from dyvte.engine.answer import describe_exit
 
@@ -16,9 +17,10 @@ def show_exit(report: PrefillReport) -> None:
     if not report.exit_probabilities or importlib.util.find_spec("rich") is None:
         print(described)
         return
-    from rich.console import Console
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+    with extra("demo"):
+        from rich.console import Console
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
     table = Table("layer", "tokens", "exit probability", "", box=None, pad_edge=False)
     for layer, tokens in enumerate(report.tokens_per_layer):

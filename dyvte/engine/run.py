@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import shortuuid
 from tqdm import tqdm
 
-from dyvte.cli import run  # noqa: F401
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, run_settings
 from dyvte.engine.model import Batch, ChatModel, model_name_of
@@ -120,7 +119,7 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
     return {
         **item.head,
         "text": answer.text,
-        "answer_id": shortuuid.uuid(),
+        "answer_id": uuid.uuid4().hex,
         "model_id": model_name,
         "metadata": answer.report.as_dict() if answer.report else {},
     }

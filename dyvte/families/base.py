@@ -27,6 +27,7 @@ class Adapter:
         blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
             -1 for the others; None where all layers are causal.
         position_axes: of rotary positions where they have several (M-RoPE).
+        counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 
     decoder: Callable[[Any], Decoder]
@@ -36,6 +37,7 @@ class Adapter:
     stack: Callable[[Any], Any] = Stack
     blocks: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
     position_axes: int = 3
+    counts_vision: bool = False
 
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -103,6 +105,7 @@ def family(
             vision=lambda model: (at_path(model, tower), at_path(model, projector)),
             visual_mask=lambda model, kwargs: placeholder_mask(model, kwargs, ids),
             entry=lambda model: at_path(model, entry),
+            counts_vision=True,
             **more,
         ),
     )

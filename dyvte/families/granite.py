@@ -36,4 +36,4 @@ class GraniteStack(Stack):
         return hidden if extras is None else extras.add(index, hidden, layout)
 
 
-family("granite4_vision", stack=GraniteStack)
+family("granite4_vision", projector="model.layerwise_projectors", stack=GraniteStack)

@@ -1,6 +1,6 @@
 """Llama 4: chunks in most layers, full attention without rotary embedding in the others.
 
-transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale their queries by the place in
+transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale queries by the place in
 the *row* they are given; in a packed row that is not the place in the prompt, so attention puts it right.
 """
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class Llama4Stack(Stack):
     """Temperature tuning by places of the prompt."""
+
+    computes_all_experts = True
 
     def rescale(self, module: Any, query: Tensor, layout: Layout) -> Tensor:
         """Queries with the scale of their own places, in layers that have one."""

@@ -22,15 +22,17 @@ for name in (
     "got_ocr2",
 ):
     family(name)
-for name in ("lighton_ocr", "aria", "fast_vlm"):
+for name in ("aria", "fast_vlm"):
     family(name)
+family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")
 for name in ("llava_next_video", "llava_onevision"):
     family(name, ids=WITH_VIDEO)
 family("perception_lm", ids=WITH_VIDEO)
-family("kimi_k25", projector=None, ids=WITH_VIDEO)
+family("kimi_k25", projector="model.mm_projector", ids=WITH_VIDEO)
 family("ovis2", projector=None)  # the table of visual embeddings is within the tower's side
 family("video_llama_3", tower="model.vision_model", projector="model.projector", ids=WITH_VIDEO)
 for name in ("idefics2", "idefics3", "smolvlm"):
     family(name, "model.text_model", "model.vision_model", "model.connector")
 for name in ("janus", "deepseek_vl", "deepseek_vl_hybrid"):
     family(name, tower="model.vision_model", projector="model.aligner")
+family("llava")

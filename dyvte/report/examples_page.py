@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
+from dyvte.cli import extra
 from dyvte.io import read_json_object, write_whole
 from dyvte.report.titles import method_title, model_title, title_of
+
+with extra("study"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)

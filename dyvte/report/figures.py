@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dyvte import cli
+from dyvte.cli import extra
 from dyvte.report.compare import benchmarks_of, find, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
 from dyvte.report.record import NO_EXIT, ResultRecord, add_records, read_records
@@ -41,7 +42,8 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
     records = [record for record in records if record.method == "dyvte"]
     if not records:
         raise ValueError("None of the records is of DyVTE; run the evaluation with METHOD=dyvte.")
-    from matplotlib import pyplot
+    with extra("study"):
+        from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
         figure, grid = pyplot.subplots(
@@ -83,7 +85,8 @@ def tradeoff(records: Sequence[ResultRecord]) -> Figure:
     Raises:
         ValueError: no method has run on every benchmark.
     """
-    from matplotlib import pyplot
+    with extra("study"):
+        from matplotlib import pyplot
 
     results = results_of(records)
     average = average_title(benchmarks_of(results)).replace("Average", "average score")

@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import base64
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-
 from dyvte import cli
+from dyvte.cli import extra
 from dyvte.io import read_text, write_whole
 from dyvte.report import page_run, paper_table, rivals_table, state_table
 from dyvte.report.examples_page import Examples, read_examples, render
@@ -28,16 +25,12 @@ from dyvte.report.paper import AVERAGE
 from dyvte.report.tables import Table
 from dyvte.report.titles import title_of
 
+with extra("study"):
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
 TABLES = {**paper_table.TITLES, **state_table.TITLES, "table4": rivals_table.TITLE}
 """Title of each table by the name of its files; sorted, in the order of the paper."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """A picture inside the page."""
-
-    alt: str
-    data: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,7 @@ class Part:
 
     Attributes:
         body: what stands in it besides what the other attributes hold.
+        images: addresses that hold the pictures themselves.
         sources: the files that it is made from, below the output folder, with what is to be said of them.
         table: None but for a table of the paper.
     """
@@ -53,7 +47,7 @@ class Part:
     name: str
     title: str
     body: Markup | str
-    images: Sequence[Image] = ()
+    images: Sequence[str] = ()
     sources: Sequence[str] = ()
     table: Table | None = None
 
@@ -86,10 +80,9 @@ def collect(root: Path) -> Report:
     for name, title in sorted(TABLES.items()):
         path = root / f"tables/{name}.json"
         if path.is_file():
-            images = [picture(file, title) for file in sorted(path.parent.glob(f"{name}*.png"))]
-            table = _below(Table.read(path))
-            notes = markdown("\n".join(table.notes))
-            report.tables.append(Part(name, title, notes, images, [f"tables/{name}.csv"], table))
+            table = Table.read(path, relative_to=root)
+            notes, images = markdown("\n".join(table.notes)), sorted(path.parent.glob(f"{name}*.png"))
+            report.tables.append(Part(name, title, notes, pictures(images), [f"tables/{name}.csv"], table))
         else:
             report.missing.append((title, why_missing(name, root)))
     for section in SECTIONS:
@@ -99,33 +92,21 @@ def collect(root: Path) -> Report:
             continue
         sources = [path.relative_to(root).as_posix() for path in (*([text] if text else []), *files)]
         body = markdown(without_title(read_text(text))) if text else ""
-        images = [picture(path, section.title) for path in files]
-        report.sections.append(Part(section.name, section.title, body, images, sources))
+        report.sections.append(Part(section.name, section.title, body, pictures(files), sources))
     for figure in FIGURES:
         files = sorted(root.glob(f"figures/*/{figure.name}.png"))
         if not files:
             report.missing.append((figure.title, why_missing(figure.name, root)))
             continue
         title = f"{figure.title}: {', '.join(map(title_of, figure.benchmarks))}"
-        images = [picture(path, title) for path in files]
-        report.figures.append(Part(figure.name, title, figure.caption, images, find_numbers(figure, root)))
+        numbers = find_numbers(figure, root)
+        report.figures.append(Part(figure.name, title, figure.caption, pictures(files), numbers))
     for path in sorted(root.glob("study/*/*/examples/examples.json")):
         report.examples.append(replace(read_examples(path), source=path.relative_to(root).as_posix()))
     if not report.examples:
         report.missing.append(("Figure 7: examples", why_missing("figure7", root)))
     report.missing.extend((line, "its data are not ready") for line in left_out(root))
     return report
-
-
-def _below(table: Table) -> Table:
-    """With sources relative to the output folder instead of its folder of tables."""
-    return replace(
-        table,
-        entries=tuple(
-            replace(entry, sources=tuple(os.path.normpath(f"tables/{source}") for source in entry.sources))
-            for entry in table.entries
-        ),
-    )
 
 
 def at_a_glance(report: Report) -> list[str]:
@@ -149,9 +130,9 @@ def at_a_glance(report: Report) -> list[str]:
     return lines
 
 
-def picture(path: Path, alt: str) -> Image:
-    """A PNG as a data URI."""
-    return Image(alt, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
+def pictures(files: Sequence[Path]) -> list[str]:
+    """PNGs as data URIs."""
+    return [f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
 
 
 def without_title(text: str) -> str:

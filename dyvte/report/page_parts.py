@@ -112,7 +112,7 @@ def why_missing(step: str, root: Path) -> str:
     if failed.is_file():
         return f"{step} failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
     if done.is_file():
-        return f"{step} ended well but its files are not here."
+        return f"{step} ended well but its files are not here: run it again with FORCE=1."
     return f"{step} has not run."
 
 

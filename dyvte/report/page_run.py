@@ -21,20 +21,6 @@ Fact = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Digest:
-    """Files of a benchmark that scores depend on.
-
-    Attributes:
-        questions: how many were asked; more than one number where records differ.
-        files: (name, SHA-256) each; a name comes twice where records are of different files.
-    """
-
-    benchmark: str
-    questions: list[int]
-    files: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Source:
     """Where numbers come from: under which conditions, when, and on which machine."""
 
@@ -109,13 +95,17 @@ def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[
     return [(name, values) for name, values in rows if values]
 
 
-def digests(records: Iterable[ResultRecord]) -> list[Digest]:
-    """The data that scores depend on, by benchmark."""
+def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
+    """(benchmark, number of questions, file, SHA-256) of the data that scores depend on.
+
+    A file comes twice where records are of different versions of it.
+    """
     records, found = list(records), []
     for name in dict.fromkeys(record.benchmark for record in records):
         own = [record for record in records if record.benchmark == name]
+        questions = " or ".join(map(str, sorted({record.num_samples for record in own})))
         files = dict.fromkeys(pair for record in own for pair in sorted(record.data_sha256.items()))
-        found.append(Digest(title_of(name), sorted({record.num_samples for record in own}), list(files)))
+        found += [(title_of(name), questions, *pair) for pair in files]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dyvte.cli import extra
 from dyvte.io import whole_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def save(figure: Figure, out: Path) -> list[Path]:
     Returns:
         The files.
     """
-    from matplotlib import pyplot
+    with extra("study"):
+        from matplotlib import pyplot
 
     files = [out] if out.suffix in UNDATED else [out.with_name(out.name + end) for end in (".png", ".pdf")]
     with pyplot.rc_context({"svg.hashsalt": "dyvte"}):

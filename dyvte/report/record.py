@@ -74,8 +74,8 @@ class ResultRecord:
         seconds: wall time of generation.
         batch_check: of how many questions, asked in a batch and alone, how many answers differ.
         answered: the distinct conditions under which the answers were generated, most answers first: several where a
-            file was resumed elsewhere or merged of shards. Empty for records of schema 1 and answers that do not
-            say.
+            file was resumed elsewhere or merged of shards. Without the answers that do not say, and so empty for
+            records of schema 1.
         scoring: of this record, possibly long after the answers and on another machine.
     """
 
@@ -107,23 +107,12 @@ class ResultRecord:
     schema: int = SCHEMA
 
     @property
-    def devices(self) -> list[str]:
-        """GPUs, or ``cpu``, that generated the answers; empty where unknown."""
-        return sorted({by.run.device for by in self.answered})
-
-    @property
     def commit(self) -> str | None:
         """Of the code that generated the answers, with blanks between where there are several; where it is unknown,
         of the code that scored.
         """
         known = dict.fromkeys(by.run.commit for by in self.answered if by.run.commit)
         return " ".join(known) or self.scoring.commit
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """Of the packages that generated most answers, or where that is unknown, of those that scored."""
-        known = [by.run.versions for by in self.answered if by.run.versions]
-        return known[0] if known else self.scoring.versions
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -235,10 +224,9 @@ def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict
 
 def answered_by(runs: Sequence[RunInfo | None]) -> tuple[AnsweredBy, ...]:
     """The distinct ones with their counts, the most frequent first."""
-    # their versions are a mapping, so that they have no hash
-    known = {json.dumps(asdict(run), sort_keys=True): run for run in runs if run is not None}
+    # as text: a run has no hash, because its versions are a mapping
     counts = Counter(json.dumps(asdict(run), sort_keys=True) for run in runs if run is not None)
-    return tuple(AnsweredBy(known[key], count) for key, count in counts.most_common())
+    return tuple(AnsweredBy(RunInfo(**json.loads(text)), count) for text, count in counts.most_common())
 
 
 def make_record(

@@ -95,11 +95,15 @@ def _notes(records: Sequence[ResultRecord], benchmarks: Sequence[str]) -> tuple[
 
 def _conditions(records: Sequence[ResultRecord]) -> str:
     """Whether the answers come from the same machine, software and batches."""
+
+    def answered(record: ResultRecord, name: str) -> list[str]:
+        return sorted({str(getattr(by.run, name)) for by in record.answered})
+
     kinds = {
-        "hardware": {str(record.devices or record.scoring.hardware) for record in records},
-        "precision": {str({run.run.dtype for run in record.answered}) for record in records},
-        "attention kernel": {str({run.run.attention for run in record.answered}) for record in records},
-        "versions": {str(record.versions) for record in records},
+        "hardware": {str(answered(record, "device") or record.scoring.hardware) for record in records},
+        "precision": {str(answered(record, "dtype")) for record in records},
+        "attention kernel": {str(answered(record, "attention")) for record in records},
+        "versions": {str(answered(record, "versions") or record.scoring.versions) for record in records},
         **{name: {record.settings.get(name, "") for record in records} for name in SAME},
     }
     differing = [name for name, values in kinds.items() if len(values) > 1]

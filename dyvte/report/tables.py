@@ -173,8 +173,8 @@ class Table:
         write_json(out / f"{self.name}.json", asdict(replace(self, entries=moved)))
 
     @classmethod
-    def read(cls, path: Path) -> Table:
-        """Read the JSON form.
+    def read(cls, path: Path, relative_to: Path) -> Table:
+        """Read the JSON form, with the names of sources relative to a folder.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -182,10 +182,11 @@ class Table:
         """
         content = read_json_object(path)
         try:
-            entries = [
-                Entry(**{**entry, **{name: tuple(entry[name]) for name in ("row", "sources", "hidden")}})
-                for entry in content.pop("entries")
-            ]
+            entries = []
+            for entry in content.pop("entries"):
+                sources = tuple(os.path.relpath(path.parent / name, relative_to) for name in entry["sources"])
+                tuples = {"row": tuple(entry["row"]), "hidden": tuple(entry["hidden"]), "sources": sources}
+                entries.append(Entry(**{**entry, **tuples}))
             columns = [Column(**column) for column in content.pop("columns")]
             lists = {name: tuple(content.pop(name)) for name in ("labels", "notes")}
             table = cls(columns=tuple(columns), entries=tuple(entries), **lists, **content)

@@ -1,4 +1,4 @@
-"""How tables, figures and pages name benchmarks, models and methods."""
+"""How tables, figures and pages name benchmarks, models, methods, averages and units."""
 
 from __future__ import annotations
 

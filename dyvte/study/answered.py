@@ -1,4 +1,4 @@
-"""Score and cost of every question under every method, from what evaluations leave beside their records."""
+"""Score and cost of every question under every method, from the files that evaluations write beside records."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Answered:
 
     @property
     def label(self) -> str:
-        """The method as people read it."""
+        """The method as tables show it."""
         return label_of(self.record)
 
 

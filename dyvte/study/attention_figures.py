@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyvte.cli import needs
+from dyvte.cli import extra, needs
 from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
 from dyvte.report.titles import method_title, model_title, title_of
 from dyvte.study.attention import AttentionStudy
@@ -116,7 +116,8 @@ def _title(study: AttentionStudy) -> str:
 
 
 def _layers(grid: list[list[Axes]]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    with extra("study"):
+        from matplotlib.ticker import MaxNLocator
 
     for panel in grid[-1]:
         panel.set_xlabel("layer")

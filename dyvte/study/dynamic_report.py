@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HEADER = (
     "Over fixed exits, equal cost",
-    "Best fixed exit, no dearer",
+    "Best fixed exit, same or lower cost",
     "Over it",
     "DyVTE over it, equal cost",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dyvte.cli import needs
+from dyvte.cli import extra, needs
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import BASELINE, model_title, title_of
@@ -50,7 +50,8 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
 
 
 def _draw(panel: Axes, records: Sequence[ResultRecord], oracle: OracleStudy | None) -> None:
-    from matplotlib.ticker import MaxNLocator
+    with extra("study"):
+        from matplotlib.ticker import MaxNLocator
 
     fixed = sorted((int(r.settings["exit_layer"]), r.score) for r in records if r.method == "fixed")
     panel.plot(

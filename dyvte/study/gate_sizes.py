@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaConfig
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.cli import needs, run
+from dyvte.cli import extra, needs, run
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
@@ -210,8 +210,9 @@ def figure_of(result: dict) -> Figure:
     Markers tell the kind of gates, colors their bytes, numbers their names.
     """
     pyplot = needs("matplotlib.pyplot", "study")
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm
+    with extra("study"):
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import LogNorm
 
     sizes = sorted(result["sizes"], key=lambda size: -size["bytes"])
     without = result["benchmarks"].get("without_exit")
@@ -226,8 +227,15 @@ def figure_of(result: dict) -> Figure:
                 places.setdefault(point, []).append(number)
         for point, numbers in places.items():
             text, above = ", ".join(map(str, numbers)), numbers[0] % 2 == 0
-            shift = {"xytext": (0, 5 if above else -5), "va": "bottom" if above else "top", "ha": "center"}
-            panel.annotate(text, point, textcoords="offset points", fontsize=6, **shift)
+            panel.annotate(
+                text,
+                point,
+                xytext=(0, 5 if above else -5),
+                textcoords="offset points",
+                va="bottom" if above else "top",
+                ha="center",
+                fontsize=6,
+            )
         panel.margins(0.1)
 
     with pyplot.rc_context(STYLE):

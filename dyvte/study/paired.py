@@ -5,7 +5,7 @@ costs of a resample are means over its questions, and over benchmarks the mean o
 
 *At equal cost* a family of settings (fixed exit layers, thresholds of gates) is a curve: between two settings that
 are neighbours in cost its score is interpolated, which is what a random choice between the two for each question
-gives. Below the cheapest setting, and above the dearest, the curve has the score of that setting.
+gives. Below the cheapest setting, and above the most expensive, the curve has the score of that setting.
 
 Shapes: R resamples after the sample itself (which comes first), n questions, P settings.
 """

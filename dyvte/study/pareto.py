@@ -16,7 +16,7 @@ from dyvte.cli import needs, run
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
 from dyvte.report.record import add_records, read_records
-from dyvte.report.titles import AVERAGE, BASELINE, averaged, flops_unit
+from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,8 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
     chosen = [run for run in runs if run.benchmark == AVERAGE]
     if not chosen:
         raise ValueError("No method has a record on every benchmark; run the missing ones.")
-    count = len(averaged(benchmarks_of(runs)))
+    benchmarks = benchmarks_of(runs)
+    count, average = len(averaged(benchmarks)), average_title(benchmarks).replace("Average", "average score")
     factor, unit = flops_unit([run.tflops for run in chosen])
     points = [(factor * run.tflops, run.score) for run in chosen]
     front = pareto_front(points)
@@ -89,7 +90,7 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
             )
         panel.margins(0.08)
         panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
-        panel.set_ylabel(f"average score over {count} benchmarks" if count > 1 else "score")
+        panel.set_ylabel(f"{average} over {count} benchmarks" if count > 1 else "score")
         figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
 

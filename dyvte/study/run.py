@@ -32,10 +32,9 @@ def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.
     Args:
         arguments: the command line, which names the benchmark; that of the process by default.
     """
-    names = argparse.ArgumentParser(add_help=False)
-    names.add_argument("name", choices=sorted(BENCHMARKS))
-    known, _ = names.parse_known_args(arguments)
-    parser = question_parser(get_benchmark(known.name).questions, description)
+    words = sys.argv[1:] if arguments is None else arguments
+    name = next((word for word in words if word in BENCHMARKS), "gqa")  # --help works without one
+    parser = question_parser(get_benchmark(name).questions, description)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")

@@ -20,7 +20,7 @@ NAMES = ("early fusion", "intra-modality modelling", "multimodal reasoning")
 
 @dataclass(frozen=True)
 class Stages:
-    """Where the stages begin, and how much there is to it.
+    """Where the stages begin, and how distinct they are.
 
     Attributes:
         starts: the first layer of the second and of the third stage.

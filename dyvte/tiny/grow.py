@@ -2,7 +2,7 @@
 
 Trained from scratch in an hour, a deep decoder spreads its work over all of its layers. Pretrained LLMs have spare
 depth. Tiny-LLaVA gets it by growing: it is trained shallow, then identity layers (their two projections into the
-residual stream are zero) are added on top and training goes on, all layers trained. The technique is known from
+residual stream are zero) are added on top and training continues with all layers. The technique is known from
 progressive stacking (Gong et al., 2019) and block expansion (LLaMA Pro, arXiv:2401.02415).
 
     python -m dyvte.tiny.grow --model DIR --out DIR --layers 20

@@ -2,19 +2,15 @@
 
 It lets Tiny-LLaVA's open answers go the whole way of MM-Vet without paying anyone. An answer earns 1 when it has all
 parts of the ground truth ("<AND>"), or one of them ("<OR>"), else 0; these are no GPT-4 grades.
-
-    python -m dyvte.tiny.judge --address-file FILE     # the base URL is written to FILE
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-from dyvte.cli import run
-from dyvte.io import write_whole
 
 
 def grade(truth: str, prediction: str) -> float:
@@ -67,17 +63,12 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().replace(".", " ").split())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--address-file", type=Path, required=True)
-
-    def action(args: argparse.Namespace) -> None:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        write_whole(args.address_file, f"http://127.0.0.1:{server.server_port}/v1")
-        server.serve_forever()
-
-    run(parser, action)
-
-
-if __name__ == "__main__":
-    main()
+@contextmanager
+def serve() -> Iterator[str]:
+    """The endpoint, in a thread of this process, for as long as the block runs; its base URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()

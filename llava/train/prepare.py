@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from dyvte.cli import extra
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
@@ -53,7 +54,8 @@ def load_model(
         model.model.requires_grad_(False)
     checkpointing = training_args.gradient_checkpointing
     if training_args.bits in (4, 8):
-        from peft import prepare_model_for_kbit_training
+        with extra("train"):
+            from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(checkpointing))
     if checkpointing:
@@ -94,7 +96,8 @@ def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArg
 
 def add_lora(model, training_args: TrainingArguments):
     """Wrap the decoder's linear layers in LoRA adapters."""
-    from peft import LoraConfig, get_peft_model
+    with extra("train"):
+        from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=training_args.lora_r,

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dyvte.cli import extra
+
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
 TOWER_KEY = "vision_tower."
@@ -59,7 +61,8 @@ def save_lora(model, folder: str | Path, state: StateDict | None = None) -> None
 
 def load_lora(model, folder: str | Path) -> None:
     """Read what :func:`save_lora` wrote into a PEFT model of the same shape."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+    with extra("train"):
+        from peft import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     _load_part(model, torch.load(Path(folder) / NON_LORA_FILE, map_location="cpu", weights_only=True))

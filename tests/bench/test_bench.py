@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -288,6 +290,29 @@ def test_command_writes_table_json_and_plot(command, tmp_path, capsys, monkeypat
             for when in ("prefill", "decode"):
                 assert numbers[f"{when}_held_mib"] == numbers[f"{when}_counted_mib"]
                 assert numbers[f"{when}_allocated_mib"] >= numbers[f"{when}_held_mib"]
+
+
+def test_needs_no_extra():
+    """Without the packages of the extras the bench measures and prints; a plot says what it needs."""
+    program = """
+import sys
+from transformers import LlamaForCausalLM  # looks for these packages itself
+class Missing:
+    def find_spec(name, path, target=None):
+        if name.split(".")[0] in ("matplotlib", "pandas"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing)
+for name in list(sys.modules):
+    if name.split(".")[0] in ("matplotlib", "pandas"):
+        del sys.modules[name]
+from dyvte.bench.__main__ import main
+main()
+main([*sys.argv[1:], "--plot", "plot.png"])
+"""
+    command = [sys.executable, "-c", program, "memory", *FLAGS.split(), "--variants", "baseline", "fixed"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "| fixed, exit 1 " in done.stdout, done.stderr
+    assert done.returncode == 1 and "pip install 'dyvte[study]'" in done.stderr
 
 
 def test_one_page_of_all_results(tmp_path, capsys, monkeypatch):

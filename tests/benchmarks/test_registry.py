@@ -138,6 +138,12 @@ def test_scoring_does_not_wait_for_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0
 
 
+def test_run_says_that_it_needs_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr("dyvte.benchmarks.__main__.SCRIPTS", tmp_path)
+    with pytest.raises(SystemExit, match="needs a checkout of the repository.*pope.sh does not exist"):
+        main(["run", "pope", "--model-path", "m"])
+
+
 def test_run_becomes_the_script(tmp_path):
     """A bash that prints what it was given stands for the script."""
     fake = tmp_path / "bash"

@@ -123,7 +123,7 @@ def test_script_writes_the_upload_file_of_test_dev(run_script):
     upload = data / "answers_upload/llava_vqav2_mscoco_test-dev2015/m.json"
     assert read_upload(upload, [2]) == ["2 in test2015"]
     assert str(upload) in done.stdout
-    assert calls == ["dyvte.benchmarks check"]
+    assert calls == ["dyvte.methods check", "dyvte.benchmarks check"]
 
 
 def test_script_scores_the_validation_split(run_script):
@@ -132,7 +132,7 @@ def test_script_scores_the_validation_split(run_script):
     assert done.returncode == 0, done.stderr
     merged = data / "answers/llava_vqav2_mscoco_val2014/m/merge.jsonl"
     assert json.loads(merged.read_text())["text"] == "The 1 in val2014"
-    assert calls == ["dyvte.benchmarks check", "dyvte.report.record vqav2"]
+    assert calls == ["dyvte.methods check", "dyvte.benchmarks check", "dyvte.report.record vqav2"]
     (data / vqav2.ANNOTATIONS).unlink()
     done, _ = run(SPLIT="llava_vqav2_mscoco_val2014")
     assert done.returncode == 1 and f"{vqav2.ANNOTATIONS} is missing" in done.stderr

@@ -9,14 +9,21 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dyvte import FixedExit, NoExit, attach
+from dyvte.cost.flops import prefill_flops
 from dyvte.families.base import adapter_for
 from tests.families.cases import CASES, IMAGE, VIDEO
 from tests.families.reference import hiding
 
 TOLERANCE = 2e-5
 STEPS = 4
+SDPA_ON_CPU = {  # torch's counter lacks it
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *args, **kwargs: (
+        sdpa_flop_count(query, key, value)
+    )
+}
 PLACEHOLDERS = [
     IMAGE,
     VIDEO,
@@ -71,7 +78,7 @@ def family(request):
     if case.needs and not hasattr(transformers, case.needs):
         pytest.skip(f"transformers {transformers.__version__} has no {case.needs}")
     torch.manual_seed(0)
-    model = case.build().eval().float()
+    model = case.build().eval().float().requires_grad_(False)  # the counter fails on weights with gradients
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -172,3 +179,36 @@ def test_beams_without_exit_are_the_stock_models(family):
     stock = model.generate(**inputs, **options)
     with attach(model, NoExit()):
         assert torch.equal(model.generate(**inputs, **options), stock)
+
+
+@torch.no_grad()
+def test_flops_are_those_of_torchs_counter(family):
+    """Eager attention, into which torch's counter sees; the counter's own breakdown by module."""
+    model, prompts = family
+    decoder = adapter_for(model).decoder(model)
+    own = decoder.config._attn_implementation_internal
+    decoder.config._attn_implementation_internal = "eager"
+    if hasattr(decoder.config, "_experts_implementation_internal"):
+        decoder.config._experts_implementation_internal = (
+            "eager"  # the counter does not see into grouped products
+        )
+    try:
+        inputs = prompts.inputs(0)
+        with attach(model, FixedExit(prompts.case.exits[0])) as handle:
+            model(**inputs)  # the tower is counted now, and its count kept
+            with FlopCounterMode(display=False, custom_mapping=SDPA_ON_CPU) as counter:
+                model(**inputs)
+            report = prefill_flops(model, handle.traces[-1])
+    finally:
+        decoder.config._attn_implementation_internal = own
+    names = {id(module): name for name, module in model.named_modules()}
+    counts = {name: sum(parts.values()) for name, parts in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    layers = sum(counts.get(f"{root}.{names[id(layer)]}", 0) for layer in decoder.layers)
+    assert report.decoder[0] == layers
+    tower, projector = adapter_for(model).vision(model)
+    vision = sum(
+        counts.get(f"{root}.{names[id(part)]}", 0) for part in (tower, projector) if part is not None
+    )
+    assert report.vision[0] + report.projector[0] == vision > 0
+    assert handle.traces[-1].report()[0].full_decoder_tflops > report.decoder[0] / 1e12

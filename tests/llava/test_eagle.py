@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dyvte import FixedExit, attach
-from dyvte.cost.flops import counted_flops, prefill_flops
+from dyvte.cost.flops import prefill_flops
+from dyvte.cost.vision import counted_flops
 from llava.chat_model import infer_conv_mode
 from llava.eval import run_llava
 from llava.mm_utils import process_images, tokenizer_image_token

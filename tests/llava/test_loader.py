@@ -360,3 +360,16 @@ def test_the_checkpoints_gates_are_used_unless_told_otherwise(copy_of, weights):
     assert not open_answerer(parse([*given, "--method", "none"]), "v1").exits
     with pytest.raises(ValueError, match="CUDA graphs need the whole decoder on one CUDA device"):
         open_answerer(parse([*given, "--device", "cpu", "--cuda-graphs"]), "v1")
+
+
+def test_a_prefill_computes_the_logits_of_the_last_token_only(llava, monkeypatch):
+    """`generate` asks for them where the model's signature offers it."""
+    from tests.conftest import MIXED, Prompts
+
+    rows = []
+    head = llava.lm_head.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
+    try:
+        llava.generate(**Prompts(MIXED[0]).ours(), do_sample=False, max_new_tokens=2, eos_token_id=None)
+    finally:
+        head.remove()
+    assert rows == [1, 1]

@@ -18,7 +18,6 @@ from dyvte.report.page import main, markdown, page_of
 from dyvte.report.page_parts import FIGURES, why_missing
 from dyvte.report.record import AnsweredBy
 from dyvte.study.examples import encode_image
-from tests.scripts.test_end_to_end import ROOT
 
 LLAVA = "liuhaotian/llava-v1.5-7b"
 NASTY = '<script>alert("x")</script> & <b>bold</b>'
@@ -282,12 +281,9 @@ def test_a_missing_folder_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figures_name_the_benchmarks_of_their_scripts(figure):
-    script = (ROOT / f"scripts/reproduce/{figure.name}.sh").read_text()
-    given = re.search(
-        rf"_figure {figure.title.split()[1]} (.+)$|BENCHMARKS:-([^}}]+)}}", script, re.MULTILINE
-    )
-    assert given and tuple((given[1] or given[2]).split()) == figure.benchmarks
+def test_figures_name_the_benchmarks_of_their_experiments(figure):
+    experiments = pytest.importorskip("dyvte.reproduce.experiments").EXPERIMENTS
+    assert experiments[figure.name].benchmarks == figure.benchmarks
 
 
 def browse(file: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess[str]:

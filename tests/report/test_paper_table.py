@@ -69,7 +69,7 @@ def test_files_and_sources(records, tmp_path):
     table.write(tmp_path)
     markdown = (tmp_path / "table2.md").read_text()
     assert "table2.csv" in markdown and "In brackets: the paper's value, and ours minus" in markdown
-    assert Table.read(tmp_path / "table2.json").texts() == table.texts()
+    assert Table.read(tmp_path / "table2.json", tmp_path).texts() == table.texts()
     assert (tmp_path / "table2.tex").read_text().startswith(r"\begin{tabular}")
     rows = list(csv.DictReader((tmp_path / "table2.csv").open()))
     assert [row["benchmark"] for row in rows] == ["GQA", "VQAv2", "TextVQA", "SQA-I", "Average", "GQA"]

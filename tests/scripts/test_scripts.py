@@ -18,7 +18,7 @@ STUB = f"""#!{sys.executable}
 import json, os, sys
 arguments = sys.argv[1:]
 if "llava.eval.model_vqa_loader" not in arguments:
-    if not os.environ.get("SCORE") and "dyvte.benchmarks" not in arguments:
+    if not os.environ.get("SCORE") and not {{"dyvte.benchmarks", "dyvte.methods"}} & set(arguments):
         sys.exit()
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 flags = dict(zip(arguments[2::2], arguments[3::2]))
@@ -132,7 +132,7 @@ def test_default_answers_folder_is_llavas(gqa):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"METHOD": "magic"}, "METHOD=magic is not one of"),
+        ({"METHOD": "magic"}, "'magic' is not one of none, dyvte"),
         ({"METHOD": "fixed"}, "needs EXIT_LAYER"),
         ({"METHOD": "dyvte", "GATES": "/nowhere"}, "GATES=/nowhere is no folder"),
         ({"DATA": "/nowhere"}, "files in DATA=/nowhere are not ready"),

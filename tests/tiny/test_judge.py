@@ -1,14 +1,12 @@
 """The stand-in for MM-Vet's judge."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
-from http.server import ThreadingHTTPServer
 
 import pytest
 
-from dyvte.tiny.judge import Handler, grade, grade_message
+from dyvte.tiny.judge import grade, grade_message, serve
 
 
 @pytest.mark.parametrize(
@@ -30,18 +28,15 @@ def test_grades(truth, prediction, wanted):
 
 
 def test_endpoint():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def post(text):
+    def post(address, text):
         body = json.dumps({"model": "exact-match", "messages": [{"role": "user", "content": text}]}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}/v1/chat/completions", body)
+        request = urllib.request.Request(f"{address}/chat/completions", body)
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read())["choices"][0]["message"]["content"]
 
-    try:
-        assert post("How many? | 4 | 4 | ") == "1.0" and post("How many? | 4 | 5 | ") == "0.0"
+    with serve() as address:
+        assert (
+            post(address, "How many? | 4 | 4 | ") == "1.0" and post(address, "How many? | 4 | 5 | ") == "0.0"
+        )
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            post("nothing to grade")
-    finally:
-        server.shutdown()
+            post(address, "nothing to grade")

@@ -1,8 +1,11 @@
 """Scenes: reproducible, split by writer, and showing what they say."""
 
+import sys
+
 import pytest
 import torch
 
+from dyvte.cli import MissingExtra
 from dyvte.tiny import digits
 from dyvte.tiny.scenes import CELL_SIZE, draw, render
 
@@ -23,6 +26,19 @@ def test_splits_share_no_digit() -> None:
     assert not known & {glyph.numpy().tobytes() for glyph in held_out.glyphs}
     with pytest.raises(ValueError, match="no split 'test'"):
         digits.load("test")
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        def find_spec(name, path, target=None):  # noqa: N805 - called on the class
+            if name == "sklearn":
+                raise ModuleNotFoundError(name, name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtra, match=r"pip install 'dyvte\[tiny\]'"):
+        digits.load.__wrapped__("train")
 
 
 def test_a_form_begins_where_the_split_is() -> None:

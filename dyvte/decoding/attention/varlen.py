@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyvte.cli import extra
 from dyvte.decoding.attention import sdpa
 from dyvte.decoding.cache.ragged import RaggedLayer
 from dyvte.decoding.packed import Layout, to_device
@@ -61,7 +62,8 @@ class FlashAttention:
     """The flash-attn package."""
 
     def __init__(self) -> None:
-        import flash_attn  # an extra
+        with extra("flash"):
+            import flash_attn
 
         self._package = flash_attn
 

@@ -55,21 +55,21 @@ class RaggedLayer(CacheLayerMixin):
     # transformers sets `keys` and `values` to None at the start, and moves them when a cache is offloaded
 
     @property
-    def keys(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keys(self) -> Any:
         """(heads, C, head_dim), unused capacity included; None before anything was appended."""
         return None if self._buffer is None else self._buffer.keys
 
     @keys.setter
-    def keys(self, keys: Tensor | None) -> None:
+    def keys(self, keys: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._replace("keys", keys)
 
     @property
-    def values(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def values(self) -> Any:
         """As :attr:`keys`."""
         return None if self._buffer is None else self._buffer.values
 
     @values.setter
-    def values(self, values: Tensor | None) -> None:
+    def values(self, values: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._replace("values", values)
 
     def _replace(self, name: str, tensor: Tensor | None) -> None:

@@ -37,17 +37,3 @@ SETS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "heldout": ("heldout", write_held_out),
 }
 """Name of a set -> its folder, and what writes it there with so many questions."""
-
-__all__ = [
-    "SETS",
-    "write_gqa",
-    "write_held_out",
-    "write_mmbench",
-    "write_mme",
-    "write_mmvet",
-    "write_pope",
-    "write_seed",
-    "write_sqa",
-    "write_textvqa",
-    "write_vqav2",
-]

@@ -60,6 +60,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list | None = None,
         visual_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,  # named, because generate() looks for it
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, vocabulary), and the loss where ``labels`` are given.
@@ -91,6 +92,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
             **ids,
             **kwargs,
         )

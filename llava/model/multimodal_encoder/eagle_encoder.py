@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dyvte.cost.flops import counted_flops
+from dyvte.cost.vision import counted_flops
 from llava.model.multimodal_encoder.eagle_clip import ClipEncoder
 from llava.model.multimodal_encoder.eagle_convnext import ConvNextEncoder
 from llava.model.multimodal_encoder.eagle_eva import EvaEncoder

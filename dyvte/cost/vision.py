@@ -1,0 +1,106 @@
+"""FLOPs of vision towers and projectors, counted by torch's formulas while they run.
+
+CLIP as LLaVA has it has a formula (:func:`dyvte.cost.flops.vision_flops`). Others differ too much, so the operations
+are counted, once for each shape of a module's inputs: counting slows a forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
+
+FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    # torch's registry lacks the kernel for CPUs, whose first arguments are the same
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts FLOPs; unlike torch's ``FlopCounterMode`` it does not track modules, which fails without gradients.
+
+    Attributes:
+        flops: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; one without a formula is counted by its parts."""
+        kwargs = kwargs or {}
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+class VisionMeter:
+    """Counts FLOPs of modules until :meth:`remove`.
+
+    Attributes:
+        total: FLOPs since it was set to 0 last.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.total = 0
+        self._known: dict[object, int] = {}
+        self._running: list[tuple[object, FlopCounter | None]] = []
+        self._hooks: list[RemovableHandle] = []
+        for module in modules:
+            self._hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._end, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks out of the modules."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = tuple(map(_shape, args)), tuple((name, _shape(value)) for name, value in kwargs.items())
+        key = id(module), shapes
+        counter = None if key in self._known or self._running else FlopCounter()
+        if counter is not None:
+            counter.__enter__()
+        self._running.append((key, counter))
+
+    def _end(self, module: nn.Module, args: object, output: object) -> None:
+        key, counter = self._running.pop()
+        if counter is not None:
+            counter.__exit__(None, None, None)
+            self._known[key] = counter.flops
+        if not self._running:
+            self.total += self._known[key]
+
+
+def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """FLOPs of a module on one input of this shape; nothing is computed (meta device)."""
+    weights = {name: weight.to("meta", torch.float32) for name, weight in module.state_dict().items()}
+    counter = FlopCounter()
+    with torch.no_grad(), counter:
+        functional_call(module, weights, (torch.empty(shape, device="meta"),))
+    return counter.flops
+
+
+def _shape(value: Any) -> object:
+    """What the FLOPs of a module can depend on: shapes of features, values of grids."""
+    if not isinstance(value, torch.Tensor):
+        return value if isinstance(value, (int, float, str, type(None))) else type(value)
+    if value.is_floating_point() or value.numel() > 256:
+        return tuple(value.shape)
+    return tuple(value.flatten().tolist())
