@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbedd
 
 from llava.model.multimodal_encoder.tower import MapEncoder
 
-RELEASED = {
+RELEASED: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,

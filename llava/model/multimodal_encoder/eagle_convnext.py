@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from llava.model.multimodal_encoder.tower import MapEncoder
 
-RELEASED = {
+RELEASED: dict[str, Any] = {
     "depths": (3, 4, 30, 3),
     "dims": (384, 768, 1536, 3072),
     "norm_eps": 1e-5,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from llava.model.multimodal_encoder.tower import MapEncoder
 
-RELEASED = {
+RELEASED: dict[str, Any] = {
     "hidden_dim": 1024,
     "depth": 24,
     "num_heads": 16,

@@ -14,7 +14,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava.model.multimodal_encoder.tower import MapEncoder
 
-RELEASED = {
+RELEASED: dict[str, Any] = {
     "hidden_size": 1536,
     "patch_embed_hidden_size": 768,
     "d_ff": 3968,

@@ -13,7 +13,7 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from llava.model.multimodal_encoder.eagle_convnext import ChannelNorm
 from llava.model.multimodal_encoder.tower import MapEncoder
 
-RELEASED = {
+RELEASED: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
