@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -13,21 +12,14 @@ from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.benchmarks.benchmark import describe
 from dyvte.benchmarks.check import check, ready
 from dyvte.cli import one_line_errors
+from dyvte.io import write_json
 
 DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
 RUN_SETTINGS = (
-    "method",
-    "method_config",
-    "gates",
-    "threshold",
-    "exit_layer",
-    "conv_mode",
-    "out",
-    "batch_size",
-    "chunks",
+    "method", "method_config", "gates", "threshold", "exit_layer", "conv_mode", "out", "batch_size", "chunks",
     "variant",
-)
+)  # fmt: skip
 """Flags of ``run`` that are, in upper case, settings of the scripts (scripts/v1_5/eval/common.sh)."""
 
 
@@ -56,10 +48,9 @@ def check_benchmarks(options: argparse.Namespace) -> None:
             continue
         print(f"{benchmark.title}: {'ready' if ready(findings) else 'not ready'}")
         for finding in findings:
-            print(
-                f"  {finding.state:8} {finding.path}"
-                + (f"\n           {finding.detail}" if finding.detail else "")
-            )
+            print(f"  {finding.state:8} {finding.path}")
+            if finding.detail:
+                print(f"           {finding.detail}")
     if incomplete:
         sys.exit(1)
 
@@ -84,9 +75,7 @@ def score_benchmark(options: argparse.Namespace) -> None:
     result = benchmark.score(options.data_dir, options.answers, benchmark.variant(options.variant))
     print(describe(benchmark.title, result))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(result), "skipped": result.skipped}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, {**asdict(result), "skipped": result.skipped})
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Protocol
 
@@ -139,7 +141,7 @@ class Benchmark:
     variants: tuple[str, ...] = ()
     questions: QuestionFormat = JSON_LINES
     percent: bool = True
-    check_questions: Callable[[Path], None] = lambda data_dir: None
+    check_questions: Callable[[Path], object] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:
         """The variant of this name, by default the first; empty for a benchmark without variants.
@@ -153,6 +155,11 @@ class Benchmark:
             known = f"use one of {', '.join(self.variants)}" if self.variants else "it has none"
             raise ValueError(f"{self.title} has no variant {name!r}: {known}.")
         return name
+
+
+def one_by_one(values: Iterable[float]) -> float:
+    """The sum, rounded after each value as in official loops: from Python 3.12 on, ``sum`` rounds otherwise."""
+    return reduce(add, values, 0.0)
 
 
 def mean(values: list[float]) -> float:

@@ -21,7 +21,9 @@ with extra("eval"):
 
 DEFAULT_URL = "https://api.openai.com/v1"
 TIMEOUT = (10, 120)
+ATTEMPTS = 10
 LONGEST_WAIT = 300.0
+"""Seconds; of what a server asks for. Waits that it does not ask for end at 60."""
 LONGEST_DETAIL = 300
 
 
@@ -48,50 +50,33 @@ class TryAgain(ConnectionError):
 class Endpoint:
     """``POST <base URL>/chat/completions``. Neither address nor key stands in its messages.
 
+    OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
+    for servers that want none. While trouble lasts, a question is sent again after growing waits with chance in them.
+
     Args:
         model: which model is asked.
-        base_url: up to and with ``/v1``.
-        key: sent as bearer token; empty for servers that want none.
-        attempts: how often one question is sent, at most, while trouble lasts.
-        longest_wait: seconds between two attempts, at most; the waits grow exponentially, with chance in them.
         say: told before each wait.
+
+    Raises:
+        ValueError: neither variable is set.
     """
 
-    def __init__(
-        self,
-        model: str,
-        base_url: str = DEFAULT_URL,
-        key: str = "",
-        attempts: int = 10,
-        longest_wait: float = 60.0,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self.model = model
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._key = key
-        self._longest_wait = longest_wait
-        self._say = say
-        self._retrying = Retrying(
-            retry=retry_if_exception_type(TryAgain),
-            stop=stop_after_attempt(attempts),
-            wait=self._wait,
-            before_sleep=self._announce,
-            reraise=True,
-        )
-
-    @classmethod
-    def from_environment(cls, model: str, say: Callable[[str], None]) -> Endpoint:
-        """With OPENAI_BASE_URL and OPENAI_API_KEY.
-
-        Raises:
-            ValueError: neither is set.
-        """
-        base_url, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
-        if not base_url and not key:
+    def __init__(self, model: str, say: Callable[[str], None]) -> None:
+        base_url, self._key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
+        if not base_url and not self._key:
             raise ValueError(
                 "No judge: set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of one's own (or both)."
             )
-        return cls(model, base_url or DEFAULT_URL, key, say=say)
+        self.model = model
+        self._url = f"{(base_url or DEFAULT_URL).rstrip('/')}/chat/completions"
+        self._say = say
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(TryAgain),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=_wait,
+            before_sleep=self._announce,
+            reraise=True,
+        )
 
     def ask(self, message: str, temperature: float, max_tokens: int) -> Reply:
         """The reply to one user message.
@@ -154,14 +139,15 @@ class Endpoint:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _wait(self, state: RetryCallState) -> float:
-        grown = wait_random_exponential(max=self._longest_wait)(state)
-        trouble = state.outcome.exception() if state.outcome else None
-        return max(grown, min(getattr(trouble, "wait", 0.0), LONGEST_WAIT))
-
     def _announce(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None
         self._say(f"{trouble} Trying again in {state.upcoming_sleep:.0f} s.")
+
+
+def _wait(state: RetryCallState) -> float:
+    grown = wait_random_exponential(max=60.0)(state)
+    trouble = state.outcome.exception() if state.outcome else None
+    return max(grown, min(getattr(trouble, "wait", 0.0), LONGEST_WAIT))
 
 
 def _retry_after(response: requests.Response) -> float:

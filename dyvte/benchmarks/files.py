@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ def numbered_lines(path: str | Path, required: Iterable[str] = ()) -> list[tuple
 def read_json_lines(path: str | Path, required: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; see ``numbered_lines``."""
     return [row for _, row in numbered_lines(path, required)]
+
+
+def check_known(path: Path, known: Container[Any], complaint: str) -> list[int | str]:
+    """The question ids of a question file, all of which must be known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is broken, or its question is not known, with file, line, id and ``complaint``.
+    """
+    ids = []
+    for number, row in numbered_lines(path, ["question_id"]):
+        ids.append(row["question_id"])
+        if not isinstance(ids[-1], (int, str)) or ids[-1] not in known:
+            raise ValueError(f"{path}, line {number}: question {ids[-1]!r} {complaint}")
+    return ids
 
 
 def read_answers_and_remarks(

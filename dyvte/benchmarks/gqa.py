@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean, one_by_one
+from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks
 from dyvte.io import read_json
 
 QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
@@ -32,16 +32,12 @@ _BREAKDOWNS = {
 }
 
 Records = dict[str, dict[str, Any]]
+Parts = dict[str, float]
 
 
 def prediction_of(text: str) -> str:
     """What LLaVA's converter hands to the scorer: no trailing periods, lower case, nothing else changed."""
     return text.rstrip(".").lower()
-
-
-def predictions_of(answers: list[dict[str, Any]]) -> dict[str, str]:
-    """Predictions by question id; of two answers to one question the last one counts."""
-    return {answer["question_id"]: prediction_of(answer["text"]) for answer in answers}
 
 
 def read_records(path: Path) -> Records:
@@ -83,9 +79,7 @@ def balanced_of(records: Records) -> Records:
     return {key: record for key, record in records.items() if record.get("isBalanced", True)}
 
 
-def score_predictions(
-    records: Records, predictions: dict[str, str], choices: Records | None = None
-) -> dict[str, float]:
+def score_predictions(records: Records, predictions: dict[str, str], choices: Records | None = None) -> Parts:
     """Every official figure that the files allow, in percent (``distribution`` is a distance: low is good).
 
     A balanced question without a prediction counts as wrong everywhere.
@@ -137,11 +131,8 @@ def answer_distribution_distance(records: Records, predictions: dict[str, str]) 
         return None
     weighted, total = 0.0, 0
     for group, counts in gold.items():
-        distance = 0.0
-        # Added one by one: from Python 3.12 on, ``sum`` rounds otherwise than the official loop.
-        for answer, count in counts.items():
-            distance += float(predicted[group][answer] - count) ** 2 / count
-        weighted += distance * counts.total()
+        distances = (float(predicted[group][answer] - count) ** 2 / count for answer, count in counts.items())
+        weighted += one_by_one(distances) * counts.total()
         total += counts.total()
     return weighted / total / 100
 
@@ -153,14 +144,13 @@ def consistency_of_correct(balanced: Records, records: Records, predictions: dic
     prediction: the official script then has no such figure either.
     """
     means, entailing = [], False
+    judged = records.keys() & (predictions.keys() | balanced.keys())
     for key, record in balanced.items():
         entailed = [other for other in record.get("entailed", []) if other != key]
         entailing = entailing or bool(entailed)
         if not entailed or predictions.get(key) != record["answer"]:
             continue
-        if any(other not in records for other in entailed):
-            return None
-        if any(other not in predictions and other not in balanced for other in entailed):
+        if not judged.issuperset(entailed):
             return None
         means.append(mean([float(predictions.get(other) == records[other]["answer"]) for other in entailed]))
     return mean(means) if entailing else None
@@ -199,18 +189,13 @@ def remarks_on(balanced: Records, records: Records, answers: list[dict[str, Any]
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError: answers or records are missing.
-        ValueError: a file is broken, or no answer belongs to a balanced question.
-    """
+    """See ``Scorer``."""
     variant = BENCHMARK.variant(variant)
     records = read_records(data_dir / QUESTIONS)
     balanced = balanced_of(records)
     choices = read_choices(data_dir / CHOICES, balanced)
     answers, remarks = read_answers_and_remarks(answers_file)
-    predictions = predictions_of(answers)
+    predictions = {answer["question_id"]: prediction_of(answer["text"]) for answer in answers}
     if not predictions.keys() & balanced.keys():
         raise other_split(answers_file, data_dir / QUESTIONS)
     parts = score_predictions(records, predictions, choices)
@@ -227,14 +212,8 @@ def check_questions(data_dir: Path) -> None:
     """See ``Benchmark``."""
     records = read_records(data_dir / QUESTIONS)
     read_choices(data_dir / CHOICES, balanced_of(records))
-    path = data_dir / QUESTION_FILE
-    for number, row in numbered_lines(path, ["question_id"]):
-        key = row["question_id"]
-        if not isinstance(key, str) or key not in records:
-            raise ValueError(
-                f"{path}, line {number}: question {key!r} has no record in {data_dir / QUESTIONS}; "
-                "take both files of the same split."
-            )
+    complaint = f"has no record in {data_dir / QUESTIONS}; take both files of the same split."
+    check_known(data_dir / QUESTION_FILE, records, complaint)
 
 
 def _groups_of(record: dict[str, Any]) -> list[str]:

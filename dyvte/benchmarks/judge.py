@@ -22,26 +22,15 @@ from typing import Any
 from tqdm import tqdm
 
 from dyvte.benchmarks import mmvet
+from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.endpoint import Endpoint, Reply
-from dyvte.benchmarks.mmvet_grades import (
-    Grades,
-    aggregate,
-    csv_paths,
-    csv_text,
-    grade_path,
-    parse_score,
-    read_grades,
-    source_path,
-    write_grades,
-    write_whole,
-)
-from dyvte.benchmarks.reply_store import ReplyStore, asking
+from dyvte.benchmarks.reply_store import ReplyStore
 from dyvte.cli import run
+from dyvte.io import write_whole
 
 DEFAULT_MODEL = "gpt-4-0613"
 DEFAULT_ROUNDS = 5
 STORE = "judge_replies.sqlite"
-MAX_TOKENS = 3
 MOST_TRIES = 5
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
@@ -97,35 +86,21 @@ def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float
     """
     reply = ask(message, 0.0, round_index)
     for tries in range(MOST_TRIES):
-        value = parse_score(reply.content)
+        value = grading.parse_score(reply.content)
         if value is not None:
             return Reply(reply.model, (reply.content or "").split(" ")[0].strip()), value
         reply = ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
     return reply, 0.0
 
 
-def paying_once(endpoint: Endpoint, store: ReplyStore) -> Ask:
-    """Ask the endpoint only what the store does not know, and store its reply before anything else happens."""
-
-    def ask(message: str, temperature: float, round_index: int) -> Reply:
-        asked = asking(endpoint.model, message, temperature, MAX_TOKENS, round_index)
-        reply = store.get(asked)
-        if reply is None:
-            reply = endpoint.ask(message, temperature, MAX_TOKENS)
-            store.put(asked, reply)
-        return reply
-
-    return ask
-
-
 def grade(
     samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
-) -> Grades:
+) -> grading.Grades:
     """Grade all samples ``rounds`` times, round by round, going on from what ``path`` holds, and saving after each.
 
     A sample without an answer gets 0, and nobody is asked.
     """
-    grades = read_grades(path) if path.is_file() else {}
+    grades = grading.read_grades(path) if path.is_file() else {}
     for round_index in range(rounds):
         progress = tqdm(samples.items(), f"round {round_index + 1} of {rounds}", leave=False, disable=None)
         for key, sample in progress:
@@ -138,7 +113,7 @@ def grade(
             entry["model"].append(reply.model)
             entry["content"].append(reply.content)
             entry["score"].append(value)
-            write_grades(path, grades)
+            grading.write_grades(path, grades)
     return grades
 
 
@@ -148,8 +123,7 @@ def start_grades(path: Path, source: dict[str, str]) -> bool:
     Raises:
         ValueError: the grades there do not say what they come from.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sidecar = source_path(path)
+    sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():
         raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
     stale = sidecar.is_file() and sidecar.read_text(encoding="utf-8") != json.dumps(source, indent=1)
@@ -167,30 +141,31 @@ def judge(options: argparse.Namespace) -> None:
     samples = mmvet.read_samples(options.data_dir)
     predictions = mmvet.predictions_for(options.data_dir, options.answers)
     model = os.environ.get("MMVET_JUDGE_MODEL") or DEFAULT_MODEL
-    endpoint = Endpoint.from_environment(model, say=tqdm.write)
+    endpoint = Endpoint(model, say=tqdm.write)
     digest = hashlib.sha256(instruction.encode()).hexdigest()
     if digest != OFFICIAL_SHA256:
         print("The judge's instruction is not MM-Vet's own: grades may not compare with published ones.")
 
     folder = options.output_dir or options.answers.parent / mmvet.GRADES
     name = options.name or default_name(options.answers)
-    path = grade_path(folder, name, model, options.rounds)
+    path = grading.grade_path(folder, name, model, options.rounds)
     source = {
         "model": name,
         "answers_sha256": mmvet.fingerprint(predictions.texts),
         "instruction_sha256": digest,
         "judge": model,
     }
-    store = ReplyStore(options.store or options.data_dir / STORE)
+    store = ReplyStore(options.store or options.data_dir / STORE, endpoint)
     with store.lock:
         if start_grades(path, source):
             print(f"{path} held grades of other answers or by another instruction: graded anew.")
-        ask = paying_once(endpoint, store)
-        grades = grade(samples, predictions.texts, instruction, ask, path, options.rounds)
+        grades = grade(samples, predictions.texts, instruction, store.ask, path, options.rounds)
 
-    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds)
-    for file, columns in zip(csv_paths(path), (totals.capabilities, totals.combinations), strict=True):
-        write_whole(file, csv_text(name, totals.row(columns)))
+    totals = grading.aggregate(
+        {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
+    )
+    for file, row in zip(grading.csv_paths(path), totals.rows, strict=True):
+        write_whole(file, grading.csv_text(name, row))
     print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
 
 

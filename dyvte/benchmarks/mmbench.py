@@ -13,19 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dyvte.benchmarks import mmbench_table as tables
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, mean
 from dyvte.benchmarks.files import read_json_lines
 from dyvte.benchmarks.mmbench_questions import TABLE
-from dyvte.benchmarks.mmbench_table import (
-    EMPTY_CELLS,
-    LETTERS,
-    QUESTIONS,
-    asked_options,
-    is_missing,
-    read_questions,
-    read_table,
-    table_file,
-)
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
 ROUND = 1_000_000
@@ -86,7 +77,7 @@ def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[di
 
 def reply_of(text: Any) -> str:
     """The reply as the matcher gets it from an upload sheet: an empty cell has become "nan"."""
-    if is_missing(text) or text in EMPTY_CELLS:
+    if tables.is_missing(text) or text in tables.EMPTY_CELLS:
         return _EMPTY_TEXT
     return str(int(text)) if isinstance(text, float) and text.is_integer() else str(text)
 
@@ -99,12 +90,11 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     beyond letters is not public.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, the table has no answers (test split), or no answer belongs to it.
+        FileNotFoundError, ValueError: see ``Scorer``; also for a table without answers (test split).
     """
     variant = BENCHMARK.variant(variant)
-    path = table_file(data_dir)
-    table = read_table(path, usecols=lambda name: name != "image")
+    path = tables.table_file(data_dir)
+    table = tables.read_table(path, usecols=lambda name: name != "image")
     if "answer" not in table or table["answer"].isna().all():
         raise ValueError(
             f"{path} has no answers (a test split): upload the xlsx that "
@@ -141,11 +131,8 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 def circular_hits(right: Mapping[int, bool]) -> dict[int, float]:
     """By question, in the order of the table: 1 where all its rows are right, else 0."""
-    hits = {index: 1.0 for index in right if index < ROUND}
-    for index, hit in right.items():
-        if not hit and index % ROUND in hits:
-            hits[index % ROUND] = 0.0
-    return hits
+    missed = {index % ROUND for index, hit in right.items() if not hit}
+    return {index: float(index not in missed) for index in right if index < ROUND}
 
 
 def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> dict[str, float]:
@@ -164,7 +151,7 @@ def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> lis
     """Rows that nobody can answer, and rotations without their question."""
     remarks = []
     for row in rows:
-        asked = LETTERS[: len(asked_options(row))]
+        asked = tables.LETTERS[: len(tables.asked_options(row))]
         if row["index"] % ROUND not in hits:
             what = "a rotation of a question that is not in the table: left out"
             remarks.append(Remark(row["index"], what, skipped=True))
@@ -172,15 +159,16 @@ def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> lis
             what = (
                 f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)}): "
             )
-            remarks.append(
-                Remark(row["index"], what + 'one reads as an empty cell ("None", "N/A" and the like)')
-            )
+            what += 'one reads as an empty cell ("None", "N/A" and the like)'
+            remarks.append(Remark(row["index"], what))
     return remarks
 
 
 def _choices(row: Mapping[str, Any]) -> dict[str, Any]:
     """Options as VLMEvalKit collects them: all that are not empty, gaps or not."""
-    return {letter: row[letter] for letter in string.ascii_uppercase if not is_missing(row.get(letter))}
+    return {
+        letter: row[letter] for letter in string.ascii_uppercase if not tables.is_missing(row.get(letter))
+    }
 
 
 def _report(bases: list[dict[str, Any]], figures: Mapping[str, float]) -> str:
@@ -192,21 +180,17 @@ def _report(bases: list[dict[str, Any]], figures: Mapping[str, float]) -> str:
     return "\n".join([rule, *(f"{name:{first}}  {value}" for name, value in lines.items()), rule])
 
 
-def _check_questions(data_dir: Path) -> None:
-    read_questions(data_dir / QUESTIONS)
-
-
 BENCHMARK = Benchmark(
     name="mmbench",
     title="MMBench",
     metric="circular accuracy",
     folder="mmbench",
-    question_file=QUESTIONS,
+    question_file=tables.QUESTIONS,
     image_folder="",
     files=(),
-    ground_truth=lambda data_dir: [table_file(data_dir)],
+    ground_truth=lambda data_dir: [tables.table_file(data_dir)],
     score=score,
     variants=tuple(VARIANTS),
     questions=TABLE,
-    check_questions=_check_questions,
+    check_questions=lambda data_dir: tables.read_questions(data_dir / tables.QUESTIONS),
 )

@@ -7,6 +7,7 @@ import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +18,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = "mmbench_dev_20230712.tsv"
 LETTERS = ("A", "B", "C", "D")
-EMPTY_CELLS = frozenset(
-    (
-        "",
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-    )
-    + ("NULL", "NaN", "None", "n/a", "nan", "null")
-)
+_EMPTY = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
+EMPTY_CELLS = frozenset(("", "#N/A N/A", *_EMPTY.split()))
 """Texts that pandas reads as an empty cell, in tables and in upload sheets; an option of this text is lost."""
 
 
@@ -59,14 +44,10 @@ class Row:
 
 
 def table_file(data_dir: Path) -> Path:
-    """The dev table, or the only other ``mmbench_*.tsv`` in the folder.
-
-    Raises:
-        FileNotFoundError: there is no such table, or several.
-    """
+    """The dev table, or where that is missing, the only other ``mmbench_*.tsv`` in the folder."""
     others = sorted(data_dir.glob("mmbench_*.tsv"))
     if (data_dir / QUESTIONS).is_file() or len(others) != 1:
-        return _existing(data_dir / QUESTIONS)
+        return data_dir / QUESTIONS
     return others[0]
 
 
@@ -78,9 +59,11 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         ValueError: it is no table, or lacks columns, or an index is no whole number or stands twice.
         MissingExtra: pandas is not installed.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; docs/evaluation.md says where it comes from.")
     pandas = needs("pandas", "eval")
     try:
-        table = pandas.read_table(_existing(path), **options)
+        table = pandas.read_table(path, **options)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a table ({str(error).strip()}); download it again.") from None
     missing = [name for name in ("index", "question", "A") if name not in table]
@@ -88,23 +71,15 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         raise ValueError(f"{path}, line 1 has no column {', '.join(missing)}; is it an MMBench table?")
     if table.empty:
         raise ValueError(f"{path} holds no questions; download it again.")
-    table["index"] = _indices(table["index"].tolist(), path)
+    indices = pandas.to_numeric(table["index"], errors="coerce")
+    twice = "stands in the table twice"
+    for wrong, what in ((indices % 1 != 0, "is no whole number"), (indices.duplicated(), twice)):
+        if wrong.any():
+            row = int(wrong.argmax())
+            cell = table["index"].tolist()[row]
+            raise ValueError(f"{path}, row {row + 1}: the index {cell!r} {what}.")
+    table["index"] = indices.astype(int)
     return table
-
-
-def _indices(cells: list[Any], path: Path) -> list[int]:
-    indices: dict[int, None] = {}
-    for number, cell in enumerate(cells, 1):
-        try:
-            index = int(cell)
-        except (ValueError, OverflowError):
-            index = None
-        if index is None or index != float(cell):
-            raise ValueError(f"{path}, row {number}: the index {cell!r} is no whole number.")
-        if index in indices:
-            raise ValueError(f"{path}, row {number}: the index {index} stands in the table twice.")
-        indices[index] = None
-    return list(indices)
 
 
 def read_questions(path: Path) -> list[Row]:
@@ -137,12 +112,7 @@ def read_questions(path: Path) -> list[Row]:
 
 def asked_options(row: Mapping[str, Any]) -> list[str]:
     """Options from A up to the first empty one."""
-    options = []
-    for letter in LETTERS:
-        if is_empty(row.get(letter)):
-            break
-        options.append(str(row[letter]))
-    return options
+    return [str(row[letter]) for letter in takewhile(lambda letter: not is_empty(row.get(letter)), LETTERS)]
 
 
 def is_empty(cell: Any) -> bool:
@@ -163,9 +133,3 @@ def _image(cell: str, name: str) -> bytes:
     if not content:
         raise ValueError(f"{name} is missing; download the table again.")
     return content
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; docs/evaluation.md says where it comes from.")
-    return path

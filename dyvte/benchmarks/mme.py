@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score
+from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, one_by_one
 from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
 from dyvte.benchmarks.mme_pairs import Key, Reply, TaskScore, score_lines, score_task
+from dyvte.io import read_text
 
 QUESTIONS = "llava_mme.jsonl"
 RELEASE = "MME_Benchmark_release_version"
@@ -137,12 +138,8 @@ def score_task_files(folder: str | Path) -> dict[str, TaskScore]:
 
 
 def sum_of(tasks: Iterable[str], scores: dict[str, TaskScore]) -> float:
-    """The tasks' scores added one by one, since ``sum`` rounds otherwise from Python 3.12 on."""
-    total = 0.0
-    for task in tasks:
-        if task in scores:
-            total += scores[task].score
-    return total
+    """The scores of those tasks that have one, added up."""
+    return one_by_one(scores[task].score for task in tasks if task in scores)
 
 
 def report(scores: dict[str, TaskScore]) -> str:
@@ -156,11 +153,7 @@ def report(scores: dict[str, TaskScore]) -> str:
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Scorer``.
-    """
+    """See ``Scorer``."""
     truths = read_ground_truth(data_dir / RELEASE)
     answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
     replies, skipped = replies_by_task(answers, truths)
@@ -189,11 +182,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and texts must be about the same.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Benchmark.check_questions``.
-    """
+    """Questions and texts must be about the same."""
     truths = read_ground_truth(data_dir / RELEASE)
     asked = set()
     for number, row in numbered_lines(data_dir / QUESTIONS, ("question_id", "text")):
@@ -214,11 +203,7 @@ def check_questions(data_dir: Path) -> None:
 
 def _read_text(path: Path) -> Iterable[tuple[str, str]]:
     """(question, Yes or No) of each line that is not empty."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); unpack MME again.") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         columns = line.strip().split("\t")
         if columns == [""]:
             continue

@@ -152,15 +152,15 @@ def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
 
 def _uneven(replies: list[Reply], truths: dict[Key, str]) -> list[Remark]:
     """Remarks on questions that have not one answer, although the lines make pairs."""
-    counts, names = Counter(reply.key for reply in replies), _names(replies)
+    counts, names = Counter(reply.key for reply in replies), _names(replies, truths)
     remarks = []
     for key in truths:
         if counts[key] == 0:
             what = f"no answer to {key[2]!r}: left out, as in the official script"
-            remarks.append(Remark(_name(key, names), what, skipped=True))
+            remarks.append(Remark(names[key], what, skipped=True))
         elif counts[key] > 1:
             what = f"{counts[key]} answers to {key[2]!r}: each counts, as in the official script"
-            remarks.append(Remark(_name(key, names), what))
+            remarks.append(Remark(names[key], what))
     return remarks
 
 
@@ -175,11 +175,11 @@ def _by_image(replies: list[Reply], truths: dict[Key, str], reason: str) -> Task
             remarks.append(Remark(reply.question_id, what, skipped=True))
         elif reply.spoils:
             remarks.append(Remark(reply.question_id, "tab or line break in the reply: read as a whole"))
-    names = _names(replies)
+    names = _names(replies, truths)
     questions: list[tuple[float, QuestionScore]] = []
     images: dict[str, list[bool]] = defaultdict(list)
     for key, truth in truths.items():
-        reply, name = last.get(key), _name(key, names)
+        reply, name = last.get(key), names[key]
         right = reply is not None and says(reply.text) == truth.lower()
         images[key[1]].append(right)
         questions.append((reply.place if reply else float("inf"), QuestionScore(name, float(right))))
@@ -189,12 +189,7 @@ def _by_image(replies: list[Reply], truths: dict[Key, str], reason: str) -> Task
     return TaskOutcome(TaskScore(correct, len(truths), both, len(images)), questions, remarks)
 
 
-def _names(replies: list[Reply]) -> dict[str, str]:
-    """Question ids by text file."""
-    return {reply.key[1]: reply.question_id for reply in replies}
-
-
-def _name(key: Key, names: dict[str, str]) -> str:
-    """The question's id, or without any answer about its image, what all ids of that image start with."""
-    task, file, _ = key
-    return names.get(file, f"{task}/{file.removesuffix('.txt')}")
+def _names(replies: list[Reply], truths: dict[Key, str]) -> dict[Key, str]:
+    """The id of each question, or without any answer about its image, what all ids of that image start with."""
+    ids = {reply.key[1]: reply.question_id for reply in replies}
+    return {key: ids.get(key[1], f"{key[0]}/{key[1].removesuffix('.txt')}") for key in truths}

@@ -14,20 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
 from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
-from dyvte.benchmarks.mmvet_grades import (
-    Grades,
-    Totals,
-    aggregate,
-    find_grades,
-    graded_model,
-    parse_score,
-    read_grades,
-    rounds_of,
-    source_path,
-    table,
-)
 from dyvte.engine.questions import OPEN_QUESTIONS
 from dyvte.io import read_json
 
@@ -63,9 +52,9 @@ def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
     if not isinstance(samples, dict) or not samples:
         raise ValueError(f"{path} is no object of samples by id; download it again.")
     for key, sample in samples.items():
-        texts = [sample.get("question"), sample.get("answer")] if isinstance(sample, dict) else [None]
-        needed = sample.get("capability") if isinstance(sample, dict) else None
-        if not all(isinstance(text, str) for text in texts):
+        fields = sample if isinstance(sample, dict) else {}
+        needed = fields.get("capability")
+        if not all(isinstance(fields.get(name), str) for name in ("question", "answer")):
             raise ValueError(f"{path}: {key} lacks a question or an answer; download it again.")
         if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
             raise ValueError(f"{path}: {key} has no list of capabilities; download it again.")
@@ -90,16 +79,6 @@ class Predictions:
     texts: dict[str, str]
     ids: dict[str, Any]
     remarks: list[Remark]
-
-    def of(self, samples: Samples) -> Predictions:
-        """Without the answers to unknown questions, which may leave none."""
-        known = {key: text for key, text in self.texts.items() if key in samples}
-        unknown = [
-            Remark(self.ids[key], f"no sample of {SAMPLES}: left out", skipped=True)
-            for key in self.texts
-            if key not in known
-        ]
-        return Predictions(known, {key: self.ids[key] for key in known}, self.remarks + unknown)
 
 
 def read_predictions(answers_file: Path) -> Predictions:
@@ -128,10 +107,13 @@ def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken, or no answer belongs to any sample.
     """
-    predictions = read_predictions(answers_file).of(read_samples(data_dir))
-    if not predictions.texts:
+    given, samples = read_predictions(answers_file), read_samples(data_dir)
+    known = {key: text for key, text in given.texts.items() if key in samples}
+    if not known:
         raise other_split(answers_file, data_dir / SAMPLES)
-    return predictions
+    what = f"no sample of {SAMPLES}: left out"
+    unknown = [Remark(given.ids[key], what, skipped=True) for key in given.texts if key not in known]
+    return Predictions(known, {key: given.ids[key] for key in known}, given.remarks + unknown)
 
 
 def fingerprint(predictions: dict[str, str]) -> str:
@@ -143,22 +125,26 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
     """Score answers that have been graded. The value is the mean over the rounds of grading.
 
     Raises:
-        FileNotFoundError: a file is missing; the grades are, too, before the answers have been graded.
-        ValueError: a file is broken, grades are incomplete or of other answers, or answers of another benchmark.
+        FileNotFoundError, ValueError: see ``Scorer``; also when grades are missing, incomplete or of other answers.
     """
     variant = BENCHMARK.variant(variant)
     predictions = predictions_for(data_dir, answers_file)
     samples = read_samples(data_dir, variant)
-    path = find_grades(answers_file.parent / GRADES, fingerprint(predictions.texts))
+    path = grading.find_grades(answers_file.parent / GRADES, fingerprint(predictions.texts))
     if path is None:
         raise FileNotFoundError(
             f"{answers_file} has not been graded: {answers_file.parent / GRADES} holds no grades. Run "
             "python -m dyvte.benchmarks.judge, or upload results/<name>.json to an MM-Vet evaluator and put its "
             "grade file there."
         )
-    grades, rounds = read_grades(path), rounds_of(path)
-    _check_grades(path, samples, grades, rounds)
-    totals = aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
+    grades, rounds = grading.read_grades(path), grading.rounds_of(path)
+    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
+    if waiting:
+        raise ValueError(
+            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
+            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
+        )
+    totals = grading.aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
     ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}
     ids |= {key: question_of(key) for key in samples if key not in ids}
     questions = [QuestionScore(ids[key], mean(grades[key]["score"][:rounds])) for key in ids]
@@ -170,20 +156,18 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
         value=float(totals.rounds.mean()),
         parts=parts_of(totals),
         questions=questions,
-        report=report_of(graded_model(path), totals),
+        report=report_of(grading.graded_model(path), totals),
         variant=variant,
         remarks=remarks,
     )
 
 
-def report_of(name: str, totals: Totals) -> str:
+def report_of(name: str, totals: grading.Totals) -> str:
     """The two official tables, by capability and by exact combination of capabilities."""
-    return "\n".join(
-        table(name, totals.row(columns)) for columns in (totals.capabilities, totals.combinations)
-    )
+    return "\n".join(grading.table(name, row) for row in totals.rows)
 
 
-def parts_of(totals: Totals) -> dict[str, float]:
+def parts_of(totals: grading.Totals) -> dict[str, float]:
     """Unrounded: means by capability and in total, deviation (of the population) and values of the rounds' totals,
     and means by exact combination of capabilities.
     """
@@ -216,20 +200,11 @@ def check_questions(data_dir: Path) -> None:
         )
 
 
-def _check_grades(path: Path, samples: Samples, grades: Grades, rounds: int) -> None:
-    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
-    if waiting:
-        raise ValueError(
-            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
-            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
-        )
-
-
 def _remarks_on_grades(
-    path: Path, ids: dict[str, Any], texts: dict[str, str], grades: Grades, rounds: int
+    path: Path, ids: dict[str, Any], texts: dict[str, str], grades: grading.Grades, rounds: int
 ) -> list[Remark]:
     remarks = []
-    if not source_path(path).is_file():
+    if not grading.source_path(path).is_file():
         remarks.append(Remark(path.name, "does not say which answers it grades: taken to be these"))
     for key, question_id in ids.items():
         scores = grades[key]["score"][:rounds]
@@ -239,7 +214,9 @@ def _remarks_on_grades(
             remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
             continue
         contents = grades[key]["content"][:rounds]
-        numberless = sum(parse_score(reply) != value for reply, value in zip(contents, scores, strict=True))
+        numberless = sum(
+            grading.parse_score(reply) != value for reply, value in zip(contents, scores, strict=True)
+        )
         if numberless:
             what = f"in {numberless} of {rounds} rounds the judge gave no number: counted as 0"
             remarks.append(Remark(question_id, what))

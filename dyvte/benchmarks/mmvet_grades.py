@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dyvte.io import read_json
+from dyvte.io import read_json, write_whole
 
 DECIMALS = 1
 TOTAL = "total"
@@ -43,11 +42,16 @@ class Totals:
     def rounds(self) -> np.ndarray:
         return self.capabilities[TOTAL]
 
-    def row(self, table: dict[str, np.ndarray]) -> dict[str, str]:
-        """The columns of the official tables: rounded means, deviation of the total, and its rounds."""
-        cells = {name: str(float(np.round(values.mean(), DECIMALS))) for name, values in table.items()}
-        runs = str(np.round(self.rounds, DECIMALS).tolist())
-        return {**cells, "std": str(float(np.round(self.rounds.std(), DECIMALS))), "runs": runs}
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The official tables, one row each: rounded means, deviation of the total, and its rounds."""
+        total = {"std": _rounded(self.rounds.std()), "runs": str(np.round(self.rounds, DECIMALS).tolist())}
+        tables = (self.capabilities, self.combinations)
+        return [{name: _rounded(each.mean()) for name, each in table.items()} | total for table in tables]
+
+
+def _rounded(value: np.floating) -> str:
+    return str(float(np.round(value, DECIMALS)))
 
 
 def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:
@@ -149,13 +153,6 @@ def read_grades(path: Path) -> Grades:
 def _is_grade(grade: Any) -> bool:
     lists = [grade.get(name) for name in ("model", "content", "score")] if isinstance(grade, dict) else [None]
     return all(isinstance(entry, list) for entry in lists) and len({len(entry or []) for entry in lists}) == 1
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written, also by a process that is killed."""
-    half = path.with_name(f".{path.name}.part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def write_grades(path: Path, grades: Grades) -> None:

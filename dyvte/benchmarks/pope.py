@@ -90,18 +90,17 @@ def report_of(splits: dict[str, SplitScore]) -> str:
     """What LLaVA's script prints."""
     lines = []
     for split, result in splits.items():
-        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
-        figures = (result.f1, result.accuracy, result.precision, result.recall, result.yes_ratio)
+        figures = result.figures
         lines += [
             f"Category: {split}, # samples: {result.answers}",
             "TP\tFP\tTN\tFN\t",
-            "\t".join(str(count) for count in counts),
-            f"Accuracy: {result.accuracy}",
-            f"Precision: {result.precision}",
-            f"Recall: {result.recall}",
-            f"F1 score: {result.f1}",
-            f"Yes ratio: {result.yes_ratio}",
-            ", ".join(f"{figure:.3f}" for figure in figures),
+            "\t".join(str(count) for count in result.counts),
+            f"Accuracy: {figures['accuracy']}",
+            f"Precision: {figures['precision']}",
+            f"Recall: {figures['recall']}",
+            f"F1 score: {figures['f1']}",
+            f"Yes ratio: {figures['yes_ratio']}",
+            ", ".join(f"{figure:.3f}" for figure in figures.values()),
             "====================================",
         ]
     return "\n".join(lines) + "\n"
@@ -113,14 +112,12 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     outcome = score_files(data_dir / LABELS, data_dir / QUESTIONS, answers_file, variant)
     parts: dict[str, float] = {}
     for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"):
-        by_split = {split: getattr(result, name) for split, result in outcome.splits.items()}
+        by_split = {split: result.figures[name] for split, result in outcome.splits.items()}
         parts[name] = 100 * mean(list(by_split.values()))
         parts.update({f"{split}.{name}": 100 * value for split, value in by_split.items()})
     for split, result in outcome.splits.items():
-        counts = (result.true_positive, result.false_positive, result.true_negative, result.false_negative)
-        parts.update(
-            {f"{split}.{name}": count for name, count in zip(("tp", "fp", "tn", "fn"), counts, strict=True)}
-        )
+        names = (f"{split}.{name}" for name in ("tp", "fp", "tn", "fn"))
+        parts.update(zip(names, result.counts, strict=True))
     report = report_of(outcome.splits)
     return Score(
         "pope", BENCHMARK.metric, parts["f1"], parts, outcome.questions, report, variant, outcome.remarks

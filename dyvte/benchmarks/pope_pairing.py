@@ -29,35 +29,32 @@ class SplitScore:
     said_yes: int
 
     @property
-    def accuracy(self) -> float:
-        total = self.true_positive + self.true_negative + self.false_positive + self.false_negative
-        return _ratio(self.true_positive + self.true_negative, total)
+    def counts(self) -> tuple[int, int, int, int]:
+        """True and false positives, true and false negatives."""
+        return self.true_positive, self.false_positive, self.true_negative, self.false_negative
 
     @property
-    def precision(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
-
-    @property
-    def f1(self) -> float:
-        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
-
-    @property
-    def yes_ratio(self) -> float:
-        return _ratio(self.said_yes, self.answers)
+    def figures(self) -> dict[str, float]:
+        """By name, in the official order."""
+        return {name: _ratio(*terms) for name, terms in self._ratios.items()}
 
     def without_denominator(self) -> list[str]:
         """The figures that are 0 only for want of a denominator."""
-        denominators = {
-            "yes ratio": self.answers,
-            "precision": self.true_positive + self.false_positive,
-            "recall": self.true_positive + self.false_negative,
-            "F1": self.precision + self.recall,
+        titles = {"yes_ratio": "yes ratio", "precision": "precision", "recall": "recall", "f1": "F1"}
+        return [title for name, title in titles.items() if not self._ratios[name][1]]
+
+    @property
+    def _ratios(self) -> dict[str, tuple[float, float]]:
+        """Numerators and denominators of the figures."""
+        said, wanted = self.true_positive + self.false_positive, self.true_positive + self.false_negative
+        precision, recall = _ratio(self.true_positive, said), _ratio(self.true_positive, wanted)
+        return {
+            "f1": (2 * precision * recall, precision + recall),
+            "accuracy": (self.true_positive + self.true_negative, sum(self.counts)),
+            "precision": (self.true_positive, said),
+            "recall": (self.true_positive, wanted),
+            "yes_ratio": (self.said_yes, self.answers),
         }
-        return [name for name, value in denominators.items() if not value]
 
 
 @dataclass
@@ -78,31 +75,29 @@ def says_yes(text: str) -> bool:
 def score_by_position(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
     """Give the answers of a split the split's labels one by one, as LLaVA does; what is left over has no part."""
     asked = {split: [key for key, own in categories.items() if own == split] for split in labels}
-    replies: dict[str, list[bool]] = {split: [] for split in labels}
+    replies: list[tuple[str, bool]] = []
+    pairs: list[tuple[str, bool, bool]] = []
+    given: Counter[str] = Counter()
     questions, remarks = [], _missing_and_repeated(labels, categories, answers, by_position=True)
     for answer in answers:
         question_id = answer["question_id"]
         split = categories.get(question_id, "")
         if split not in labels:
             continue
-        place, reply = len(replies[split]), says_yes(answer["text"])
-        replies[split].append(reply)
+        place, reply = given[split], says_yes(answer["text"])
+        given[split] += 1
+        replies.append((split, reply))
         if place >= len(labels[split]):
-            remarks.append(
-                Remark(question_id, "more answers than labels: counts in the yes ratio alone", True)
-            )
+            what = "more answers than labels: counts in the yes ratio alone"
+            remarks.append(Remark(question_id, what, skipped=True))
             continue
         owner = asked[split][place] if place < len(asked[split]) else None
         if owner != question_id:
             remarks.append(Remark(question_id, f"scored by the label of question {owner}, by position"))
-        questions.append(QuestionScore(question_id, float(reply == labels[split][place])))
-    splits = {
-        split: _count(
-            list(zip(replies[split], wanted, strict=False)), len(replies[split]), sum(replies[split])
-        )
-        for split, wanted in labels.items()
-    }
-    return Outcome(splits, questions, remarks)
+        wanted = labels[split][place]
+        pairs.append((split, reply, wanted))
+        questions.append(QuestionScore(question_id, float(reply == wanted)))
+    return Outcome(_split_scores(labels, pairs, replies), questions, remarks)
 
 
 def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
@@ -114,18 +109,15 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
     Raises:
         ValueError: an id of the question file is no whole number.
     """
-    strange = [key for key in categories if not isinstance(key, int)]
-    if strange:
-        raise ValueError(
-            f"POPE's question {strange[0]!r} has no whole number as id, as the variant id needs."
-        )
     first: dict[str, int] = {}
     for key, split in categories.items():
+        if not isinstance(key, int):
+            raise ValueError(f"POPE's question {key!r} has no whole number as id, as the variant id needs.")
         first[split] = min(key, first.get(split, key))
-    replies = {answer["question_id"]: says_yes(answer["text"]) for answer in answers}
-    order = [key for key in replies if key in categories] + [key for key in categories if key not in replies]
-    pairs: dict[str, list[tuple[bool, bool]]] = {split: [] for split in labels}
-    given: dict[str, list[bool]] = {split: [] for split in labels}
+    said = {answer["question_id"]: says_yes(answer["text"]) for answer in answers}
+    order = [key for key in said if key in categories] + [key for key in categories if key not in said]
+    replies: list[tuple[str, bool]] = []
+    pairs: list[tuple[str, bool, bool]] = []
     questions, remarks = [], _missing_and_repeated(labels, categories, answers, by_position=False)
     for key in order:
         split = categories[key]
@@ -136,12 +128,11 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
             remarks.append(Remark(key, "its split has no label for it: left out", skipped=True))
             continue
         wanted = labels[split][place]
-        if key in replies:
-            given[split].append(replies[key])
-        pairs[split].append((replies.get(key, not wanted), wanted))
-        questions.append(QuestionScore(key, float(replies.get(key) == wanted)))
-    splits = {split: _count(pairs[split], len(given[split]), sum(given[split])) for split in labels}
-    return Outcome(splits, questions, remarks)
+        if key in said:
+            replies.append((split, said[key]))
+        pairs.append((split, said.get(key, not wanted), wanted))
+        questions.append(QuestionScore(key, float(said.get(key) == wanted)))
+    return Outcome(_split_scores(labels, pairs, replies), questions, remarks)
 
 
 PAIRINGS: dict[str, Callable[[Labels, Categories, list[dict[str, Any]]], Outcome]] = {
@@ -172,12 +163,22 @@ def _missing_and_repeated(
     return remarks
 
 
-def _count(pairs: list[tuple[bool, bool]], answers: int, said_yes: int) -> SplitScore:
-    """The counts of (reply, label) pairs."""
-    counts = Counter(pairs)
-    return SplitScore(
-        counts[True, True], counts[True, False], counts[False, False], counts[False, True], answers, said_yes
-    )
+def _split_scores(
+    labels: Labels, pairs: list[tuple[str, bool, bool]], replies: list[tuple[str, bool]]
+) -> dict[str, SplitScore]:
+    """By split, from (split, reply, label) of what is scored and (split, reply) of what was said."""
+    counts, said = Counter(pairs), Counter(replies)
+    return {
+        split: SplitScore(
+            counts[split, True, True],
+            counts[split, True, False],
+            counts[split, False, False],
+            counts[split, False, True],
+            said[split, True] + said[split, False],
+            said[split, True],
+        )
+        for split in labels
+    }
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -13,15 +13,14 @@ its own name. Papers that write SEED print ``total``, those that write SEED-IMG 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
-from dyvte.io import read_json
+from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks, read_json_lines
+from dyvte.io import read_json, write_whole
 
 ANNOTATIONS = "SEED-Bench.json"
 QUESTIONS = "llava-seed-bench.jsonl"
@@ -49,6 +48,11 @@ class Annotations:
     questions: list[Question]
     types: dict[int, str]
 
+    @property
+    def asked_types(self) -> list[str]:
+        """Names of the types that have questions, by id."""
+        return [self.types[number] for number in sorted({question.type for question in self.questions})]
+
 
 def read_annotations(path: str | Path) -> Annotations:
     """Read ``SEED-Bench.json``.
@@ -64,10 +68,8 @@ def read_annotations(path: str | Path) -> Annotations:
     questions = []
     for place, row in enumerate(content["questions"], start=1):
         try:
-            written = row["question_id"]
-            question = Question(
-                number_of(written), written, row["question_type_id"], row["data_type"], row["answer"]
-            )
+            about = row["question_type_id"], row["data_type"], row["answer"]
+            question = Question(number_of(row["question_id"]), row["question_id"], *about)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}, question {place} of the list is broken ({error!r}).") from None
         if question.type not in types:
@@ -94,48 +96,41 @@ def score_questions(annotations: Annotations, texts: dict[Any, str]) -> dict[str
     Args:
         texts: replies by question id; a question without one is wrong.
     """
-    right = [texts.get(question.id) == question.answer for question in annotations.questions]
-    pairs = list(zip(annotations.questions, right, strict=True))
-    parts = {"total": sum(right) / len(right) * 100}
-    for data_type in ("image", "video"):
-        of_kind = [one for question, one in pairs if question.data_type == data_type]
-        if of_kind:
-            parts[data_type] = sum(of_kind) / len(of_kind) * 100
-    for number in sorted({question.type for question in annotations.questions}):
-        of_type = [one for question, one in pairs if question.type == number]
-        parts[annotations.types[number]] = sum(of_type) / len(of_type) * 100
-    return parts
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for question in annotations.questions:
+        for name in ("total", question.data_type, annotations.types[question.type]):
+            groups[name].append(texts.get(question.id) == question.answer)
+    names = ("total", "image", "video", *annotations.asked_types)
+    return {name: sum(groups[name]) / len(groups[name]) * 100 for name in names if name in groups}
 
 
 def report(annotations: Annotations, parts: dict[str, float]) -> str:
     """What LLaVA's script prints."""
-    present = {question.type for question in annotations.questions}
-    lines = [
-        f"{annotations.types[number]}: {parts[annotations.types[number]]:.2f}%" for number in sorted(present)
-    ]
-    lines.append(f"Total accuracy: {parts['total']:.2f}%")
-    lines += [f"{kind} accuracy: {parts[kind]:.2f}%" for kind in ("image", "video") if kind in parts]
-    return "\n".join(lines)
+    lines = [f"{name}: {parts[name]:.2f}%" for name in annotations.asked_types]
+    kinds = [kind for kind in ("total", "image", "video") if kind in parts]
+    return "\n".join(
+        lines + [f"{kind.replace('total', 'Total')} accuracy: {parts[kind]:.2f}%" for kind in kinds]
+    )
 
 
-def remarks_on(annotations: Annotations, answers: list[dict[str, Any]]) -> list[Remark]:
+def remarks_on(
+    annotations: Annotations, answers: list[dict[str, Any]], texts: dict[Any, str]
+) -> list[Remark]:
     """What is remarkable about answers: unknown, repeated or missing, and types over which LLaVA's script stops."""
     known = {question.id for question in annotations.questions}
-    counts = Counter(answer["question_id"] for answer in answers)
-    left, remarks = counts.copy(), []
+    last = {answer["question_id"]: answer for answer in answers}
+    remarks = []
     for answer in answers:
         question_id = answer["question_id"]
-        left[question_id] -= 1
         if question_id not in known:
             hint = "; its id should be a number" if number_of(question_id) in known else ""
             remarks.append(
                 Remark(question_id, f"not a question of {ANNOTATIONS}: ignored{hint}", skipped=True)
             )
-        elif left[question_id]:
+        elif last[question_id] is not answer:
             remarks.append(Remark(question_id, "a later answer counts instead of this one", skipped=True))
-    missing = [question.id for question in annotations.questions if question.id not in counts]
+    missing = [question.id for question in annotations.questions if question.id not in texts]
     remarks += [Remark(question_id, "no answer: counted as wrong") for question_id in dict.fromkeys(missing)]
-    texts = texts_of(answers)
     for number, name in annotations.types.items():
         of_type = [question for question in annotations.questions if question.type == number]
         if all(question.id in texts and texts[question.id] != question.answer for question in of_type):
@@ -150,31 +145,17 @@ def remarks_on(annotations: Annotations, answers: list[dict[str, Any]]) -> list[
     return remarks
 
 
-def texts_of(answers: Iterable[dict[str, Any]]) -> dict[Any, str]:
-    """Replies by question id; of two answers to one question the last one counts."""
-    return {answer["question_id"]: answer["text"] for answer in answers}
-
-
 def write_upload(annotations: Annotations, texts: dict[Any, str], path: str | Path) -> None:
     """Write the leaderboard's JSON lines, one for each annotation; the prediction of a missing answer is empty."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "question_id": question.written_id,
-            "prediction": texts.get(question.written_id, texts.get(question.id, "")),
-        }
-        for question in annotations.questions
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = []
+    for question in annotations.questions:
+        text = texts.get(question.written_id, texts.get(question.id, ""))
+        lines.append(json.dumps({"question_id": question.written_id, "prediction": text}) + "\n")
+    write_whole(path, "".join(lines))
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Scorer``.
-    """
+    """See ``Scorer``."""
     annotations = read_annotations(data_dir / ANNOTATIONS)
     return score_answers_file(annotations, data_dir / ANNOTATIONS, answers_file)[0]
 
@@ -184,52 +165,32 @@ def score_answers_file(
 ) -> tuple[Score, dict[Any, str]]:
     """The score of an answers file, and the replies by question id."""
     answers, remarks = read_answers_and_remarks(answers_file)
-    texts = texts_of(answers)
+    texts = {answer["question_id"]: answer["text"] for answer in answers}
     if not any(question.id in texts for question in annotations.questions):
         raise other_split(answers_file, annotations_file)
-    remarks += remarks_on(annotations, answers)
+    remarks += remarks_on(annotations, answers, texts)
     parts = score_questions(annotations, texts)
     places = {question_id: place for place, question_id in enumerate(texts)}
     in_order = sorted(annotations.questions, key=lambda question: places.get(question.id, len(places)))
     questions = [
         QuestionScore(question.id, float(texts.get(question.id) == question.answer)) for question in in_order
     ]
-    result = Score(
-        "seed",
-        BENCHMARK.metric,
-        parts["total"],
-        parts,
-        questions,
-        report(annotations, parts),
-        remarks=remarks,
-    )
-    return result, texts
+    lines = report(annotations, parts)
+    return Score("seed", BENCHMARK.metric, parts["total"], parts, questions, lines, "", remarks), texts
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and annotations must be of the same revision.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``Benchmark.check_questions``.
-    """
+    """Questions and annotations must be of the same revision."""
     annotations = read_annotations(data_dir / ANNOTATIONS)
-    left = Counter(question.id for question in annotations.questions)
-    rows = numbered_lines(data_dir / QUESTIONS, ("question_id", "text"))
+    ids, path = Counter(question.id for question in annotations.questions), data_dir / QUESTIONS
     videos = sum(question.data_type == "video" for question in annotations.questions)
     revisions = (
-        f"{data_dir / ANNOTATIONS} has {len(annotations.questions)} questions, {videos} of them on videos, and "
-        f"{QUESTIONS} {len(rows)}. They must be of one revision. {_REVISION}."
+        f"{data_dir / ANNOTATIONS} has {ids.total()} questions, {videos} of them on videos, and {QUESTIONS} "
+        f"{len(read_json_lines(path))}. They must be of one revision. {_REVISION}."
     )
-    for number, row in rows:
-        question_id = row["question_id"]
-        if not isinstance(question_id, (int, str)) or question_id not in left:
-            raise ValueError(
-                f"{data_dir / QUESTIONS}, line {number}: question {question_id!r} has no annotation. {revisions}"
-            )
-        left[question_id] -= 1
-    unasked = [question_id for question_id, count in left.items() if count > 0]
+    unasked = ids - Counter(check_known(path, ids, f"has no annotation. {revisions}"))
     if unasked:
-        raise ValueError(f"{data_dir / QUESTIONS} does not ask question {unasked[0]!r}. {revisions}")
+        raise ValueError(f"{path} does not ask question {next(iter(unasked))!r}. {revisions}")
 
 
 BENCHMARK = Benchmark(

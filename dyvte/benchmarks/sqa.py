@@ -81,9 +81,7 @@ def index_of(letter: str, choices: Sequence[str], options: Sequence[str] = OPTIO
     return options.index(letter) if letter in options[: len(choices)] else -1
 
 
-def read_problems(
-    folder: Path, split: str = "test", options: Sequence[str] = OPTIONS
-) -> dict[str, dict[str, Any]]:
+def read_problems(folder: Path, split: str = "test", options: Sequence[str] = OPTIONS) -> Problems:
     """The problems of a split by id, in its order.
 
     Raises:
@@ -139,7 +137,7 @@ def figures(outcomes: list[Outcome]) -> dict[str, float]:
         groups["accuracy"].append(outcome.correct)
         if outcome.has_image:
             groups["IMG-accuracy"].append(outcome.correct)
-    for outcome in outcomes:
+    for outcome in outcomes:  # after these two, whose place in the figures is the first
         for name in _groups_of(outcome.problem):
             groups[name].append(outcome.correct)
     return {name: sum(correct) / len(correct) * 100 for name, correct in groups.items()}
@@ -221,10 +219,8 @@ def _remarks(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
         return [Remark(name, "no prompt: taken as a question without an image", skipped=pictured)]
     if "image" in outcome.problem and outcome.has_image != pictured:
         counted = "counted" if outcome.has_image else "not counted"
-        what = (
-            f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}; {counted} among the images"
-        )
-        return [Remark(name, what)]
+        shown = f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}"
+        return [Remark(name, f"{shown}; {counted} among the images")]
     return []
 
 

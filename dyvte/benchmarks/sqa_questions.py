@@ -24,8 +24,6 @@ def read_items(args: argparse.Namespace) -> list[Item]:
         ValueError: it is not a list of conversations; the message names the entry.
     """
     path = Path(args.question_file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"question file not found: {path}")
     rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path} is not a list of questions")

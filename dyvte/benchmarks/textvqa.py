@@ -8,8 +8,6 @@ question ids are image ids (strings). The mean goes over answer lines, however m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +67,16 @@ def read_annotations(path: str | Path) -> dict[Key, list[str]]:
     return humans
 
 
-def score_answers(humans: dict[Key, list[str]], answers: Iterable[dict[str, Any]]) -> Score:
-    """Score answer lines: one without a known question is left out, a repeated one counts again.
+def score_file(annotation_file: Path, answers_file: Path) -> Score:
+    """Score an answers file: an answer without a known question is left out, a repeated one counts again.
 
-    The report lacks the line with the name of the answers file; see ``score``.
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or no answer belongs to an annotated question.
     """
-    questions, remarks, answered = [], [], set()
+    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
+    humans = read_annotations(annotation_file)
+    questions, answered = [], set()
     for answer in answers:
         question_id = answer["question_id"]
         try:
@@ -90,29 +92,16 @@ def score_answers(humans: dict[Key, list[str]], answers: Iterable[dict[str, Any]
         answered.add(key)
         accuracy = leave_one_out_accuracy(normalise(answer["text"]), humans[key])
         questions.append(QuestionScore(question_id, accuracy))
+    if not questions:
+        raise other_split(answers_file, annotation_file)
     remarks += [
         Remark(image, f"no answer to {question!r}: left out of the mean", skipped=True)
         for image, question in humans
         if (image, question) not in answered
     ]
     value = 100 * mean([question.score for question in questions])
-    report = f"Samples: {len(questions)}\nAccuracy: {value:.2f}%\n"
+    report = f"{answers_file.stem}\nSamples: {len(questions)}\nAccuracy: {value:.2f}%\n"  # as LLaVA's script
     return Score("textvqa", BENCHMARK.metric, value, {"accuracy": value}, questions, report, "", remarks)
-
-
-def score_file(annotation_file: Path, answers_file: Path) -> Score:
-    """Score an answers file, with what LLaVA's script prints as report.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to an annotated question.
-    """
-    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
-    result = score_answers(read_annotations(annotation_file), answers)
-    if not result.questions:
-        raise other_split(answers_file, annotation_file)
-    report = f"{answers_file.stem}\n{result.report}"
-    return replace(result, report=report, remarks=remarks + result.remarks)
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:

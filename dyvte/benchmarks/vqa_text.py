@@ -9,20 +9,8 @@ from __future__ import annotations
 import re
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}}
 ARTICLES = {"a", "an", "the"}
 HUMANS_FOR_FULL_CREDIT = 3
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
 from dyvte.benchmarks.check import EVAL_ZIP
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
+from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks, read_json_lines
 from dyvte.benchmarks.vqa_text import (
     DIGITS_WITH_COMMAS,
     HUMANS_FOR_FULL_CREDIT,
@@ -117,7 +117,13 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: entry {number} has question_id {name!r}: not a number, or used twice.")
         seen.add(name)
         answers = record["answers"]
-        if not isinstance(answers, list) or not answers or not all(map(_is_answer, answers)):
+        if (
+            not isinstance(answers, list)
+            or not answers
+            or not all(
+                isinstance(answer, dict) and isinstance(answer.get("answer"), str) for answer in answers
+            )
+        ):
             raise ValueError(f"{path}: question {name} has no list of answers, each of them a text.")
     return records
 
@@ -139,7 +145,7 @@ def read_results(path: Path) -> tuple[Predictions, list[Remark]]:
         if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
             raise ValueError(f"{path}: entry {number} is no object with question_id and answer.")
         name = row["question_id"]
-        if not _is_id(name):
+        if not isinstance(row["question_id"], (int, float, str)):
             raise ValueError(f"{path}: question_id of entry {number} is neither a number nor a string.")
         if not isinstance(row["answer"], str):
             what = f"answer is {row['answer']!r:.40}, not a string: taken as an empty answer"
@@ -177,7 +183,10 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     known = {record["question_id"] for record in records}
     if known.isdisjoint(predictions):
         raise ValueError(f"{other_split(answers_file, path)} {UPLOAD_ADVICE}.")
-    remarks += [_stranger(name) for name in predictions if name not in known]
+    for name in predictions:
+        if name not in known:
+            hint = " (a string; VQAv2's ids are numbers)" if isinstance(name, str) else ""
+            remarks.append(Remark(name, f"no such question{hint}: left out", skipped=True))
     questions, by_type = [], defaultdict(list)
     for record in records:
         name = record["question_id"]
@@ -221,12 +230,7 @@ def check_questions(data_dir: Path) -> None:
             known = {record["question_id"] for record in read_annotations(data_dir / frame)}
         else:
             known = {row["question_id"] for row in read_json_lines(data_dir / frame, ["question_id"])}
-        for row in read_json_lines(data_dir / asked, ["question_id"]):
-            if row["question_id"] not in known:
-                raise ValueError(
-                    f"{data_dir / asked}: question {row['question_id']!r} is not in {frame}; "
-                    "take both files of the same split."
-                )
+        check_known(data_dir / asked, known, f"is not in {frame}; take both files of the same split.")
 
 
 def _one_line(text: str) -> str:
@@ -242,14 +246,6 @@ def _percent(scores: list[float]) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, float, str))
-
-
-def _is_answer(answer: Any) -> bool:
-    return isinstance(answer, dict) and isinstance(answer.get("answer"), str)
-
-
 def _last_of_each(rows: list[dict[str, Any]], key: str) -> tuple[Predictions, list[Remark]]:
     texts, remarks = {}, []
     for row in rows:
@@ -258,11 +254,6 @@ def _last_of_each(rows: list[dict[str, Any]], key: str) -> tuple[Predictions, li
             remarks.append(Remark(name, "answered again: only the last answer counts", skipped=True))
         texts[name] = row[key]
     return texts, remarks
-
-
-def _stranger(name: Any) -> Remark:
-    hint = " (a string; VQAv2's ids are numbers)" if isinstance(name, str) else ""
-    return Remark(name, f"no such question{hint}: left out", skipped=True)
 
 
 BENCHMARK = Benchmark(

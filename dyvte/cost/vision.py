@@ -6,6 +6,7 @@ are counted, once for each shape of a module's inputs: counting slows a forward.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -50,21 +51,29 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
-class VisionMeter:
-    """Counts FLOPs of modules until :meth:`remove`.
+class _Running(threading.local):
+    """What one thread's forward has counted so far."""
 
-    Attributes:
-        total: FLOPs since it was set to 0 last.
-    """
+    def __init__(self) -> None:
+        self.total = 0
+        self.modules: list[tuple[object, FlopCounter | None]] = []
+
+
+class VisionMeter:
+    """Counts FLOPs of modules until :meth:`remove`; each thread's for itself."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.total = 0
         self._known: dict[object, int] = {}
-        self._running: list[tuple[object, FlopCounter | None]] = []
+        self._running = _Running()
         self._hooks: list[RemovableHandle] = []
         for module in modules:
             self._hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._end, always_call=True))
+
+    def take(self) -> int:
+        """FLOPs since the last call."""
+        total, self._running.total = self._running.total, 0
+        return total
 
     def remove(self) -> None:
         """Take the hooks out of the modules."""
@@ -74,18 +83,18 @@ class VisionMeter:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         shapes = tuple(map(_shape, args)), tuple((name, _shape(value)) for name, value in kwargs.items())
         key = id(module), shapes
-        counter = None if key in self._known or self._running else FlopCounter()
+        counter = None if key in self._known or self._running.modules else FlopCounter()
         if counter is not None:
             counter.__enter__()
-        self._running.append((key, counter))
+        self._running.modules.append((key, counter))
 
     def _end(self, module: nn.Module, args: object, output: object) -> None:
-        key, counter = self._running.pop()
+        key, counter = self._running.modules.pop()
         if counter is not None:
             counter.__exit__(None, None, None)
             self._known[key] = counter.flops
-        if not self._running:
-            self.total += self._known[key]
+        if not self._running.modules:
+            self._running.total += self._known[key]
 
 
 def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:

@@ -118,9 +118,12 @@ class Handle:
         self.graphs = graphs
         self.run = run_info(model, graphs)
         self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
-        self._local = (
-            threading.local()
-        )  # `traces` being collected, and the `prompt` on its way to the decoder
+        # of each thread: `traces` being collected, and the `prompt` on its way to the decoder
+        self._local = threading.local()
+        tower, projector = adapter.vision(model)
+        self._meter = None
+        if tower is not None and adapter.counts_vision:
+            self._meter = VisionMeter([part for part in (tower, projector) if part is not None])
         self._hooks: list[RemovableHandle] = []
         if adapter.visual_mask is not None:
             entry, visual_mask, blocks = adapter.entry(model), adapter.visual_mask, adapter.blocks
@@ -128,6 +131,8 @@ class Handle:
 
             def note_prompt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+                if self._meter is not None:
+                    self._meter.take()  # of images that were encoded on their own
                 if _columns(kwargs) > 1:
                     mask = kwargs.get("attention_mask")
                     self._local.prompt = _Prompt(
@@ -144,10 +149,6 @@ class Handle:
                 entry.register_forward_pre_hook(note_prompt, with_kwargs=True),
                 entry.register_forward_hook(forget_prompt, always_call=True),
             ]
-        tower, projector = adapter.vision(model)
-        self._meter = None
-        if tower is not None and adapter.counts_vision:
-            self._meter = VisionMeter([part for part in (tower, projector) if part is not None])
         # plain attributes, so that neither enters the module tree or the state dict
         attributes = vars(self._decoder)
         self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
@@ -250,7 +251,7 @@ class Handle:
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)
         if self._meter is not None:
-            trace.vision_flops, self._meter.total = self._meter.total, 0
+            trace.vision_flops = self._meter.take()
         row = run_layers(
             self._stack, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
         )

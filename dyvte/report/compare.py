@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dyvte.benchmarks.benchmark import mean
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, label_of
-
-NUMBERS = ("score", "tflops", "decoder_tflops", "exit_layer", "seconds")
 
 
 @dataclass(frozen=True)
@@ -56,37 +54,26 @@ def results_of(records: Iterable[ResultRecord]) -> list[MethodResult]:
         raise ValueError(f"A comparison is of one model; these records are of {', '.join(models) or 'none'}.")
     results = [
         MethodResult(
-            record.benchmark,
-            record.method,
-            label_of(record),
-            record.score,
-            record.tflops,
-            record.decoder_tflops,
-            record.mean_exit_layer,
-            record.seconds,
+            *(r.benchmark, r.method, label_of(r)),
+            *(r.score, r.tflops, r.decoder_tflops, r.mean_exit_layer, r.seconds),
         )
-        for record in records
+        for r in records
     ]
-    places = [(result.benchmark, result.label) for result in results]
-    if len(set(places)) < len(places):
-        double = next(place for place in places if places.count(place) > 1)
-        raise ValueError(f"There are two records of {double[1]!r} on {double[0]}; name one of them only.")
-    return results + _averages(results)
-
-
-def _averages(results: Sequence[MethodResult]) -> list[MethodResult]:
-    benchmarks = averaged(result.benchmark for result in results)
-    by_label: dict[str, list[MethodResult]] = {}
+    by_label: dict[str, dict[str, MethodResult]] = {}
     for result in results:
-        if result.benchmark in benchmarks:
-            by_label.setdefault(result.label, []).append(result)
-    return [
-        MethodResult(
-            AVERAGE, group[0].method, label, *(mean([getattr(r, name) for r in group]) for name in NUMBERS)
-        )
-        for label, group in by_label.items()
-        if len(group) == len(benchmarks)
-    ]
+        row = by_label.setdefault(result.label, {})
+        if row.setdefault(result.benchmark, result) is not result:
+            raise ValueError(
+                f"There are two records of {result.label!r} on {result.benchmark}; name one of them only."
+            )
+    covered = averaged(benchmarks_of(results))
+    for row in by_label.values():
+        if row.keys() >= set(covered):
+            group = [result for name, result in row.items() if name in covered]
+            names = ("score", "tflops", "decoder_tflops", "exit_layer", "seconds")
+            means = {name: mean([getattr(result, name) for result in group]) for name in names}
+            results.append(replace(group[0], benchmark=AVERAGE, **means))
+    return results
 
 
 def benchmarks_of(results: Iterable[MethodResult]) -> list[str]:

@@ -23,45 +23,20 @@ class Examples:
     """The examples of one benchmark; ``study`` is the content of the file, ``source`` its name for a reader."""
 
     study: Mapping[str, Any]
-    source: str
+    source: str = ""
 
     @property
-    def title(self) -> str:
-        """The benchmark."""
-        return title_of(self.study["benchmark"])
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Names of the two ways in which each question was answered."""
-        return {"without": "without exit", "with": method_title(self.study)}
-
-    @property
-    def summary(self) -> str:
-        """How many answers are the same, and the speed of both ways, in one sentence."""
+    def same(self) -> int:
+        """How many answers are the same with and without exit."""
         answers = [example["answers"] for example in self.study["examples"]]
-        same = sum(pair["with"]["text"] == pair["without"]["text"] for pair in answers)
-        speeds = {
-            way: mean(pair[way]["tokens_per_second"] for pair in answers) for way in ("without", "with")
-        }
-        change = 100 * (speeds["with"] / speeds["without"] - 1)
-        return (
-            f"{same} of {len(answers)} answers are the same. Mean tokens per second: {speeds['without']:.1f} without "
-            f"exit, {speeds['with']:.1f} with it ({change:+.1f}%)."
-        )
+        return sum(pair["with"]["text"] == pair["without"]["text"] for pair in answers)
 
-    @property
-    def conditions(self) -> str:
-        """How the examples were answered, and on what."""
-        study, machine = self.study, self.study["hardware"]
-        versions = ", ".join(f"{name} {study['versions'][name]}" for name in ("torch", "transformers"))
-        where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
-        return (
-            f"{model_title(study['model'])}, {study['num_layers']} layers, {study['dtype']}, batch size 1, median of "
-            f"{study['rounds']} rounds. {where}; {versions}. Commit {study['commit']}, {study['created']}."
-        )
+    def speed(self, way: str) -> float:
+        """Mean tokens per second, "with" or "without" exit."""
+        return mean(example["answers"][way]["tokens_per_second"] for example in self.study["examples"])
 
 
-def read_examples(path: Path) -> Examples:
+def read_examples(path: Path) -> dict[str, Any]:
     """What ``python -m dyvte.study.examples`` wrote; ``path`` is the file or its folder.
 
     Raises:
@@ -74,19 +49,21 @@ def read_examples(path: Path) -> Examples:
     content = read_json_object(path)
     if content.get("study") != "examples":
         raise ValueError(f"{path} is not of python -m dyvte.study.examples.")
-    return Examples(content, path.name)
+    return content
 
 
 @cache
 def environment() -> Environment:
     """Templates of this package; everything is escaped unless it is ``Markup``."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("dyvte.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(title_of=title_of, model_title=model_title, method_title=method_title)
+    return environment
 
 
 def render(template: str, **values: Any) -> str:
@@ -98,7 +75,5 @@ def render(template: str, **values: Any) -> str:
 def write_page(source: Path, out: Path) -> Path:
     """Write the page of one study; returns the file."""
     out = out if out.suffix == ".html" else out.with_name(out.name + ".html")
-    examples = read_examples(source)
-    title = f"{examples.title}, {model_title(examples.study['model'])}"
-    write_whole(out, render("examples.html", title=title, group=examples))
+    write_whole(out, render("examples.html", group=Examples(read_examples(source))))
     return out

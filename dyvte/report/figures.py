@@ -19,7 +19,7 @@ from dyvte import cli
 from dyvte.cli import extra
 from dyvte.report.compare import benchmarks_of, find, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
-from dyvte.report.record import NO_EXIT, ResultRecord, add_records, read_records
+from dyvte.report.record import NO_EXIT, ResultRecord, read_records, records_parser
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, flops_unit, title_of
 
 if TYPE_CHECKING:
@@ -45,36 +45,30 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
     with extra("study"):
         from matplotlib import pyplot
 
+    size = (6.4, 1.9 * len(records) + 0.4)
     with pyplot.rc_context(STYLE):
         figure, grid = pyplot.subplots(
-            len(records),
-            1,
-            figsize=(6.4, 1.9 * len(records) + 0.4),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
+            len(records), figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
     panels = grid[:, 0]
     for panel, record in zip(panels, records, strict=True):
-        shares = exit_shares(record)
-        panel.bar(range(record.num_layers), shares[:-1], color=BLUE, width=0.85)
-        panel.bar(record.num_layers + 0.5, shares[-1], color=GREY, width=0.85)
-        panel.axvline(record.mean_exit_layer, color=ORANGE, linewidth=1.5)
+        layers, average = record.num_layers, record.mean_exit_layer
+        places, colors = [*range(layers), layers + 0.5], [BLUE] * layers + [GREY]
+        panel.bar(places, exit_shares(record), color=colors, width=0.85)
+        panel.axvline(average, color=ORANGE, linewidth=1.5)
         panel.annotate(
-            f"mean {record.mean_exit_layer:.1f}",
-            (record.mean_exit_layer, 1),
+            f"mean {average:.1f}",
+            (average, 1),
             xycoords=("data", "axes fraction"),
             xytext=(4, -9),
             textcoords="offset points",
             color=ORANGE,
         )
-        panel.set_title(
-            f"{title_of(record.benchmark)}, {record.num_samples} questions", loc="left", fontsize=10
-        )
+        title = f"{title_of(record.benchmark)}, {record.num_samples} questions"
+        panel.set_title(title, loc="left", fontsize=10)
         panel.set_ylabel("samples (%)")
-        step = 1 if record.num_layers <= 16 else 2 if record.num_layers <= 32 else 4
-        ticks = list(range(0, record.num_layers, step))
-        panel.set_xticks([*ticks, record.num_layers + 0.5], [*map(str, ticks), "none"])
+        ticks = range(0, layers, 1 if layers <= 16 else 2 if layers <= 32 else 4)
+        panel.set_xticks([*ticks, layers + 0.5], [*map(str, ticks), "none"])
     panels[-1].set_xlabel("layer after which the visual tokens exit")
     return figure
 
@@ -96,54 +90,36 @@ def tradeoff(records: Sequence[ResultRecord]) -> Figure:
     factor, unit = flops_unit(result.decoder_tflops for result in results)
     with pyplot.rc_context(STYLE):
         figure, panel = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-        fixed = sorted(find(results, AVERAGE, "fixed"), key=lambda result: result.decoder_tflops)
-        panel.plot(
-            [factor * result.decoder_tflops for result in fixed],
-            [result.score for result in fixed],
-            "o-",
-            color=GREY,
-            markersize=4,
-            linewidth=1,
-            label="same layer for all samples",
-        )
-        for result in fixed:
-            layer = result.label.rpartition(" ")[2]
-            place = (factor * result.decoder_tflops, result.score)
-            panel.annotate(layer, place, xytext=(3, -9), textcoords="offset points", color=GREY, fontsize=7)
-        for method, color, marker, name in (
-            (BASELINE, "black", "s", "baseline"),
-            ("dyvte", ORANGE, "*", "DyVTE"),
+        for method, color, marker, size, name in (
+            ("fixed", GREY, "o-", 4, "same layer for all samples"),
+            (BASELINE, "black", "s", 6, "baseline"),
+            ("dyvte", ORANGE, "*", 13, "DyVTE"),
         ):
-            found = find(results, AVERAGE, method)
-            panel.plot(
-                [factor * result.decoder_tflops for result in found],
-                [result.score for result in found],
-                marker,
-                color=color,
-                markersize=13 if marker == "*" else 6,
-                label=name,
-            )
+            found = sorted(find(results, AVERAGE, method), key=lambda result: result.decoder_tflops)
+            costs, scores = [factor * r.decoder_tflops for r in found], [r.score for r in found]
+            panel.plot(costs, scores, marker, color=color, markersize=size, linewidth=1, label=name)
+            if method == "fixed":
+                for result, place in zip(found, zip(costs, scores, strict=True), strict=True):
+                    layer = result.label.rpartition(" ")[2]
+                    panel.annotate(
+                        layer, place, xytext=(3, -9), textcoords="offset points", color=GREY, fontsize=7
+                    )
         panel.set_xlabel(f"decoder {unit} per sample")
         panel.set_ylabel(average)
         panel.legend(frameon=False, loc="lower right")
     return figure
 
 
-def draw(options: argparse.Namespace) -> None:
-    """Make and write one figure; print its files."""
-    make = {"exits": exit_histograms, "tradeoff": tradeoff}[options.figure]
-    for file in save(make(read_records(options.records)), options.out):
-        print(file)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.figures", description="Figures from result records."
-    )
-    parser.add_argument("figure", choices=["exits", "tradeoff"])
-    add_records(parser)
+    make = {"exits": exit_histograms, "tradeoff": tradeoff}
+    parser = records_parser("dyvte.report.figures", "Figures from result records.", figure=make)
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
-    cli.run(parser, draw, argv)
+
+    def action(options: argparse.Namespace) -> None:
+        for file in save(make[options.figure](read_records(options.records)), options.out):
+            print(file)
+
+    cli.run(parser, action, argv)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dyvte import cli
 from dyvte.cli import extra
 from dyvte.io import read_text, write_whole
-from dyvte.report import page_run, paper_table, rivals_table, state_table
+from dyvte.report import page_run
 from dyvte.report.examples_page import Examples, read_examples, render
-from dyvte.report.page_parts import FIGURES, SECTIONS, find_numbers, find_section, left_out, why_missing
-from dyvte.report.paper import AVERAGE
+from dyvte.report.paper import AVERAGE, TITLES
 from dyvte.report.tables import Table
 from dyvte.report.titles import title_of
 
@@ -29,8 +27,47 @@ with extra("study"):
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-TABLES = {**paper_table.TITLES, **state_table.TITLES, "table4": rivals_table.TITLE}
-"""Title of each table by the name of its files; sorted, in the order of the paper."""
+_WITHOUT = "study/*/{benchmark}/none/attention.npz"
+NUMBERS = {
+    "attention": (_WITHOUT,),
+    "entropy": (_WITHOUT, "study/*/{benchmark}/dyvte/attention.npz"),
+    "scores": ("results/*/{benchmark}/*/record.json", "study/*/{benchmark}/oracle/oracle.npz"),
+    "exits": ("results/*/{benchmark}/dyvte/record.json",),
+}
+"""Kinds of figures, with the stored numbers that they are drawn from; ``{benchmark}`` stands for each of theirs."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper: the name of its experiment and files, a key of ``NUMBERS``, and its benchmarks."""
+
+    name: str
+    kind: str
+    benchmarks: tuple[str, ...]
+
+
+FIGURES = (
+    Figure("figure3", "attention", ("gqa", "sqa", "textvqa")),
+    Figure("figure4", "scores", ("gqa", "sqa", "textvqa")),
+    Figure("figure5", "entropy", ("gqa",)),
+    Figure("figure6", "exits", ("gqa", "sqa", "textvqa", "pope")),
+    Figure("figure8", "attention", ("vqav2",)),
+    Figure("figure11", "attention", ("pope",)),
+    Figure("figure12", "attention", ("mmbench",)),
+    Figure("figure13", "entropy", ("vqav2",)),
+    Figure("figure14", "entropy", ("textvqa",)),
+    Figure("figure15", "entropy", ("sqa",)),
+    Figure("figure16", "entropy", ("pope",)),
+)
+"""Figure 7 is the examples. Figures 9 and 10 are columns of Figure 3 where all are of one model."""
+SECTIONS = (
+    ("dynamic", "What does dynamic buy?", "dynamic"),
+    ("supervision_modes", "Labels of all layers, or of one random layer", "labels"),
+    ("gate_sizes", "How small can gates be?", "gate_sizes"),
+)
+"""What is beyond the paper: name of a Markdown file with its figures (``NAME*.png``) beside it, title, experiment."""
+SECTION_FOLDERS = ("tables", "figures", "study")
+"""Folders of the output in which sections are looked for, at any depth."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +75,26 @@ class Part:
     """A section of the page.
 
     Attributes:
-        body: what stands in it besides what the other attributes hold.
-        images: addresses that hold the pictures themselves.
+        images: pictures.
         sources: the files that it is made from, below the output folder, with what is to be said of them.
-        table: None but for a table of the paper.
+        body: what stands in it besides.
+        table: of the paper.
+        kind: of a figure, which decides its caption.
     """
 
     name: str
     title: str
-    body: Markup | str
-    images: Sequence[str] = ()
-    sources: Sequence[str] = ()
+    images: Sequence[Path]
+    sources: Sequence[str]
+    body: Markup = Markup()
     table: Table | None = None
+    kind: str = ""
 
     @property
-    def header(self) -> list[tuple[str, int]]:
-        """The first line of the table's header: benchmarks with the number of their columns."""
-        columns = self.table.columns if self.table else ()
-        grouped = itertools.groupby(columns, key=lambda column: column.benchmark)
-        return [(name, len(list(group))) for name, group in grouped]
+    def pictures(self) -> list[str]:
+        """The PNGs as data URIs."""
+        encoded = [base64.b64encode(file.read_bytes()).decode() for file in self.images]
+        return [f"data:image/png;base64,{text}" for text in encoded]
 
 
 @dataclass
@@ -77,62 +115,82 @@ def collect(root: Path) -> Report:
         ValueError: a file is broken.
     """
     report = Report()
-    for name, title in sorted(TABLES.items()):
+    for name, title in TITLES.items():
         path = root / f"tables/{name}.json"
         if path.is_file():
-            table = Table.read(path, relative_to=root)
-            notes, images = markdown("\n".join(table.notes)), sorted(path.parent.glob(f"{name}*.png"))
-            report.tables.append(Part(name, title, notes, pictures(images), [f"tables/{name}.csv"], table))
+            table, images = Table.read(path, relative_to=root), sorted(path.parent.glob(f"{name}*.png"))
+            notes = markdown("\n".join(table.notes))
+            report.tables.append(Part(name, title, images, [f"tables/{name}.csv"], notes, table))
         else:
             report.missing.append((title, why_missing(name, root)))
-    for section in SECTIONS:
-        text, files = find_section(section, root)
-        if text is None and not files:
-            report.missing.append((section.title, why_missing(section.step, root)))
-            continue
-        sources = [path.relative_to(root).as_posix() for path in (*([text] if text else []), *files)]
-        body = markdown(without_title(read_text(text))) if text else ""
-        report.sections.append(Part(section.name, section.title, body, pictures(files), sources))
+    for name, title, step in SECTIONS:
+        found = [path for folder in SECTION_FOLDERS for path in sorted((root / folder).rglob(f"{name}*"))]
+        texts = [path for path in found if path.name == f"{name}.md"][:1]
+        images = [path for path in found if path.suffix == ".png"]
+        if texts or images:
+            body = markdown("".join(without_title(read_text(text)) for text in texts))
+            sources = [path.relative_to(root).as_posix() for path in texts + images]
+            report.sections.append(Part(name, title, images, sources, body))
+        else:
+            report.missing.append((title, why_missing(step, root)))
     for figure in FIGURES:
-        files = sorted(root.glob(f"figures/*/{figure.name}.png"))
-        if not files:
-            report.missing.append((figure.title, why_missing(figure.name, root)))
-            continue
-        title = f"{figure.title}: {', '.join(map(title_of, figure.benchmarks))}"
-        numbers = find_numbers(figure, root)
-        report.figures.append(Part(figure.name, title, figure.caption, pictures(files), numbers))
+        title = f"Figure {figure.name.removeprefix('figure')}"
+        if images := sorted(root.glob(f"figures/*/{figure.name}.png")):
+            title += f": {', '.join(map(title_of, figure.benchmarks))}"
+            report.figures.append(
+                Part(figure.name, title, images, find_numbers(figure, root), kind=figure.kind)
+            )
+        else:
+            report.missing.append((title, why_missing(figure.name, root)))
     for path in sorted(root.glob("study/*/*/examples/examples.json")):
-        report.examples.append(replace(read_examples(path), source=path.relative_to(root).as_posix()))
+        report.examples.append(Examples(read_examples(path), path.relative_to(root).as_posix()))
     if not report.examples:
         report.missing.append(("Figure 7: examples", why_missing("figure7", root)))
     report.missing.extend((line, "its data are not ready") for line in left_out(root))
     return report
 
 
-def at_a_glance(report: Report) -> list[str]:
-    """What DyVTE does on average in Table 2, in a sentence, where both rows are complete."""
+def find_numbers(figure: Figure, root: Path) -> list[str]:
+    """Patterns of the stored numbers of a figure that are there, with the number of files where it is not one."""
+    patterns = [text.format(benchmark=name) for name in figure.benchmarks for text in NUMBERS[figure.kind]]
+    counts = {pattern: len(list(root.glob(pattern))) for pattern in patterns}
+    return [text if count == 1 else f"{text} ({count} files)" for text, count in counts.items() if count]
+
+
+def why_missing(step: str, root: Path) -> str:
+    """Why an experiment left nothing, as far as its marks tell."""
+    failed = root / "steps" / f"{step}.failed"
+    if failed.is_file():
+        return f"{step} failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
+    if failed.with_suffix(".done").is_file():
+        return f"{step} ended well but its files are not here: run it again with FORCE=1."
+    return f"{step} has not run."
+
+
+def left_out(root: Path) -> list[str]:
+    """What the steps' logs say was left out for want of data, each once."""
+    logs = sorted((root / "steps").glob("*.log"))
+    lines = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return list(dict.fromkeys(line.partition(", its data")[0] for line in lines if ": left out for " in line))
+
+
+def at_a_glance(report: Report) -> list[tuple[str, float, float]]:
+    """(method, kept score, saved FLOPs) on average in Table 2, as shares, where both rows are complete."""
     tables = [part.table for part in report.tables if part.table and part.name == "table2"]
     averages = {
-        (entry.names["model"], entry.names["method"]): (entry.values["score"], entry.values["tflops"])
+        (line["model"], line["method"]): line
         for table in tables
-        for entry in table.entries
-        if entry.benchmark == AVERAGE
+        for line in table.lines
+        if line["benchmark"] == AVERAGE
     }
-    lines = []
-    for (model, method), (score, tflops) in averages.items():
-        base_score, base_tflops = averages.get((model, "Baseline"), (None, None))
-        if method != "Baseline" and score and tflops and base_score and base_tflops:
-            lines.append(
-                f"{method} keeps {100 * score / base_score:.1f}% of the baseline's average score on the benchmarks "
-                f"of Table 2 with {100 * (1 - tflops / base_tflops):.1f}% fewer FLOPs (whole prefill, vision tower "
-                "included)."
-            )
-    return lines
-
-
-def pictures(files: Sequence[Path]) -> list[str]:
-    """PNGs as data URIs."""
-    return [f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
+    return [
+        (method, ours["score"] / base["score"], 1 - ours["tflops"] / base["tflops"])
+        for (model, method), ours in averages.items()
+        if method != "Baseline"
+        and ours["score"]
+        and (base := averages.get((model, "Baseline")))
+        and base["score"]
+    ]
 
 
 def without_title(text: str) -> str:
@@ -172,22 +230,19 @@ def page_of(root: Path) -> str:
     )
 
 
-def write(options: argparse.Namespace) -> None:
-    """Write the page, unless it is there with the same content."""
-    page = page_of(options.output)
-    if not options.out.is_file() or read_text(options.out) != page:
-        write_whole(options.out, page)
-    print(f"report: {options.out}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.page",
-        description="One self-contained HTML report of an output folder.",
-    )
+    prog, description = "python -m dyvte.report.page", "One self-contained HTML report of an output folder."
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("output", type=Path, help="what python -m dyvte.reproduce all filled")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
-    cli.run(parser, write, argv)
+
+    def action(options: argparse.Namespace) -> None:
+        page = page_of(options.output)
+        if not options.out.is_file() or read_text(options.out) != page:
+            write_whole(options.out, page)
+        print(f"report: {options.out}")
+
+    cli.run(parser, action, argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,6 @@ from dyvte.report.titles import model_title, title_of
 DATA = ("tiny-eval", "tiny-train")
 """Folders of the output that hold data, not results."""
 STUDIES = ("attention", "oracle", "examples", "vtw")
-Fact = tuple[str, list[str]]
-"""What, and its values; more than one where runs differ."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where numbers come from: under which conditions, when, and on which machine."""
-
-    run: RunInfo
-    created: str
-    machine: str
 
 
 def records_below(root: Path) -> dict[str, ResultRecord]:
@@ -46,53 +35,52 @@ def read_studies(root: Path) -> list[dict[str, Any]]:
     return [read_json_object(path) for path in paths if path.stem in STUDIES]
 
 
-def _sources_of(record: ResultRecord) -> list[Source]:
-    """One for each condition under which answers were generated; of scoring, where those are not known."""
-    created, machine = record.scoring.created, _machine(record.scoring.hardware)
-    if not record.answered:
-        return [_source_of(asdict(record.scoring))]
-    runs = [by.run for by in record.answered]
-    return [Source(run, created, machine if run.device == "cpu" else run.device) for run in runs]
-
-
-def _source_of(made: Mapping[str, Any]) -> Source:
-    """Of the manifest of a study, or of a scoring."""
-    known = {name: made[name] for name in ("commit", "dirty", "versions")}
-    run = RunInfo(dtype=made.get("dtype", ""), attention="", device="", **known)
-    return Source(run, made["created"], _machine(made["hardware"]))
-
-
-def facts(root: Path, found: dict[str, ResultRecord], studies: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    """What the results were made with, in the order in which a reader asks.
+def facts(
+    root: Path, found: Mapping[str, ResultRecord], studies: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """What the results were made with, in the order in which a reader asks; several values where runs differ.
 
     The gates are those of Tables 1 and 2 (``results/``); the grids of the other tables have their own.
     """
     records = list(found.values())
-    main = [record for path, record in found.items() if path.startswith("results/")]
-    sources = [source for record in records for source in _sources_of(record)]
-    sources += map(_source_of, studies)
-    runs = [source.run for source in sources]
+    runs = [run for record in records for run in _runs_of(record)] + [*map(_run_of, studies)]
+    gated = [r for path, r in found.items() if path.startswith("results/") and r.method == "dyvte"]
     stores = [read_json_object(path) for path in sorted((root / "gates").glob("*/*/manifest.json"))]
-    dates = sorted(source.created for source in sources)
-    rows = [
-        ("Model", _distinct([*(record.model for record in records), *(study["model"] for study in studies)])),
-        ("Weights, SHA-256", _distinct([*(s["model"] for s in stores), *(run.model_sha256 for run in runs)])),
-        ("Decoder layers", _distinct(str(record.num_layers) for record in records)),
-        ("Gates", _distinct(_gates(record) for record in main if record.method == "dyvte")),
-        ("Gates, SHA-256", _distinct(run.gates_sha256 for run in runs)),
-        ("Precision", _distinct([*(run.dtype for run in runs), *(store["dtype"] for store in stores)])),
-        ("Attention kernel", _distinct(run.attention + ", CUDA graphs" * run.graphs for run in runs)),
-        ("Prompts and batches", _counted(_prompts(record) for record in records)),
-        ("Results", [f"{len(records)} evaluations and {len(studies)} studies"] if sources else []),
-        ("Made", [f"{dates[0]} to {dates[-1]}"] if dates else []),
-        ("Code, commit", _counted(_commit(run) for run in runs)),
-        ("Versions", _counted(_pairs(run.versions or {}) for run in runs)),
-        ("Hardware", _counted(source.machine for source in sources)),
-        ("Seeds", _seeds(root)),
-        ("Batch against single", _batches(records)),
-        ("Settings", _settings(root)),
-    ]
-    return [(name, values) for name, values in rows if values]
+    dates = sorted([r.scoring.created for r in records] + [study["created"] for study in studies])
+    checked, differ = (sum(r.batch_check.get(name, 0) for r in records) for name in ("checked", "differ"))
+    inputs = root / "steps/inputs"
+    rows = {
+        "Model": _distinct([*(r.model for r in records), *(study["model"] for study in studies)]),
+        "Weights, SHA-256": _distinct([*(s["model"] for s in stores), *(run.model_sha256 for run in runs)]),
+        "Decoder layers": _distinct(str(record.num_layers) for record in records),
+        "Gates": _distinct(
+            f"{r.settings.get('gates') or 'in the checkpoint'}, threshold {r.settings.get('threshold', '0.5')}"
+            for r in gated
+        ),
+        "Gates, SHA-256": _distinct(run.gates_sha256 for run in runs),
+        "Precision": _distinct([*(run.dtype for run in runs), *(store["dtype"] for store in stores)]),
+        "Attention kernel": _distinct(run.attention + ", CUDA graphs" * run.graphs for run in runs),
+        "Prompts and batches": _counted(map(_prompts, records)),
+        "Results": [f"{len(records)} evaluations and {len(studies)} studies"] if runs else [],
+        "Made": [f"{dates[0]} to {dates[-1]}"] if dates else [],
+        "Code, commit": _counted(
+            (run.commit or "unknown") + " with uncommitted changes" * bool(run.commit and run.dirty)
+            for run in runs
+        ),
+        "Versions": _counted(
+            ", ".join(f"{name} {version}" for name, version in (run.versions or {}).items()) for run in runs
+        ),
+        "Hardware": _counted(run.device for run in runs),
+        "Seeds": _seeds(root),
+        "Batch against single": [
+            f"{checked} questions were asked alone as well as in a batch; {differ} answers differ"
+        ]
+        * bool(checked),
+        "Settings": [line for line in read_text(inputs).splitlines() if "=" in line]
+        if inputs.is_file()
+        else [],
+    }
+    return {name: values for name, values in rows.items() if values}
 
 
 def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
@@ -100,9 +88,11 @@ def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
 
     A file comes twice where records are of different versions of it.
     """
-    records, found = list(records), []
-    for name in dict.fromkeys(record.benchmark for record in records):
-        own = [record for record in records if record.benchmark == name]
+    by_benchmark: dict[str, list[ResultRecord]] = {}
+    for record in records:
+        by_benchmark.setdefault(record.benchmark, []).append(record)
+    found = []
+    for name, own in by_benchmark.items():
         questions = " or ".join(map(str, sorted({record.num_samples for record in own})))
         files = dict.fromkeys(pair for record in own for pair in sorted(record.data_sha256.items()))
         found += [(title_of(name), questions, *pair) for pair in files]
@@ -111,20 +101,33 @@ def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
 
 def steps(root: Path) -> list[tuple[str, str]]:
     """(name, how it ended) of the experiments that have run."""
-    found = []
-    for path in sorted((root / "steps").glob("*.*")):
-        if path.suffix == ".failed":
-            found.append((path.stem, "failed"))
-        elif path.suffix == ".done":
-            seconds = int(read_text(path).rpartition("seconds ")[2])
-            found.append((path.stem, f"{seconds // 60}:{seconds % 60:02d}"))
+    found = [(path.stem, "failed") for path in (root / "steps").glob("*.failed")]
+    for path in (root / "steps").glob("*.done"):
+        seconds = int(read_text(path).rpartition("seconds ")[2])
+        found.append((path.stem, f"{seconds // 60}:{seconds % 60:02d}"))
     return sorted(found, key=lambda step: (step[0].rstrip("0123456789"), len(step[0]), step[0]))
 
 
 def heading(records: Iterable[ResultRecord], studies: Sequence[Mapping[str, Any]], root: Path) -> str:
     """The model, or models, as a heading."""
-    models = dict.fromkeys([*(r.model for r in records), *(study["model"] for study in studies)])
+    models = [*(record.model for record in records), *(study["model"] for study in studies)]
     return ", ".join(dict.fromkeys(map(model_title, models))) or root.resolve().name
+
+
+def _runs_of(record: ResultRecord) -> list[RunInfo]:
+    """The conditions under which answers were generated, with the processor named; of scoring where unknown."""
+    scoring = _run_of(asdict(record.scoring))
+    runs = [by.run for by in record.answered]
+    return [replace(r, device=scoring.device) if r.device == "cpu" else r for r in runs] or [scoring]
+
+
+def _run_of(made: Mapping[str, Any]) -> RunInfo:
+    """Of the manifest of a study, or of a scoring."""
+    known = {name: made[name] for name in ("commit", "dirty", "versions")}
+    machine = made["hardware"]
+    gpus = ", ".join(machine.get("gpus") or []) or "no GPU"
+    device = f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores, {gpus}"
+    return RunInfo(dtype=made.get("dtype", ""), attention="", device=device, **known)
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
@@ -133,70 +136,28 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
 
 def _counted(values: Iterable[str]) -> list[str]:
     """Distinct values, the most frequent first, with how often each comes where there are several."""
-    counts = Counter(values)
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ordered = sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
     return [f"{value} ({count} results)" if len(ordered) > 1 else value for value, count in ordered]
-
-
-def _gates(record: ResultRecord) -> str:
-    gates = record.settings.get("gates") or "in the checkpoint"
-    return f"{gates}, threshold {record.settings.get('threshold', '0.5')}"
 
 
 def _prompts(record: ResultRecord) -> str:
     names = {"conv_mode": "template", "batch_size": "batch size", "temperature": "temperature"}
-    given = {**record.settings}
+    given = dict(record.settings)
     if "temperature" in given:
         given["temperature"] = f"{float(given['temperature']):g}"
     return ", ".join(f"{text} {given[name]}" for name, text in names.items() if name in given)
 
 
-def _commit(run: RunInfo) -> str:
-    return "unknown" if not run.commit else run.commit + (" with uncommitted changes" if run.dirty else "")
-
-
-def _pairs(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _machine(hardware: Mapping[str, Any]) -> str:
-    gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
-    return f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cores', '?')} cores, {gpus}"
-
-
-def _batches(records: Sequence[ResultRecord]) -> list[str]:
-    checked = sum(record.batch_check.get("checked", 0) for record in records)
-    if not checked:
-        return []
-    differ = sum(record.batch_check.get("differ", 0) for record in records)
-    return [f"{checked} questions were asked alone as well as in a batch; {differ} answers differ"]
-
-
 def _seeds(root: Path) -> list[str]:
     """Seeds of the gate fits, of the bootstrap, and of Tiny-LLaVA's training sample."""
+    fits = [path for folder in ("gates", "tables") for path in (root / folder).rglob("fit.json")]
+    flags = [read_json(path)["flags"] for path in fits]
     # of a flag that is given twice the last value counts
-    fits = {
-        flags[len(flags) - flags[::-1].index("--seed")]
-        for folder in ("gates", "tables")
-        for path in (root / folder).rglob("fit.json")
-        if "--seed" in (flags := read_json(path)["flags"])
-    }
-    bootstraps = {
-        str(content["seed"])
-        for path in (root / "tables").rglob("dynamic.json")
-        if "seed" in (content := read_json(path))
-    }
-    seeds = [f"gate fitting {seed}" for seed in sorted(fits)]
-    seeds += [f"bootstrap {seed}" for seed in sorted(bootstraps)]
+    found = {f"gate fitting {line[-line[::-1].index('--seed')]}" for line in flags if "--seed" in line}
+    bootstraps = [read_json(path) for path in (root / "tables").rglob("dynamic.json")]
+    seeds = sorted(found) + sorted({f"bootstrap {b['seed']}" for b in bootstraps if "seed" in b})
     made = root / "tiny-train/.made"
     if made.is_file():
         scenes, fraction, seed = read_text(made).split()
         seeds.append(f"Tiny-LLaVA's training sample {seed} ({scenes} scenes, {fraction} of them drawn)")
     return seeds
-
-
-def _settings(root: Path) -> list[str]:
-    """The settings that the experiments were started with."""
-    path = root / "steps/inputs"
-    lines = read_text(path).splitlines() if path.is_file() else []
-    return [line for line in lines if "=" in line]

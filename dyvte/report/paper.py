@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 AVERAGE = "Average"
+_PRINTED: dict[str, dict[str | None, dict[str, dict[str, float]]]] = json.loads(
+    Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
+)
+"""Table -> row -> column -> measure -> value."""
+_PRINTED["table3"] = _PRINTED["table5"]  # whose first rows it is
 
 COLUMNS: dict[str, dict[str, str]] = {
     "table1": {"seed": "SEED", "mme": "MME", "mmbench": "MMB", "pope": "POPE", "mmvet": "MM-Vet"},
     "table2": {"gqa": "GQA", "vqav2": "VQAv2", "textvqa": "TextVQA", "sqa": "SQA-I"},
 }
 """Benchmarks of each table, by our name, with the heading that the paper gives them."""
+HEADINGS = COLUMNS["table1"] | COLUMNS["table2"]
 
-HAS_AVERAGE = {"table1": False, "table2": True}
 TITLES = {
     "table1": "Table 1: DyVTE on benchmarks for multimodal LLMs",
     "table2": "Table 2: DyVTE on conventional vision-language benchmarks",
+    "table3": "Table 3: gates that look at one or two states",
+    "table4": "Table 4: DyVTE and other methods that remove visual tokens",
+    "table5": "Table 5: gates that look at all combinations of the states",
+    "table6": "Table 6: gates that look at attention",
 }
 
 _ROWS = {
@@ -46,7 +54,12 @@ def shown_model(model: str) -> str:
 
 def values_of(table: str, row: str | None, column: str) -> dict[str, float]:
     """What a table of the paper prints in a row and column, by measure; nothing where it has no such place."""
-    return dict(_values()[table].get(row, {}).get(column, {}))
+    return dict(_PRINTED[table].get(row, {}).get(column, {}))
+
+
+def printed_benchmarks(table: str) -> set[str]:
+    """The benchmarks of a table, by their headings."""
+    return set(next(iter(_PRINTED[table].values()))) - {AVERAGE}
 
 
 RIVALS = {
@@ -57,25 +70,14 @@ RIVALS = {
     "dyvte+fastv": "DyVTE+FastV",
 }
 """Methods with the rows of Table 4, which are all of LLaVA-1.5 7B."""
-TABLE4 = ("sqa", "mmvet", "seed", "mmbench")
-"""The benchmarks of Table 4."""
-
-
-def rival_row(model: str, method: str) -> str | None:
-    """The row of a method in Table 4; None for other models and methods."""
-    return RIVALS.get(method) if _is_7b(model) else None
 
 
 UNPLACED = ("row 11", "row 12")
 """Rows of Table 5 whose states are not certain."""
 
 
-def state_row(model: str, states: str) -> str | None:
-    """The row of gates with these states (``mean_text+last_text``) in Tables 5 and 6; None for other models."""
-    return states if _is_7b(model) else None
-
-
-def _is_7b(model: str) -> bool:
+def is_llava_7b(model: str) -> bool:
+    """Whether a model is that of Tables 3 to 6, LLaVA-1.5 7B."""
     return row_of(model, "none") == "LLaVA-1.5 7B"
 
 
@@ -88,9 +90,3 @@ def known_models(folders: Iterable[Path]) -> list[Path]:
         for place in sorted(folder.iterdir())
         if place.name.lower() in _ROWS and (place / "config.json").is_file()
     ]
-
-
-@functools.cache
-def _values() -> dict[str, dict[str | None, dict[str, dict[str, float]]]]:
-    """Table -> row -> column -> measure -> value."""
-    return json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))

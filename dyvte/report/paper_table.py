@@ -8,14 +8,11 @@ line for each row and benchmark, unrounded, with the records that the numbers co
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from dyvte.report.paper import AVERAGE, COLUMNS, HAS_AVERAGE, TITLES, row_of, shown_model
-from dyvte.report.tables import Column, Entry, Located, Table, by_benchmark, in_order, table_command
+from dyvte.report.paper import COLUMNS, row_of
+from dyvte.report.tables import Column, Entry, Located, Table, make_table, table_command
 from dyvte.report.titles import BASELINE, flops_unit, label_of
-
-METHODS = (BASELINE, "dyvte")
 
 
 def table_of(name: str, records: Sequence[Located]) -> Table:
@@ -25,13 +22,16 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
         ValueError: none of the records belongs into the table, or two of them to one place.
     """
     headings = COLUMNS[name]
-    columns = list(headings.values())
-    models = list(dict.fromkeys(record.model for _, record in records))
-    chosen = [pair for pair in records if pair[1].benchmark in headings and pair[1].method in METHODS]
+    models = [record.model for _, record in records]
+    chosen = [
+        pair for pair in records if pair[1].benchmark in headings and pair[1].method in (BASELINE, "dyvte")
+    ]
+    if not chosen:
+        raise ValueError(f"None of the records belongs into {name}: it needs {', '.join(headings)}.")
     chosen.sort(key=lambda pair: (models.index(pair[1].model), pair[1].method != BASELINE))
     entries = [
         Entry(
-            row=(shown_model(record.model), label_of(record)),
+            label=label_of(record),
             names={"table": name, "model": record.model, "method": label_of(record)},
             benchmark=headings[record.benchmark],
             values={"score": record.score, "tflops": record.tflops},
@@ -41,27 +41,16 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
         )
         for path, record in chosen
     ]
-    if not entries:
-        raise ValueError(f"None of the records belongs into {name}: it needs {', '.join(headings)}.")
     factor, unit = flops_unit(record.tflops for _, record in chosen)
-    measures = Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)
-    averaged, average = (columns, [AVERAGE]) if HAS_AVERAGE[name] else ([], [])
-    return Table(
-        name,
-        TITLES[name],
-        ("Model", "Method"),
-        by_benchmark([*columns, *average], *measures),
-        in_order(entries, columns, averaged, printed=name),
-    )
+    columns = Column("score", "Score", "{:.1f}"), Column("tflops", unit, "{:.3g}", factor=factor)
+    benchmarks = list(headings.values())
+    averaged = benchmarks if name == "table2" else []
+    return make_table(name, "Method", entries, benchmarks, columns, averaged=averaged)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.paper_table",
-        description="Tables 1 and 2 of the paper from result records.",
-    )
-    parser.add_argument("table", choices=list(COLUMNS))
-    table_command(parser, lambda options, records: table_of(options.table, records), argv)
+    description = "Tables 1 and 2 of the paper from result records."
+    table_command("paper_table", description, table_of, argv, table=COLUMNS)
 
 
 if __name__ == "__main__":

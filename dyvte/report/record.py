@@ -11,7 +11,7 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class AnsweredBy:
     answers: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scoring:
     """Who scored, when and where: nothing of it says how the answers came about."""
 
@@ -43,18 +43,6 @@ class Scoring:
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def now(cls) -> Scoring:
-        """By this process."""
-        commit, dirty = provenance.git_state()
-        return cls(
-            commit=commit,
-            dirty=dirty,
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            versions=provenance.versions(),
-            hardware=provenance.hardware(),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,24 +116,17 @@ class ResultRecord:
         """
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") not in (1, SCHEMA):
-            raise ValueError(
-                f"{path} is not a result record of schema {SCHEMA}; write it again with this version."
-            )
+            reason = f"is not a result record of schema {SCHEMA}; write it again with this version"
+            raise ValueError(f"{path} {reason}.")
         if content["schema"] == 1:
-            old = {name.name: content.pop(name.name) for name in fields(Scoring) if name.name in content}
-            content |= {"schema": SCHEMA, "scoring": old}
-        known = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if wrong := (needed - content.keys()) | (content.keys() - known):
-            raise ValueError(f"{path} lacks or has too much: {sorted(wrong)}.")
+            names = [name.name for name in fields(Scoring) if name.name in content]
+            content |= {"schema": SCHEMA, "scoring": {name: content.pop(name) for name in names}}
         try:
-            content["scoring"] = Scoring(**content["scoring"])
-            content["answered"] = tuple(
-                AnsweredBy(RunInfo(**by["run"]), by["answers"]) for by in content.get("answered", ())
-            )
+            answered = [(RunInfo(**by["run"]), by["answers"]) for by in content.pop("answered", ())]
+            scoring = Scoring(**content.pop("scoring"))
+            return cls(**content, scoring=scoring, answered=tuple(AnsweredBy(*by) for by in answered))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} has a broken provenance ({error}).") from None
-        return cls(**content)
+            raise ValueError(f"{path} is not a whole result record ({error}).") from None
 
 
 def find_records(paths: Iterable[str | Path]) -> list[Path]:
@@ -170,11 +151,14 @@ def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
     return [ResultRecord.read(path) for path in find_records(paths)]
 
 
-def add_records(parser: argparse.ArgumentParser) -> None:
-    """The argument that names records on the command lines of tables and figures."""
-    parser.add_argument(
-        "records", nargs="+", type=Path, help="record files, or folders that hold record.json files"
-    )
+def records_parser(module: str, description: str, **choices: Iterable[str]) -> argparse.ArgumentParser:
+    """The parser of a command that reads records; before them on the command line stand the ``choices``."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    for name, values in choices.items():
+        parser.add_argument(name, choices=list(values))
+    records = "record files, or folders that hold record.json files"
+    parser.add_argument("records", nargs="+", type=Path, help=records)
+    return parser
 
 
 def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[PrefillReport]:
@@ -183,10 +167,8 @@ def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[P
     Raises:
         ValueError: an answer was written without measurements.
     """
-    return [
-        PrefillReport.from_dict(answer.get("metadata"), f"{file}, metadata of {answer.get('question_id')}")
-        for answer in answers
-    ]
+    place = f"{file}, metadata of"
+    return [PrefillReport.from_dict(a.get("metadata"), f"{place} {a.get('question_id')}") for a in answers]
 
 
 def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict[str, Any]:
@@ -195,38 +177,26 @@ def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict
     Raises:
         ValueError: a report has no seconds.
     """
+    if any(report.seconds is None for report in reports):
+        raise ValueError("some answers have no seconds in their metadata; answer the questions again")
     num_layers = reports[0].num_layers
     exits = [num_layers if report.exit_layer is None else report.exit_layer for report in reports]
-    seconds = [report.seconds for report in reports if report.seconds is not None]
-    held = [report.kv_bytes for report in reports if report.kv_bytes is not None]
-    alone = [
-        (text, r.batch1_text) for text, r in zip(texts, reports, strict=True) if r.batch1_text is not None
-    ]
-    if len(seconds) < len(reports):
-        raise ValueError("some answers have no seconds in their metadata; answer the questions again")
-    return {
-        "num_layers": num_layers,
-        "exit_layers": {
-            NO_EXIT if layer == num_layers else str(layer): count
-            for layer, count in sorted(Counter(exits).items())
-        },
-        "mean_exit_layer": mean([float(layer) for layer in exits]),
-        **{
-            name: mean([float(getattr(report, name)) for report in reports])
-            for name in ("tflops", "decoder_tflops", "prompt_tokens", "visual_tokens")
-        },
-        "kv_bytes": mean([float(size) for size in held]) if len(held) == len(reports) else None,
-        "seconds": mean(seconds),
-        "batch_check": {"checked": len(alone), "differ": sum(batched != text for batched, text in alone)},
-        "answered": answered_by([report.run for report in reports]),
-    }
-
-
-def answered_by(runs: Sequence[RunInfo | None]) -> tuple[AnsweredBy, ...]:
-    """The distinct ones with their counts, the most frequent first."""
+    counts = sorted(Counter(exits).items())
+    batched = zip(texts, (report.batch1_text for report in reports), strict=True)
+    differ = [text != alone for text, alone in batched if alone is not None]
     # as text: a run has no hash, because its versions are a mapping
-    counts = Counter(json.dumps(asdict(run), sort_keys=True) for run in runs if run is not None)
-    return tuple(AnsweredBy(RunInfo(**json.loads(text)), count) for text, count in counts.most_common())
+    runs = Counter(json.dumps(asdict(report.run), sort_keys=True) for report in reports if report.run)
+    means = ["tflops", "decoder_tflops", "prompt_tokens", "visual_tokens", "seconds"]
+    means += ["kv_bytes"] if all(report.kv_bytes is not None for report in reports) else []
+    return {
+        "kv_bytes": None,
+        "num_layers": num_layers,
+        "exit_layers": {NO_EXIT if layer == num_layers else str(layer): count for layer, count in counts},
+        "mean_exit_layer": mean([float(layer) for layer in exits]),
+        **{name: mean([float(getattr(report, name)) for report in reports]) for name in means},
+        "batch_check": {"checked": len(differ), "differ": sum(differ)},
+        "answered": tuple(AnsweredBy(RunInfo(**json.loads(run)), count) for run, count in runs.most_common()),
+    }
 
 
 def make_record(
@@ -252,6 +222,7 @@ def make_record(
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record = ResultRecord(
         benchmark=benchmark.name,
         model=model,
@@ -265,20 +236,19 @@ def make_record(
         skipped=score.skipped,
         num_samples=len(answers),
         **measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers]),
-        scoring=Scoring.now(),
+        scoring=Scoring(*provenance.git_state(), created, provenance.versions(), provenance.hardware()),
         command=command.strip(),
         data_sha256=provenance.sha256_of(data_files, data_dir),
     )
     return record, score
 
 
-def write_scores(score: Score, path: str | Path) -> None:
+def write_scores(score: Score, path: Path) -> None:
     """Write the score of each question as JSON."""
     write_json(path, [asdict(question) for question in score.questions], indent=None)
 
 
 def score_answers(options: argparse.Namespace) -> None:
-    """Write the record, and the scores where asked for, and print a summary."""
     benchmark = get_benchmark(options.name)
     record, score = make_record(
         benchmark,
@@ -300,29 +270,26 @@ def score_answers(options: argparse.Namespace) -> None:
     if len(record.answered) > 1:
         print(f"The answers were generated under {len(record.answered)} different conditions; see the record")
     print(
-        f"{benchmark.title}, {options.method}: {record.score:.2f} "
-        f"({record.metric}, {record.num_samples} questions), "
+        f"{benchmark.title}, {options.method}: {record.score:.2f} ({record.metric}, {record.num_samples} questions), "
         f"mean exit layer {record.mean_exit_layer:.2f} of {record.num_layers}, "
         f"{record.decoder_tflops:.3g} decoder TFLOPs, {record.seconds:.4f} s per sample"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.record", description="Score answers; keep all facts."
-    )
-    parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
-    parser.add_argument("--answers", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="record to write")
-    parser.add_argument("--scores", type=Path, help="write the score of each question here (JSON)")
-    parser.add_argument(
-        "--variant", default="", help="official variant to follow; default: the benchmark's first"
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--command", default="")
+    prog, description = "python -m dyvte.report.record", "Score answers; keep all facts."
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    add = parser.add_argument
+    add("name", choices=sorted(BENCHMARKS))
+    add("--data-dir", type=Path, required=True, help="the benchmark's folder")
+    add("--answers", type=Path, required=True)
+    add("--output", type=Path, required=True, help="record to write")
+    add("--scores", type=Path, help="write the score of each question here (JSON)")
+    add("--variant", default="", help="official variant to follow; default: the benchmark's first")
+    add("--model", required=True)
+    add("--method", required=True)
+    add("--setting", nargs="*", default=[], metavar="KEY=VALUE")
+    add("--command", default="")
     cli.run(parser, score_answers, argv)
 
 

@@ -13,23 +13,20 @@ order: they are printed below the table. Rows of Table 6 are assumed to be in th
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.report import paper
-from dyvte.report.tables import Column, Entry, Located, Table, by_benchmark, in_order, table_command
+from dyvte.report.record import ResultRecord
+from dyvte.report.tables import Column, Entry, Located, Table, make_table, table_command
 from dyvte.report.titles import BASELINE
 
-TITLES = {
-    "table3": "Table 3: gates that look at one or two states",
-    "table5": "Table 5: gates that look at all combinations of the states",
-    "table6": "Table 6: gates that look at attention",
-}
+TABLES = ("table3", "table5", "table6")
 BENCHMARKS = {"gqa": "GQA", "textvqa": "TextVQA", "mmvet": "MM-Vet", "sqa": "SQA-I"}
-HEADINGS = [*BENCHMARKS.values(), paper.AVERAGE]
+HEADINGS = list(BENCHMARKS.values())
+COLUMNS = Column("score", "Score", "{:.1f}"), Column("exit_layer", "Exit layer", "{:.1f}", "{reference:.1f}")
 
 
 def combinations(states: Sequence[str], most: int | None = None) -> list[tuple[str, ...]]:
@@ -51,7 +48,7 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
         ValueError: no record belongs into the table, or two to one place.
     """
     rows = [BASELINE, *rows_in(name)]
-    models = list(dict.fromkeys(record.model for _, record in records))
+    models = [record.model for _, record in records]
     found = [entry for path, record in records if (entry := _entry(name, path, record, rows))]
     if all(entry.names["states"] == BASELINE for entry in found):
         raise ValueError(
@@ -59,53 +56,35 @@ def table_of(name: str, records: Sequence[Located]) -> Table:
             f"named like {rows[-1]}."
         )
     found.sort(key=lambda entry: (models.index(entry.names["model"]), rows.index(entry.names["states"])))
-
-    columns = by_benchmark(
-        HEADINGS,
-        Column("score", "Score", "{:.1f}"),
-        Column("exit_layer", "Exit layer", "{:.1f}", "{reference:.1f}"),
-    )
-    # Table 3 is the first rows of Table 5
-    entries = in_order(found, HEADINGS[:-1], HEADINGS[:-1], printed="table5" if name == "table3" else name)
     notes = ["Exit layers are zero-based means."]
-    if name == "table5" and any(entry.references for entry in entries):
-        notes += _unplaced()
-    return Table(name, TITLES[name], ("Model", "States"), columns, entries, tuple(notes))
+    if name == "table5" and any(paper.values_of(name, entry.paper_row, entry.benchmark) for entry in found):
+        for row in paper.UNPLACED:
+            values = {where: paper.values_of(name, row, where) for where in (*HEADINGS, paper.AVERAGE)}
+            shown = ", ".join(
+                f"{where} {v['score']:.1f} at {v['exit_layer']:.1f}" for where, v in values.items()
+            )
+            notes.append(f"The paper's {row}, of one of the two combinations without a bracket: {shown}.")
+    return make_table(name, "States", found, HEADINGS, COLUMNS, averaged=HEADINGS, notes=notes)
 
 
-def _entry(name: str, path: Path, record, rows: Sequence[str]) -> Entry | None:
+def _entry(name: str, path: Path, record: ResultRecord, rows: Sequence[str]) -> Entry | None:
     states = BASELINE if record.method == BASELINE else Path(record.settings.get("gates", "")).name
     if record.benchmark not in BENCHMARKS or record.method not in (BASELINE, "dyvte") or states not in rows:
         return None
     return Entry(
-        row=(
-            paper.shown_model(record.model),
-            "no exit" if states == BASELINE else states.replace("+", ", "),
-        ),
+        label="no exit" if states == BASELINE else states.replace("+", ", "),
         names={"table": name, "model": record.model, "states": states},
         benchmark=BENCHMARKS[record.benchmark],
         values={"score": record.score, "exit_layer": record.mean_exit_layer},
-        paper_row=paper.state_row(record.model, states),
+        paper_row=states if paper.is_llava_7b(record.model) else None,
         sources=(str(path),),
         commit=record.commit,
         hidden=("exit_layer",) if states == BASELINE else (),
     )
 
 
-def _unplaced() -> Iterator[str]:
-    """The paper's rows of which it is not known which states they are of."""
-    for row in paper.UNPLACED:
-        values = {heading: paper.values_of("table5", row, heading) for heading in HEADINGS}
-        shown = ", ".join(f"{name} {v['score']:.1f} at {v['exit_layer']:.1f}" for name, v in values.items())
-        yield f"The paper's {row}, of one of the two combinations without a bracket: {shown}."
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.state_table", description="Tables 3, 5 and 6 from result records."
-    )
-    parser.add_argument("table", choices=list(TITLES))
-    table_command(parser, lambda options, records: table_of(options.table, records), argv)
+    table_command("state_table", "Tables 3, 5 and 6 from result records.", table_of, argv, table=TABLES)
 
 
 if __name__ == "__main__":

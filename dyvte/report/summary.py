@@ -18,7 +18,7 @@ from dyvte.io import write_json, write_whole
 from dyvte.report.compare import results_of, sentence_of, verdict
 from dyvte.report.figures import exit_histograms, tradeoff
 from dyvte.report.plotting import save
-from dyvte.report.record import ResultRecord, add_records, read_records
+from dyvte.report.record import ResultRecord, read_records, records_parser
 from dyvte.report.table import text_of
 
 
@@ -35,11 +35,7 @@ def summarize(records: Sequence[ResultRecord], out: Path, settings: dict[str, st
     write_whole(out / "table.csv", text_of(results, "csv", with_fixed=True))
     save(exit_histograms(records), out / "exits.png")
     save(tradeoff(records), out / "tradeoff.png")
-    content = {
-        "verdict": asdict(found),
-        "settings": settings,
-        "records": [asdict(record) for record in records],
-    }
+    content = {"verdict": asdict(found), "settings": settings, "records": [*map(asdict, records)]}
     write_json(out / "results.json", content)
     return (
         f"{text_of(results, 'markdown')}\n{sentence_of(found)}\n\n"
@@ -50,20 +46,16 @@ def summarize(records: Sequence[ResultRecord], out: Path, settings: dict[str, st
     )
 
 
-def show(options: argparse.Namespace) -> None:
-    """Read, write and print."""
-    settings = dict(entry.split("=", 1) for entry in options.setting)
-    print(summarize(read_records(options.records), options.out, settings))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.summary", description="Sum up result records."
-    )
-    add_records(parser)
+    parser = records_parser("dyvte.report.summary", "Sum up result records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--setting", nargs="*", default=[], metavar="KEY=VALUE", help="kept in results.json")
-    cli.run(parser, show, argv)
+
+    def action(options: argparse.Namespace) -> None:
+        settings = dict(entry.split("=", 1) for entry in options.setting)
+        print(summarize(read_records(options.records), options.out, settings))
+
+    cli.run(parser, action, argv)
 
 
 if __name__ == "__main__":

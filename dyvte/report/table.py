@@ -13,11 +13,9 @@ from pathlib import Path
 from dyvte import cli
 from dyvte.io import write_whole
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
-from dyvte.report.record import add_records, read_records
-from dyvte.report.tables import Column, Entry, Table, to_csv, to_latex, to_markdown
+from dyvte.report.record import read_records, records_parser
+from dyvte.report.tables import to_csv, to_latex, to_markdown
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit, title_of
-
-COSTS = ("tflops", "decoder_tflops", "seconds")
 
 
 def select(results: Sequence[MethodResult], with_fixed: bool) -> list[MethodResult]:
@@ -30,61 +28,54 @@ def select(results: Sequence[MethodResult], with_fixed: bool) -> list[MethodResu
     return sorted(chosen, key=lambda r: (benchmarks.index(r.benchmark), order.get(r.method, 2), r.exit_layer))
 
 
-def table_of(results: Sequence[MethodResult], with_fixed: bool = False) -> Table:
-    """One row for each benchmark and method."""
-    results = select(results, with_fixed)
-    baselines = {result.benchmark: result for result in results if result.method == BASELINE}
-    factor, unit = flops_unit(result.tflops for result in results)
-    percent = "{percent:+.1f}%"
-    columns = (
-        Column("score", "Score", "{:.2f}", percent),
-        Column("tflops", unit, "{:.3g}", percent, factor=factor),
-        Column("decoder_tflops", f"Decoder {unit}", "{:.3g}", percent, factor=factor),
-        Column("exit_layer", "Exit layer", "{:.2f}", ""),
-        Column("seconds", "Seconds per sample", "{:.3g}", percent),
-    )
-    average, entries = average_title(benchmarks_of(results)), []
-    for result in results:
+def rows_of(results: Sequence[MethodResult], with_fixed: bool = False) -> list[list[str]]:
+    """Header and one row for each benchmark and method, as text."""
+    chosen, average = select(results, with_fixed), average_title(benchmarks_of(results))
+    baselines = {result.benchmark: result for result in chosen if result.method == BASELINE}
+    factor, unit = flops_unit(result.tflops for result in chosen)
+    columns = {
+        "score": ("Score", "{:.2f}", 1),
+        "tflops": (unit, "{:.3g}", factor),
+        "decoder_tflops": (f"Decoder {unit}", "{:.3g}", factor),
+        "exit_layer": ("Exit layer", "{:.2f}", 1),
+        "seconds": ("Seconds per sample", "{:.3g}", 1),
+    }
+    rows = [["Benchmark", "Method", *(heading for heading, _, _ in columns.values())]]
+    for result in chosen:
+        row = [average if result.benchmark == AVERAGE else title_of(result.benchmark), result.label]
         base = None if result.method == BASELINE else baselines.get(result.benchmark)
-        references = {name: getattr(base, name) for name in ("score", *COSTS) if getattr(base, name, 0)}
-        entries.append(
-            Entry(
-                row=(average if result.benchmark == AVERAGE else title_of(result.benchmark), result.label),
-                names={"benchmark": result.benchmark, "label": result.label},
-                values={column.measure: getattr(result, column.measure) for column in columns},
-                references=references,
-            )
-        )
-    return Table("table", "Methods", ("Benchmark", "Method"), columns, tuple(entries))
+        for name, (_, form, scale) in columns.items():
+            value, reference = getattr(result, name), getattr(base, name, 0)
+            compares = reference and name != "exit_layer"
+            percent = f" ({100 * (value / reference - 1):+.1f}%)" if compares else ""
+            row.append(form.format(scale * value) + percent)
+        rows.append(row)
+    return rows
 
 
 def text_of(results: Sequence[MethodResult], style: str, with_fixed: bool = False) -> str:
     """The table as ``markdown`` or ``latex``, or its unrounded numbers as ``csv``."""
     if style == "csv":
-        return to_csv(asdict(result) for result in select(results, with_fixed))
-    return {"markdown": to_markdown, "latex": to_latex}[style](table_of(results, with_fixed).texts())
-
-
-def show(options: argparse.Namespace) -> None:
-    """Write or print the table."""
-    text = text_of(results_of(read_records(options.records)), options.style, options.fixed)
-    if options.output:
-        write_whole(options.output, text)
-    else:
-        print(text, end="")
+        return to_csv([asdict(result) for result in select(results, with_fixed)])
+    return {"markdown": to_markdown, "latex": to_latex}[style](rows_of(results, with_fixed))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.report.table", description="Tables from result records."
-    )
-    add_records(parser)
+    parser = records_parser("dyvte.report.table", "Tables from result records.")
     style = parser.add_mutually_exclusive_group()
     for name in ("markdown", "latex", "csv"):
         style.add_argument(f"--{name}", dest="style", action="store_const", const=name, default="markdown")
     parser.add_argument("--fixed", action="store_true", help="show fixed exit layers too")
     parser.add_argument("--output", type=Path, help="write here instead of to the screen")
-    cli.run(parser, show, argv)
+
+    def action(options: argparse.Namespace) -> None:
+        text = text_of(results_of(read_records(options.records)), options.style, options.fixed)
+        if options.output:
+            write_whole(options.output, text)
+        else:
+            print(text, end="")
+
+    cli.run(parser, action, argv)
 
 
 if __name__ == "__main__":

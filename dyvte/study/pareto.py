@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dyvte.cli import needs, run
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
 from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
-from dyvte.report.record import add_records, read_records
+from dyvte.report.record import read_records, records_parser
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ def figure_of(runs: Sequence[MethodResult]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dyvte.study.pareto", description="Score against FLOPs of every method."
-    )
-    add_records(parser)
+    parser = records_parser("dyvte.study.pareto", "Score against FLOPs of every method.")
     parser.add_argument("--out", type=Path, required=True, help="file to write; without ending PNG and PDF")
 
     def action(args: argparse.Namespace) -> None:

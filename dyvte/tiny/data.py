@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from dyvte.cli import run
 from dyvte.io import write_json
 from dyvte.tiny.questions import KINDS, Question, ask
-from dyvte.tiny.scenes import Scene, draw, render
+from dyvte.tiny.scenes import Scene, draw, save_images
 
 KIND_WEIGHTS = {
     "choice": 3.0,
@@ -47,12 +46,6 @@ KIND_WEIGHTS = {
 
 _FEWEST_TURNS, _MOST_TURNS = 6, 10
 _CHUNK = 100
-
-
-def save_images(scenes: Sequence[Scene], paths: Sequence[Path]) -> None:
-    """Render scenes of one split and write them as JPEG without chroma subsampling."""
-    for pixels, path in zip(render(scenes).numpy(), paths, strict=True):
-        Image.fromarray(pixels).save(path, quality=95, subsampling=0)
 
 
 def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -85,20 +78,19 @@ def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
 def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict, dict]]:
     """Write the images of ``_CHUNK`` scenes from number ``start`` on; return their (caption, questions)."""
     numbers = range(start, min(start + _CHUNK, count))
-    scenes = [draw("train", seed, number) for number in numbers]
-    names = [f"{number:06d}.jpg" for number in numbers]
-    save_images(scenes, [out / "images" / name for name in names])
+    scenes = {number: draw("train", seed, number) for number in numbers}
+    save_images({out / "images" / f"{number:06d}.jpg": scene for number, scene in scenes.items()})
     records = []
-    for number, name, scene in zip(numbers, names, scenes, strict=True):
+    for number, scene in scenes.items():
         rng = np.random.default_rng((seed, number, 2))
-        about = {"id": f"{number:06d}", "image": name}
+        about = {"id": f"{number:06d}", "image": f"{number:06d}.jpg"}
         caption = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": scene.caption()}]
         asked = conversation(ask_many(scene, rng))
         records.append(({**about, "conversations": caption}, {**about, "conversations": asked}))
     return records
 
 
-def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> None:
+def write(out: Path, count: int, seed: int = 0, processes: int = 1) -> None:
     """Write images and both instruction files of ``count`` scenes.
 
     Raises:
@@ -106,20 +98,12 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
     """
     if count < 1 or processes < 1:
         raise ValueError(f"scenes and processes must be at least 1, got {count} and {processes}")
-    out = Path(out)
-    (out / "images").mkdir(parents=True, exist_ok=True)
     work = partial(write_chunk, out=out, count=count, seed=seed)
     starts = range(0, count, _CHUNK)
     records = []
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=count, desc="scenes", unit="scene"))
-        if processes > 1:
-            chunks = stack.enter_context(
-                get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            ).imap(work, starts)
-        else:
-            chunks = map(work, starts)
-        for chunk in chunks:
+    pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) if processes > 1 else None
+    with pool or nullcontext(), tqdm(total=count, desc="scenes", unit="scene") as bar:
+        for chunk in pool.imap(work, starts) if pool else map(work, starts):
             records += chunk
             bar.update(len(chunk))
     for name, part in (("pretrain.json", 0), ("finetune.json", 1)):
@@ -128,7 +112,7 @@ def write(out: str | Path, count: int, seed: int = 0, processes: int = 1) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)

@@ -28,18 +28,6 @@ from dyvte.io import write_json, write_whole
 WITH_IMAGE, BLIND = "image", "blind"
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The questions that ``dyvte.tiny.sets`` wrote.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-    """
-    path = folder / "questions.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: write it with python -m dyvte.tiny.sets --out ...")
-    return [row for _, row in read_lines(str(path))]
-
-
 def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, float]:
     """Percent right of each kind, and the mean over kinds as "mean"."""
     right: dict[str, list[bool]] = defaultdict(list)
@@ -50,22 +38,19 @@ def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> 
 
 
 def evaluate(
-    model_path: str,
-    folder: Path,
-    conv_mode: str,
-    batch_size: int = 32,
-    layers: Sequence[int] | None = None,
+    model_path: str, folder: Path, conv_mode: str, batch_size: int, layers: Sequence[int] | None
 ) -> dict[str, Any]:
     """Ask every question in every way.
 
     Args:
-        layers: exit layers to try; all by default.
+        layers: exit layers to try; None for all.
 
     Returns:
         "questions" (their number), "layers" (the model's), and "accuracy": for each way of asking ("image", "blind",
         or an exit layer as text) what ``accuracy_by_kind`` gives.
     """
-    rows = sorted(read_rows(folder), key=lambda row: (len(row["text"]), row["question_id"]))
+    rows = [row for _, row in read_lines(str(folder / "questions.jsonl"))]
+    rows.sort(key=lambda row: (len(row["text"]), row["question_id"]))
     chat = open_model(ModelOptions(model_path, template=conv_mode, device="cpu"))
     assert chat.handle is not None
     depth = chat.decoder_config.num_hidden_layers
@@ -78,12 +63,10 @@ def evaluate(
             chat.handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
             answers = []
             for start in range(0, len(rows), batch_size):
-                questions = [
-                    Question(
-                        row["text"], () if way == BLIND else [load_image(row["image"], folder / "images")]
-                    )
-                    for row in rows[start : start + batch_size]
-                ]
+                questions = []
+                for row in rows[start : start + batch_size]:
+                    images = [] if way == BLIND else [load_image(row["image"], folder / "images")]
+                    questions.append(Question(row["text"], images))
                 answers += [answer.text for answer in answerer.ask(questions)]
                 bar.update(len(questions))
             accuracy[str(way)] = accuracy_by_kind(rows, answers)

@@ -22,7 +22,7 @@ TEMPLATE = "vicuna_v1_nosys"
 _TOWER_KEY = "model.vision_tower."
 
 
-def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str | Path) -> int:
+def pack(model: Path, tower: Path, tokenizer: Path, out: Path) -> int:
     """Write ``out`` from the folders of a trained model, its tower and its SentencePiece tokenizer.
 
     Returns:
@@ -31,15 +31,13 @@ def pack(model: str | Path, tower: str | Path, tokenizer: str | Path, out: str |
     Raises:
         FileNotFoundError: a folder lacks a file.
     """
-    model, tower, out = Path(model), Path(tower), Path(out)
     (out / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
     settings = {"tokenizer_padding_side": "right", "conversation_template": TEMPLATE}
     _halve(model, out, {"mm_vision_tower": TOWER_FOLDER, **settings})
     _halve(tower, out / TOWER_FOLDER, {})
-    shutil.copyfile(tower / "preprocessor_config.json", out / TOWER_FOLDER / "preprocessor_config.json")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(Path(tokenizer) / name, out / name)
-    shutil.copyfile(model / "generation_config.json", out / "generation_config.json")
+    shutil.copy(tower / "preprocessor_config.json", out / TOWER_FOLDER)
+    for file in (model / "generation_config.json", *(tokenizer / name for name in TOKENIZER_FILES)):
+        shutil.copy(file, out)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
@@ -62,10 +60,12 @@ def _halve(source: Path, target: Path, changes: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="output folder of stage 2")
-    parser.add_argument("--tower", required=True)
-    parser.add_argument("--tokenizer", required=True, help="folder that dyvte.tiny.tokenizer wrote")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--model", type=Path, required=True, help="output folder of stage 2")
+    parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="folder that dyvte.tiny.tokenizer wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True)
 
     def action(args: argparse.Namespace) -> None:
         size = pack(args.model, args.tower, args.tokenizer, args.out)

@@ -61,43 +61,43 @@ def ask_any(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> Que
 
 def digit_at(scene: Scene, rng: np.random.Generator) -> Asked:
     """What stands at a place."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     return f"What digit is in the {thing.position}?", str(thing.digit)
 
 
 def color_at(scene: Scene, rng: np.random.Generator) -> Asked:
     """The color at a place."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     return f"What color is the digit in the {thing.position}?", thing.color
 
 
 def color_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """The color of a digit that occurs once."""
-    thing = _pick(_single(scene, lambda thing: thing.digit), rng)
+    thing = pick(_single(scene, lambda thing: thing.digit), rng)
     return (f"What color is the {thing.digit}?", thing.color) if thing else None
 
 
 def digit_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """The digit in a color that occurs once."""
-    thing = _pick(_single(scene, lambda thing: thing.color), rng)
+    thing = pick(_single(scene, lambda thing: thing.color), rng)
     return (f"What digit is {thing.color}?", str(thing.digit)) if thing else None
 
 
 def place(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """Where a thing is."""
-    thing = _pick(_named(scene), rng)
+    thing = pick(_named(scene), rng)
     return (f"Where is the {thing.name}?", thing.position) if thing else None
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Asked:
     """Whether a colored digit is there; half are, and the others mostly mix what is there."""
     if rng.random() < 0.5:
-        return presence_question(_pick(scene.things, rng).name), "yes"
+        return presence_question(pick(scene.things, rng).name), "yes"
     mixed = absent_mixtures(scene)
     everything = [f"{color} {digit}" for color in COLORS for digit in range(10)]
     present = {thing.name for thing in scene.things}
     absent = mixed if mixed and rng.random() < 0.7 else [name for name in everything if name not in present]
-    return presence_question(_pick(absent, rng)), "no"
+    return presence_question(pick(absent, rng)), "no"
 
 
 def presence_question(name: str) -> str:
@@ -134,7 +134,7 @@ def neighbor(scene: Scene, rng: np.random.Generator) -> Asked | None:
             other = scene.at.get(3 * row + column) if 0 <= row < 3 and 0 <= column < 3 else None
             if other:
                 offers.append((f"What digit is directly {words} the {thing.name}?", str(other.digit)))
-    return _pick(offers, rng)
+    return pick(offers, rng)
 
 
 def count_side(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -142,12 +142,10 @@ def count_side(scene: Scene, rng: np.random.Generator) -> Asked | None:
     offers: dict[str, int] = {}
     for thing in _named(scene):
         for words, rows, columns in _DIRECTIONS:
-            beyond = [
-                other
+            offers[f"How many digits are {words} the {thing.name}?"] = sum(
+                (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
                 for other in scene.things
-                if (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
-            ]
-            offers[f"How many digits are {words} the {thing.name}?"] = len(beyond)
+            )
     question = _pick_evenly(offers, rng) if offers else None
     return (question, str(offers[question])) if question else None
 
@@ -163,15 +161,18 @@ def higher(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 def read_line(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """All digits of a row from left to right, or of a column from top to bottom."""
-    lines = []
-    for index, name in enumerate(("top", "middle", "bottom")):
-        row = [thing for thing in scene.things if thing.row == index]
-        lines.append((f"Read the digits in the {name} row.", row))
-    for index, name in enumerate(("left", "center", "right")):
-        column = [thing for thing in scene.things if thing.column == index]
-        lines.append((f"Read the digits in the {name} column.", column))
-    chosen = _pick([line for line in lines if len(line[1]) >= 2], rng)
-    return (chosen[0], " ".join(str(thing.digit) for thing in chosen[1])) if chosen else None
+    rows, columns = ("top", "middle", "bottom"), ("left", "center", "right")
+    lines = [
+        *(
+            (f"{name} row", [thing for thing in scene.things if thing.row == i])
+            for i, name in enumerate(rows)
+        ),
+        *((f"{name} column", [t for t in scene.things if t.column == i]) for i, name in enumerate(columns)),
+    ]
+    chosen = pick([line for line in lines if len(line[1]) >= 2], rng)
+    if not chosen:
+        return None
+    return f"Read the digits in the {chosen[0]}.", " ".join(str(thing.digit) for thing in chosen[1])
 
 
 def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -179,9 +180,8 @@ def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
     pair = _pick_pair(_single(scene, lambda thing: thing.color), lambda a, b: True, rng)
     if not pair:
         return None
-    return f"What is the {pair[0].color} digit plus the {pair[1].color} digit?", str(
-        pair[0].digit + pair[1].digit
-    )
+    a, b = pair
+    return f"What is the {a.color} digit plus the {b.color} digit?", str(a.digit + b.digit)
 
 
 def larger(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -195,13 +195,13 @@ def larger(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 def parity(scene: Scene, rng: np.random.Generator) -> Asked:
     """Whether the digit at a place is even or odd."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     return f"Is the digit in the {thing.position} even or odd?", _even_or_odd(thing.digit)
 
 
 def choice(scene: Scene, rng: np.random.Generator) -> Asked:
     """The digit at a place, among four options; the answer is a letter."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     others = [digit for digit in range(10) if digit != thing.digit]
     options = [thing.digit, *rng.permutation(others)[:3].tolist()]
     options = [options[index] for index in rng.permutation(4)]
@@ -212,14 +212,12 @@ def choice(scene: Scene, rng: np.random.Generator) -> Asked:
 def arithmetic(scene: Scene, rng: np.random.Generator) -> Asked:
     """A sum, a comparison or a parity of given numbers; the image does not matter."""
     a, b = rng.permutation(10)[:2].tolist()
-    return _pick(
-        [
-            (f"What is {a} plus {b}?", str(a + b)),
-            (f"Which is larger, {a} or {b}?", str(max(a, b))),
-            (f"Is {a} even or odd?", _even_or_odd(a)),
-        ],
-        rng,
-    )
+    offers = [
+        (f"What is {a} plus {b}?", str(a + b)),
+        (f"Which is larger, {a} or {b}?", str(max(a, b))),
+        (f"Is {a} even or odd?", _even_or_odd(a)),
+    ]
+    return pick(offers, rng)
 
 
 KINDS: dict[str, Callable[[Scene, np.random.Generator], Asked | None]] = {
@@ -244,22 +242,22 @@ def _even_or_odd(digit: int) -> str:
     return "odd" if digit % 2 else "even"
 
 
-def _pick(options: Sequence[T], rng: np.random.Generator) -> T:
+def pick(options: Sequence[T], rng: np.random.Generator) -> T:
     """One of the options; None when there are none."""
     return options[int(rng.integers(len(options)))] if options else None  # type: ignore[return-value]
 
 
 def _pick_evenly(answers: dict[str, int], rng: np.random.Generator) -> str:
     """One of the keys, so that each value that occurs is equally likely."""
-    value = _pick(sorted(set(answers.values())), rng)
-    return _pick([key for key, answer in answers.items() if answer == value], rng)
+    value = pick(sorted(set(answers.values())), rng)
+    return pick([key for key, answer in answers.items() if answer == value], rng)
 
 
 def _pick_pair(
     things: Sequence[Thing], fits: Callable[[Thing, Thing], bool], rng: np.random.Generator
 ) -> tuple[Thing, Thing] | None:
     """Two different things, in either order, that fit together."""
-    return _pick([(a, b) for a in things for b in things if a is not b and fits(a, b)], rng)
+    return pick([(a, b) for a in things for b in things if a is not b and fits(a, b)], rng)
 
 
 def _single(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:

@@ -6,13 +6,16 @@ scenes, K digits in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dyvte.tiny import digits
@@ -120,6 +123,23 @@ def render(
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def encode(scenes: Sequence[Scene], image_format: str = "JPEG") -> list[bytes]:
+    """Scenes of one split as image files of this format; JPEG without chroma subsampling."""
+    files = []
+    for pixels in render(scenes).numpy() if scenes else ():
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, image_format, quality=95, subsampling=0)
+        files.append(buffer.getvalue())
+    return files
+
+
+def save_images(scenes: Mapping[Path, Scene], image_format: str = "JPEG") -> None:
+    """Write scenes of one split, by the files they become, in this format whatever the suffix."""
+    for path, content in zip(scenes, encode([*scenes.values()], image_format), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def _draw_things(
     glyphs: digits.Digits, things: Sequence[Thing], looks: Tensor, bends: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -159,13 +179,11 @@ def _backgrounds(scenes: Sequence[Scene]) -> Tensor:
     tint = 0.02 + 0.2 * looks[:, :3]
     slope = 0.08 * (2 * looks[:, 3:5] - 1)
     noise = 0.01 + 0.03 * looks[:, 5]
-    grain = np.stack([_grain(scene.key) for scene in scenes])
+    shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+    grain = np.stack(
+        [np.random.default_rng((*scene.key, 1)).integers(0, 256, shape, dtype=np.uint8) for scene in scenes]
+    )
     ramp = torch.linspace(-1, 1, IMAGE_SIZE)
     light = slope[:, 0, None, None] * ramp[:, None] + slope[:, 1, None, None] * ramp
     grain = torch.from_numpy(grain).float() / 127.5 - 1
     return tint[:, :, None, None] + light[:, None] + noise[:, None, None, None] * grain
-
-
-def _grain(key: tuple[int, ...]) -> np.ndarray:
-    """Noise (3, 72, 72), uint8, of the scene with this key."""
-    return np.random.default_rng((*key, 1)).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dyvte.cli import run
-from dyvte.io import read_json, write_json
+from dyvte.io import read_json, write_json, write_whole
 from dyvte.tiny.questions import LETTER_ANSWER, SHORT_ANSWER
 
 SYSTEM_TEXT = (
@@ -42,7 +42,7 @@ _CONFIG = {
 }
 
 
-def train(texts: Iterable[str], folder: str | Path, vocabulary: int = 640) -> None:
+def train(texts: Iterable[str], folder: Path, vocabulary: int = 640) -> None:
     """Learn the pieces and write ``tokenizer.model`` and its two JSON files into ``folder``.
 
     Args:
@@ -69,15 +69,13 @@ def train(texts: Iterable[str], folder: str | Path, vocabulary: int = 640) -> No
         user_defined_symbols=[SHORT_ANSWER, LETTER_ANSWER],
         minloglevel=2,
     )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    write_whole(folder / "tokenizer.model", model.getvalue())
     write_json(folder / "tokenizer_config.json", _CONFIG, indent=2)
     special = {name: _CONFIG[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     write_json(folder / "special_tokens_map.json", special, indent=2)
 
 
-def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
+def training_texts(data: Path, limit: int = 4000) -> list[str]:
     """The words of generated data (``dyvte.tiny.data``), as prompts have them.
 
     Raises:
@@ -85,12 +83,7 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
     """
     texts = [SYSTEM_TEXT] * limit + [str(number) for number in range(19)] * limit
     for name in ("pretrain.json", "finetune.json"):
-        path = Path(data) / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: write it with python -m dyvte.tiny.data --out {data}"
-            )
-        for record in read_json(path)[:limit]:
+        for record in read_json(data / name)[:limit]:
             for turn in record["conversations"]:
                 lines = turn["value"].replace("<image>", "").replace(SHORT_ANSWER, "").split("\n")
                 # Words meet a template's marks without a blank in between: "</s>USER: What", "<image>\nWhat".
@@ -100,8 +93,8 @@ def training_texts(data: str | Path, limit: int = 4000) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder that dyvte.tiny.data wrote")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder that dyvte.tiny.data wrote")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocabulary", type=int, default=640)
 
     def action(args: argparse.Namespace) -> None:

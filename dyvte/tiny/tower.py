@@ -228,12 +228,11 @@ def train(arguments: argparse.Namespace) -> None:
     """Train a tower, write it with its image processor, and print how well its features are read."""
     torch.manual_seed(arguments.seed)
     began = time.perf_counter()
+    batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
     if arguments.start:
         tower = CLIPVisionModel.from_pretrained(arguments.start)
     else:
         tower = build(arguments.hidden, arguments.layers, arguments.heads, arguments.patch)
-    batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
-    if not arguments.start:
         reader = pretrain(tower, arguments.steps, batch, rate, seed)
     if arguments.start or arguments.distorted_steps:
         reader = pretrain(tower, arguments.distorted_steps, batch, rate / 2, seed + 1, arguments.distortion)
@@ -257,11 +256,8 @@ def main() -> None:
     parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
     parser.add_argument("--batch", type=int, default=48, help="scenes per step")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in {"hidden": 96, "layers": 4, "heads": 4, "patch": 8, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     run(parser, train)
 
 

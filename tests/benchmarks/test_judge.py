@@ -240,7 +240,7 @@ def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
 
 def test_interrupted_between_paying_and_saving(endpoint, place, monkeypatch):
     endpoint.answer = lambda request, number: f"0.{number}"
-    save = judge.write_grades
+    save = judge.grading.write_grades
     for stop in range(SAMPLES):
         calls = []
 
@@ -250,10 +250,10 @@ def test_interrupted_between_paying_and_saving(endpoint, place, monkeypatch):
                 raise OSError("No space left on device")
             save(path, grades)
 
-        monkeypatch.setattr(judge, "write_grades", failing)
+        monkeypatch.setattr(judge.grading, "write_grades", failing)
         with pytest.raises(SystemExit, match="No space left"):
             judge.main(place.arguments())
-    monkeypatch.setattr(judge, "write_grades", save)
+    monkeypatch.setattr(judge.grading, "write_grades", save)
     judge.main(place.arguments())
     assert len(endpoint.paid) == SAMPLES
     assert [grade["score"][0] for grade in place.grades().values()] == [0.1, 0.2, 0.3, 0.4]

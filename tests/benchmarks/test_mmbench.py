@@ -235,7 +235,7 @@ def test_another_table_alone_in_the_folder_is_scored(data, files):
     ("rows", "message"),
     [
         ([row(1, "xy"), row("one", "xy")], r"row 2: the index 'one' is no whole number"),
-        ([row(1, "xy"), row(2, "xy"), row(1, "xy")], r"row 3: the index 1 stands in the table twice"),
+        ([row(1, "xy"), row(2, "xy"), row(1, "xy")], r"row 3: the index '1' stands in the table twice"),
         ([row(1, "xy"), row(2, "xy", image="%%%")], r"row 2: the image of question 2 is not base64"),
         ([row(1, "xy", image="abc")], r"row 1: the image of question 1 is not base64"),
         ([row(1, "xy", image="")], r"row 1: the image of question 1 is missing"),

@@ -74,7 +74,7 @@ def test_steps_leave_the_same_cache_and_logits(hf_llava, gates, little_room, kv_
                 )  # the cache changes without the graphs' knowledge
                 token = torch.full((len(prompts), 1), 5 + step)
                 logits.append(hf_llava(input_ids=token, past_key_values=cache).logits)
-        sequences = [layer.sequence(s) for layer in cache.layers for s in range(len(prompts))]
+        sequences = [layer.buffer.sequence(s) for layer in cache.layers for s in range(len(prompts))]
         runs.append((torch.cat(logits, 1), sequences, cache.kv_lengths, cache.nbytes, cache.next_positions))
     assert graphs.replayed > graphs.recorded > 1
     (plain, held, *counts), (ours, held_by_ours, *counts_of_ours) = runs

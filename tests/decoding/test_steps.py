@@ -45,15 +45,15 @@ class PlainLayer:
             held[:] = [[torch.cat(parts, 1)[:, :-count]] for parts in held]
 
     def check(self, layer):
-        batches = layer.batches()
-        order = layer.groups().order
+        batches = layer.buffer.batches()
+        order = layer.buffer.groups().order
         order = range(len(self.keys)) if order is None else order.tolist()
         rows = [row for keys, values, mask in batches for row in unmasked(keys, values, mask)]
         assert len(rows) == len(self.keys)
         for sample, (keys, values) in zip(order, rows, strict=True):
             assert torch.equal(keys, torch.cat(self.keys[sample], 1))
             assert torch.equal(values, torch.cat(self.values[sample], 1))
-            for ours, expected in zip(layer.sequence(sample), (keys, values), strict=True):
+            for ours, expected in zip(layer.buffer.sequence(sample), (keys, values), strict=True):
                 assert torch.equal(ours, expected)
 
 
@@ -105,7 +105,7 @@ def test_steps_write_in_place_and_read_few_batches(monkeypatch):
     places = layer.keys.data_ptr(), layer.values.data_ptr()
     for _ in range(40):
         layer.append(*tokens(32), (1,) * 32)
-        batches = layer.batches()
+        batches = layer.buffer.batches()
         assert sorted(len(keys) for keys, _, _ in batches) == [11, 21]
         inside = {layer.keys.untyped_storage().data_ptr(), layer.values.untyped_storage().data_ptr()}
         assert {

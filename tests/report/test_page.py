@@ -14,8 +14,7 @@ from PIL import Image
 
 from dyvte.decoding.report import RunInfo
 from dyvte.report import paper_table, rivals_table, state_table
-from dyvte.report.page import main, markdown, page_of
-from dyvte.report.page_parts import FIGURES, why_missing
+from dyvte.report.page import FIGURES, main, markdown, page_of, why_missing
 from dyvte.report.record import AnsweredBy
 from dyvte.study.examples import encode_image
 
@@ -278,12 +277,6 @@ def test_broken_files_are_named(output, name, content, message):
 def test_a_missing_folder_is_told(tmp_path):
     with pytest.raises(SystemExit, match="dyvte.reproduce all makes one"):
         main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.html")])
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figures_name_the_benchmarks_of_their_experiments(figure):
-    experiments = pytest.importorskip("dyvte.reproduce.experiments").EXPERIMENTS
-    assert experiments[figure.name].benchmarks == figure.benchmarks
 
 
 def browse(file: Path, *flags: str, folder: Path) -> subprocess.CompletedProcess[str]:

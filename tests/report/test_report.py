@@ -223,7 +223,7 @@ def test_markdown_table(study):
 
 def test_fixed_rows_latex_and_csv(study):
     results = compare.results_of(study)
-    labels = [row[1] for row in table.table_of(results, with_fixed=True).texts()[1:5]]
+    labels = [row[1] for row in table.rows_of(results, with_fixed=True)[1:5]]
     assert labels == ["Baseline", "Exit after layer 1", "Exit after layer 2", "DyVTE"]
     latex = table.text_of(results, "latex")
     assert r"79.00 (-1.2\%)" in latex and latex.count(r"\midrule") == 3
@@ -233,7 +233,7 @@ def test_fixed_rows_latex_and_csv(study):
 
 def test_small_models_are_shown_in_gflops(study, make_record):
     small = [make_record(tflops=0.002, decoder_tflops=0.001)]
-    header, row = table.table_of(compare.results_of(small)).texts()
+    header, row = table.rows_of(compare.results_of(small))
     assert header[3] == "GFLOPs" and row[3:5] == ["2", "1"]
 
 
@@ -320,7 +320,7 @@ def test_an_average_of_one_percent_benchmark_is_left_out(make_record):
 
 def test_two_benchmarks_of_which_no_method_has_both(make_record):
     results = compare.results_of([make_record(), make_record(benchmark="pope", method="dyvte")])
-    assert [row[:2] for row in table.table_of(results).texts()[1:]] == [
+    assert [row[:2] for row in table.rows_of(results)[1:]] == [
         ["GQA", "Baseline"],
         ["POPE", "DyVTE"],
     ]

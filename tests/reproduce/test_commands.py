@@ -15,7 +15,7 @@ import pytest
 
 from dyvte.benchmarks.check import ready
 from dyvte.io import write_json
-from dyvte.report.page_parts import FIGURES
+from dyvte.report.page import FIGURES
 from dyvte.reproduce import work as work_module
 from dyvte.reproduce.__main__ import parse
 from dyvte.reproduce.experiments import EXPERIMENTS, Quickstart

@@ -13,10 +13,9 @@ import pytest
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import check, ready
 from dyvte.tiny.questions import LETTER_ANSWER, Question
-from dyvte.tiny.scenes import COLORS, draw
+from dyvte.tiny.scenes import COLORS, draw, encode
 from dyvte.tiny.sets import SETS
 from dyvte.tiny.sets.__main__ import main
-from dyvte.tiny.sets.common import encode
 from dyvte.tiny.sets.options import Choice, wrong_answers
 from tests.tiny import layouts
 from tests.tiny.seen import WORDS, Seen, solve

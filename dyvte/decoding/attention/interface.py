@@ -107,8 +107,9 @@ def packed_attention(
         query = packed.rescale(module, query, layout)
     held = None
     if packed.cache is not None:
-        held = packed.cache.layers[module.layer_idx]
-        held.append(key, value, layout.lengths, layout.bias, layout.place_ids if rule.local else None)
+        layer = packed.cache.layers[module.layer_idx]
+        layer.append(key, value, layout.lengths, layout.bias, layout.place_ids if rule.local else None)
+        held = layer.buffer
     return packed.plan(query, key, value, held, scale), None
 
 

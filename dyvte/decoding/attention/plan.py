@@ -16,7 +16,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dyvte.decoding.attention import sdpa, varlen
-from dyvte.decoding.cache.ragged import RaggedLayer
+from dyvte.decoding.cache.buffer import KVBuffer
 from dyvte.decoding.packed import Layout
 from dyvte.families.rules import LayerRule
 
@@ -29,13 +29,13 @@ class AttentionPlan(Protocol):
     """Attention of one layout."""
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
         """Causal attention within each sequence.
 
         Args:
             query: (1, heads, T, head_dim), key, value: (1, kv_heads, T, head_dim) of the packed row.
-            held: the layer's cache, which holds these keys and values already; None without a cache.
+            held: the layer's buffer in the cache, which holds these keys and values already; None without a cache.
             scaling: of the dot products.
 
         Returns:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from dyvte.decoding.cache.ragged import RaggedLayer
+from dyvte.decoding.cache.buffer import KVBuffer
 from dyvte.decoding.packed import Layout
 from dyvte.families.rules import LayerRule
 
@@ -42,9 +42,8 @@ class Prefill:
             self._runs.append((at, count, mask))
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
-        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         outs = []
         for at, count, mask in self._runs:
             queries, keys, values = (_batched(states[:, :, at], count) for states in (query, key, value))
@@ -60,9 +59,8 @@ class Chunk:
         self._limited = not rule.sees_all(layout.extent)
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
-        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         assert held is not None, "a chunk continues a cache"
         outs = []
         for sample, (start, length) in enumerate(zip(self._layout.starts, self._layout.lengths, strict=True)):
@@ -84,9 +82,8 @@ class Step:
         self._limited = not rule.sees_all(layout.extent)
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
-        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         assert held is not None, "a step continues a cache"
         groups, queries = held.groups(), query.transpose(0, 2)
         near = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dyvte.cli import extra
 from dyvte.decoding.attention import sdpa
-from dyvte.decoding.cache.ragged import RaggedLayer
+from dyvte.decoding.cache.buffer import KVBuffer
 from dyvte.decoding.packed import Layout, to_device
 
 
@@ -76,7 +76,6 @@ class FlashAttention:
         longest: tuple[int, int],
         scaling: float,
     ) -> Tensor:
-        """See :class:`VarlenKernel`."""
         return self._package.flash_attn_varlen_func(
             query,
             key,
@@ -92,7 +91,6 @@ class FlashAttention:
     def step(
         self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
     ) -> Tensor:
-        """See :class:`VarlenKernel`."""
         out = self._package.flash_attn_with_kvcache(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -124,7 +122,6 @@ class TorchVarlen:
         longest: tuple[int, int],
         scaling: float,
     ) -> Tensor:
-        """See :class:`VarlenKernel`."""
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:  # early versions take as many heads of keys as of queries
             key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -161,9 +158,8 @@ class Prefill:
         self._kernel, self._offsets, self._longest = kernel, layout.offsets, max(layout.lengths)
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
-        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         offsets, longest = (self._offsets, self._offsets), (self._longest, self._longest)
         return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
@@ -177,9 +173,8 @@ class Chunk:
         self._fallback = sdpa.Chunk(sdpa.sdpa, layout)
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, held: RaggedLayer | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
     ) -> Tensor:
-        """See :class:`~dyvte.decoding.attention.plan.AttentionPlan`."""
         assert held is not None, "a chunk continues a cache"
         if held.bias is not None:
             return self._fallback(query, key, value, held, scaling)

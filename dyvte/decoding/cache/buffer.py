@@ -173,8 +173,21 @@ class KVBuffer:
             self.static = True
             self._note(self.lengths)
 
-    def place(self, sample: int) -> slice:
-        """Where the tokens of a sample are."""
+    def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one sample, views of (heads, tokens, head_dim)."""
+        at = self._at(sample)
+        return self.keys[:, at], self.values[:, at]
+
+    def sequence_bias(self, sample: int) -> Tensor | None:
+        """The bias of one sample's keys, (1, tokens); None where there is none."""
+        return None if self.bias is None else self.bias[:, self._at(sample), 0]
+
+    def sequence_places(self, sample: int) -> Tensor:
+        """(tokens,) long, places of one sample's keys; for layers with a window."""
+        assert self.places is not None, "this layer's keys have no places"
+        return self.places[0, self._at(sample), 0]
+
+    def _at(self, sample: int) -> slice:
         start = self.starts[sample]
         return slice(start, start + self._lengths[sample] + self._steps)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dyvte.decoding.cache.buffer import KVBuffer
-from dyvte.decoding.cache.groups import Groups, Near
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -82,39 +81,6 @@ class RaggedLayer(CacheLayerMixin):
     def lengths(self) -> list[int]:
         """Tokens held, per sample."""
         return [] if self._buffer is None else self._buffer.lengths
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(1, C, 1) float32, see :class:`KVBuffer`."""
-        return self.buffer.bias
-
-    def groups(self) -> Groups:
-        """How steps read the layer."""
-        return self.buffer.groups()
-
-    def batches(self, near: Near | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Keys, values and mask of each group of samples; see :meth:`Groups.batches`."""
-        return self.buffer.batches(near)
-
-    def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one sample, views of (heads, tokens, head_dim)."""
-        at = self.buffer.place(sample)
-        return self.buffer.keys[:, at], self.buffer.values[:, at]
-
-    def sequence_bias(self, sample: int) -> Tensor | None:
-        """The bias of one sample's keys, (1, tokens); None where there is none."""
-        bias = self.buffer.bias
-        return None if bias is None else bias[:, self.buffer.place(sample), 0]
-
-    def sequence_places(self, sample: int) -> Tensor:
-        """(tokens,) long, places of one sample's keys; for layers with a window."""
-        places = self.buffer.places
-        assert places is not None, "this layer's keys have no places"
-        return places[0, self.buffer.place(sample), 0]
-
-    def packed(self) -> tuple[Tensor, Tensor]:
-        """See :meth:`KVBuffer.packed`."""
-        return self.buffer.packed()
 
     def make_static(self) -> None:
         """See :attr:`KVBuffer.static`."""

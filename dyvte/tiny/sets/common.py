@@ -1,35 +1,27 @@
-"""What the sets share: scenes of the evaluation writers, images as bytes, and LLaVA's kinds of files."""
+"""What the sets share: questions about scenes of the evaluation writers, and LLaVA's kinds of files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from dyvte.io import write_whole
-from dyvte.tiny.scenes import Scene, draw, render
+from dyvte.tiny.questions import Question, ask_any
+from dyvte.tiny.scenes import Scene, draw
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-_SEEDS = {
-    "gqa": 1,
-    "pope": 2,
-    "textvqa": 3,
-    "heldout": 4,
-    "vqav2": 5,
-    "vqav2_test": 6,
-    "sqa": 7,
-    "mme": 8,
-    "mmbench": 9,
-    "seed": 10,
-    "mmvet": 11,
-}
+_SETS = "gqa pope textvqa heldout vqav2 vqav2_test sqa mme mmbench seed mmvet"
+_SEEDS = {name: seed for seed, name in enumerate(_SETS.split(), start=1)}
+_PER_SCENE = 4
+
+Form = TypeVar("Form")
+Questioner = Callable[[Scene, Form, np.random.Generator], Question | None]
 
 
 def scenes_of(name: str) -> Iterator[tuple[Scene, np.random.Generator]]:
@@ -43,28 +35,32 @@ def generator_of(name: str) -> np.random.Generator:
     return np.random.default_rng((_SEEDS[name], 3))
 
 
-def encode(scenes: Sequence[Scene], image_format: str = "JPEG") -> list[bytes]:
-    """Each scene as an image file of this format; JPEG without chroma subsampling."""
-    files = []
-    for pixels in render(scenes).numpy() if scenes else ():
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, image_format, quality=95, subsampling=0)
-        files.append(buffer.getvalue())
-    return files
+def asked(
+    name: str, forms: Iterable[Form], ask: Questioner[Form]
+) -> Iterator[tuple[Form, Question, Scene, np.random.Generator]]:
+    """Endless questions of a set, one form after the other, each about the next scene that allows it."""
+    turns = cycle(forms)
+    form = next(turns)
+    for scene, rng in scenes_of(name):
+        if question := ask(scene, form, rng):
+            yield form, question, scene, rng
+            form = next(turns)
 
 
-def write_images(scenes: Sequence[Scene], paths: Sequence[Path], image_format: str = "JPEG") -> None:
-    """Write scenes in this format whatever the suffix, since SEED-Bench's images have none."""
-    for content, path in zip(encode(scenes, image_format), paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+def asked_together(name: str, kinds: Sequence[str], count: int) -> Iterator[tuple[Scene, list[Question]]]:
+    """``count`` questions of a set in all, up to four different ones of these kinds about each scene."""
+    for scene, rng in scenes_of(name):
+        found = {q.text: q for _ in range(_PER_SCENE) if (q := ask_any(scene, kinds, rng))}
+        questions = list(found.values())[:count]
+        yield scene, questions
+        count -= len(questions)
+        if not count:
+            break
 
 
-def prepare(folder: str | Path, images: str) -> tuple[Path, Path]:
-    """The folder and its image folder, made where missing."""
-    folder = Path(folder)
-    (folder / images).mkdir(parents=True, exist_ok=True)
-    return folder, folder / images
+def row(question_id: int | str, image: str, text: str, category: str = "default") -> dict:
+    """A question in LLaVA's JSON lines."""
+    return {"question_id": question_id, "image": image, "text": text, "category": category}
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dyvte.tiny.data import save_images
-from dyvte.tiny.questions import Question, ask_any
-from dyvte.tiny.sets.common import prepare, scenes_of, write_json, write_lines
+from dyvte.tiny.questions import Question
+from dyvte.tiny.scenes import save_images
+from dyvte.tiny.sets.common import asked_together, row, write_json, write_lines
 
 GQA_TYPES = {
     "digit_at": ("query", "obj"),
@@ -26,24 +26,17 @@ GQA_TYPES = {
 """The kinds in the GQA set, with GQA's structural and semantic type."""
 
 
-def write_gqa(folder: str | Path, questions: int) -> None:
+def write_gqa(folder: Path, questions: int) -> None:
     """``questions`` questions, four to a scene, in GQA's testdev_balanced layout."""
-    folder, images = prepare(folder, "data/images")
-    rows, records, scenes, names = [], {}, [], []
-    for scene, rng in scenes_of("gqa"):
-        if len(rows) >= questions:
-            break
-        image = f"n{len(scenes):06d}"
-        scenes.append(scene)
-        names.append(f"{image}.jpg")
-        asked = {q.text: q for _ in range(4) if (q := ask_any(scene, list(GQA_TYPES), rng))}
-        for question in list(asked.values())[: questions - len(rows)]:
+    rows, records, scenes = [], {}, {}
+    for number, (scene, asked) in enumerate(asked_together("gqa", list(GQA_TYPES), questions)):
+        image = f"n{number:06d}"
+        scenes[folder / f"data/images/{image}.jpg"] = scene
+        for question in asked:
             name = f"2{len(rows):07d}"
-            rows.append(
-                {"question_id": name, "image": names[-1], "text": question.prompt(), "category": "default"}
-            )
+            rows.append(row(name, f"{image}.jpg", question.prompt()))
             records[name] = _gqa_record(question, image)
-    save_images(scenes, [images / name for name in names])
+    save_images(scenes)
     write_lines(folder / "llava_gqa_testdev_balanced.jsonl", rows)
     write_json(folder / "data" / "testdev_balanced_questions.json", records)
 

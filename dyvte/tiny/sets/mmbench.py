@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
-from itertools import cycle
 from pathlib import Path
 
 from dyvte.tiny.questions import ask
-from dyvte.tiny.scenes import Scene
-from dyvte.tiny.sets.common import encode, generator_of, scenes_of
+from dyvte.tiny.scenes import Scene, encode
+from dyvte.tiny.sets.common import asked, generator_of
 from dyvte.tiny.sets.options import Choice, Letters, choose
 from dyvte.tiny.sets.scienceqa import narrowing_hint
 
@@ -38,32 +37,28 @@ FORMS = (
 """What is asked in turn: kind, options, whether with a hint, category, level-2 category."""
 
 
-def write_mmbench(folder: str | Path, questions: int) -> None:
+def write_mmbench(folder: Path, questions: int) -> None:
     """About ``questions`` rows, as whole questions of two to four rotations."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    letters, forms = Letters(generator_of("mmbench")), cycle(FORMS)
-    asked: list[tuple[Choice, dict]] = []
+    letters, total = Letters(generator_of("mmbench")), 0
+    choices: list[tuple[Choice, dict]] = []
     scenes: list[Scene] = []
-    kind, size, hinted, category, level2 = next(forms)
-    for scene, rng in scenes_of("mmbench"):
-        if sum(len(choice.options) for choice, _ in asked) >= questions:
-            break
-        question = ask(scene, kind, rng)
-        if not question:
-            continue
+    drawn = asked("mmbench", FORMS, lambda scene, form, rng: ask(scene, form[0], rng))
+    for (_, size, hinted, category, level2), question, scene, rng in drawn:
         choice = choose(question, size, letters, rng)
         hint = narrowing_hint(choice, rng) if hinted else ""
         scenes.append(scene)
-        asked.append((choice, {"hint": hint, "category": category, "l2-category": level2}))
-        kind, size, hinted, category, level2 = next(forms)
+        choices.append((choice, {"hint": hint, "category": category, "l2-category": level2}))
+        total += len(choice.options)
+        if total >= questions:
+            break
     images = [base64.b64encode(content).decode("ascii") for content in encode(scenes)]
     rows = [
         {**about, **_row(choice.rotated(steps), number + steps * ROUND), "image": images[number]}
         for steps in range(4)
-        for number, (choice, about) in enumerate(asked)
+        for number, (choice, about) in enumerate(choices)
         if steps < len(choice.options)
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "mmbench_dev_20230712.tsv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, restval="", delimiter="\t", lineterminator="\n")
         table.writeheader()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dyvte.tiny.data import save_images
-from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, presence_question
-from dyvte.tiny.scenes import COLORS, Scene, Thing
-from dyvte.tiny.sets.common import NUMBER_WORDS, prepare, scenes_of, write_lines
+from dyvte.io import write_whole
+from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, pick, presence_question
+from dyvte.tiny.scenes import COLORS, Scene, Thing, save_images
+from dyvte.tiny.sets.common import NUMBER_WORDS, row, scenes_of, write_lines
 from dyvte.tiny.sets.options import wrong_answers
 
 RELEASE = "MME_Benchmark_release_version"
@@ -26,29 +26,22 @@ Pair = tuple[str, str]
 """A question whose answer is yes, and one whose answer is no."""
 
 
-def write_mme(folder: str | Path, questions: int) -> None:
+def write_mme(folder: Path, questions: int) -> None:
     """At least ``questions`` questions: equally many images in each task, two questions each."""
-    folder, release = prepare(folder, RELEASE)
-    per_task = -(-questions // (2 * len(TASKS)))
-    rows = []
-    drawn = scenes_of("mme")
+    release, rows, drawn = folder / RELEASE, [], scenes_of("mme")
     for task in TASKS:
         images = release / task / "images" if task in WITH_SUBFOLDERS else release / task
         texts = release / task / "questions_answers_YN" if task in WITH_SUBFOLDERS else images
-        images.mkdir(parents=True, exist_ok=True)
-        texts.mkdir(exist_ok=True)
-        scenes, paths = [], []
-        for number in range(1, per_task + 1):
+        scenes = {}
+        for number in range(1, -(-questions // (2 * len(TASKS))) + 1):
             scene, lines = _next_pair(drawn, task)
-            scenes.append(scene)
-            paths.append(images / f"{number:04d}.jpg")
+            image = images / f"{number:04d}.jpg"
+            scenes[image] = scene
             told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
-            (texts / f"{number:04d}.txt").write_text("".join(told))
-            name = paths[-1].relative_to(release).as_posix()
-            for text, _ in lines:
-                asked_as = f"{text}\n{SHORT_ANSWER}"
-                rows.append({"question_id": name, "image": name, "text": asked_as, "category": task})
-        save_images(scenes, paths)
+            write_whole(texts / f"{number:04d}.txt", "".join(told))
+            name = image.relative_to(release).as_posix()
+            rows += [row(name, name, f"{text}\n{SHORT_ANSWER}", task) for text, _ in lines]
+        save_images(scenes)
     write_lines(folder / "llava_mme.jsonl", rows)
 
 
@@ -58,9 +51,8 @@ def _next_pair(
     """The next scene that allows the task, and its two (question, "Yes" or "No"), in either order."""
     while True:
         scene, rng = next(drawn)
-        pair = TASKS[task](scene, rng)
-        if pair:
-            lines = [(pair[0], "Yes"), (pair[1], "No")]
+        if pair := TASKS[task](scene, rng):
+            lines: list[tuple[str, str]] = [*zip(pair, ("Yes", "No"), strict=True)]
             return scene, lines if rng.random() < 0.5 else lines[::-1]
 
 
@@ -68,24 +60,24 @@ def nothing_shared(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing shares neither color nor digit with any that is there."""
     colors, digits = {thing.color for thing in scene.things}, {thing.digit for thing in scene.things}
     absent = [f"{c} {d}" for c in COLORS if c not in colors for d in range(10) if d not in digits]
-    return _presence(_pick(scene.things, rng), absent, rng)
+    return _presence(scene, pick(scene.things, rng), absent, rng)
 
 
 def other_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing is the present one in another color."""
-    thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{color} {thing.digit}" for color in COLORS], rng, scene)
+    thing = pick(scene.things, rng)
+    return _presence(scene, thing, [f"{color} {thing.digit}" for color in COLORS], rng)
 
 
 def other_digit(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing is another digit in the color of the present one."""
-    thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{thing.color} {digit}" for digit in range(10)], rng, scene)
+    thing = pick(scene.things, rng)
+    return _presence(scene, thing, [f"{thing.color} {digit}" for digit in range(10)], rng)
 
 
 def mixture(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing mixes the color of one thing and the digit of another."""
-    return _presence(_pick(scene.things, rng), absent_mixtures(scene), rng)
+    return _presence(scene, pick(scene.things, rng), absent_mixtures(scene), rng)
 
 
 def mixture_of_many(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -100,8 +92,8 @@ def mixture_of_few(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 def look_alike(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The absent thing has the color of the present one, and a digit that looks like its."""
-    thing = _pick(scene.things, rng)
-    return _presence(thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng, scene)
+    thing = pick(scene.things, rng)
+    return _presence(scene, thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng)
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -111,11 +103,11 @@ def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 def position(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """Whether a thing is at its place, or at that of another."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     others = [other for other in scene.things if other.name != thing.name]
     if not others:
         return None
-    places = (thing.position, _pick(others, rng).position)
+    places = (thing.position, pick(others, rng).position)
     yes, no = (f"Is there a {thing.name} in the {place}?" for place in places)
     return yes, no
 
@@ -153,7 +145,7 @@ def digit_in_words(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 def grid_element(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """What an element of the grid is, rows and columns counted from zero."""
-    thing = _pick(scene.things, rng)
+    thing = pick(scene.things, rng)
     question = Question("", str(thing.digit), "digit_at")
     return _claims(question, f"Is grid[{thing.row}][{thing.column}] == {{answer}}?", rng)
 
@@ -178,21 +170,15 @@ WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
 """Tasks whose images and texts lie in folders of their own, as in the original."""
 
 
-def _presence(
-    thing: Thing, absent: Sequence[str], rng: np.random.Generator, scene: Scene | None = None
-) -> Pair | None:
-    """Questions about a thing and about one of the ``absent``, without those that are in ``scene``."""
-    there = {thing.name for thing in scene.things} if scene else set()
+def _presence(scene: Scene, thing: Thing, absent: Sequence[str], rng: np.random.Generator) -> Pair | None:
+    """Questions about a thing and about one of the ``absent``, without those that are there after all."""
+    there = {thing.name for thing in scene.things}
     absent = [name for name in absent if name not in there]
-    return (presence_question(thing.name), presence_question(_pick(absent, rng))) if absent else None
+    return (presence_question(thing.name), presence_question(pick(absent, rng))) if absent else None
 
 
 def _claims(question: Question | None, claim: str, rng: np.random.Generator) -> Pair | None:
     """The claim with the right answer, and with a wrong one."""
     if not question:
         return None
-    return claim.format(answer=question.answer), claim.format(answer=_pick(wrong_answers(question), rng))
-
-
-def _pick(options: Sequence, rng: np.random.Generator):
-    return options[int(rng.integers(len(options)))]
+    return claim.format(answer=question.answer), claim.format(answer=pick(wrong_answers(question), rng))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dyvte.tiny.data import save_images
 from dyvte.tiny.questions import Question, ask
-from dyvte.tiny.scenes import Scene
-from dyvte.tiny.sets.common import NUMBER_WORDS, prepare, scenes_of, write_json, write_lines
+from dyvte.tiny.scenes import Scene, save_images
+from dyvte.tiny.sets.common import NUMBER_WORDS, asked, row, write_json, write_lines
 
 CAPABILITIES = {
     "read_line": ("ocr",),
@@ -23,22 +22,14 @@ CAPABILITIES = {
 """Kind of question -> capabilities. "describe" is a caption; the others are kinds the model was trained on."""
 
 
-def write_mmvet(folder: str | Path, questions: int) -> None:
+def write_mmvet(folder: Path, questions: int) -> None:
     """``questions`` questions, each about a scene of its own."""
-    folder, images = prepare(folder, "images")
-    kinds = cycle(CAPABILITIES)
-    kind, rows, records, scenes, paths = next(kinds), [], {}, [], []
-    for scene, rng in scenes_of("mmvet"):
-        if len(rows) >= questions:
-            break
-        question = _ask(scene, kind, rng)
-        if not question:
-            continue
-        number = len(rows)
+    rows, records, scenes = [], {}, {}
+    drawn = islice(asked("mmvet", CAPABILITIES, _ask), questions)
+    for number, (kind, question, scene, _) in enumerate(drawn):
         image = f"v1_{number}.png"
-        scenes.append(scene)
-        paths.append(images / image)
-        rows.append({"question_id": number, "image": image, "text": question.text, "category": "conv"})
+        scenes[folder / "images" / image] = scene
+        rows.append(row(number, image, question.text, "conv"))
         records[f"v1_{number}"] = {
             "imagename": image,
             "question": question.text,
@@ -46,8 +37,7 @@ def write_mmvet(folder: str | Path, questions: int) -> None:
             "imagesource": "digits",
             "capability": list(CAPABILITIES[kind]),
         }
-        kind = next(kinds)
-    save_images(scenes, paths)
+    save_images(scenes, "PNG")
     write_lines(folder / "llava-mm-vet.jsonl", rows)
     write_json(folder / "mm-vet.json", records)
 

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dyvte.tiny.data import save_images
 from dyvte.tiny.questions import SHORT_ANSWER, absent_mixtures, presence_question
-from dyvte.tiny.scenes import Scene
-from dyvte.tiny.sets.common import prepare, scenes_of, write_lines
+from dyvte.tiny.scenes import Scene, save_images
+from dyvte.tiny.sets.common import row, scenes_of, write_lines
 
 _FIRST_IDS = {"adversarial": 1, "random": 10_000_001, "popular": 20_000_001}
 _PER_SCENE = 6
 
 
-def write_pope(folder: str | Path, questions: int) -> None:
+def write_pope(folder: Path, questions: int) -> None:
     """``questions`` questions, in whole scenes, in POPE's layout: three splits, six a scene in each.
 
     Half of them ask for things that are there.
     Things that are not there are drawn at random, or are the commonest ones of the set (popular), or have a
     color and a digit that are both there, apart (adversarial).
     """
-    folder, images = prepare(folder, "val2014")
-    scenes = -(-questions // (_PER_SCENE * len(_FIRST_IDS)))
-    labels_folder = folder / "coco"
-    labels_folder.mkdir(exist_ok=True)
-    drawn = [pair for pair, _ in zip(_scenes(), range(scenes), strict=False)]
-    names = [f"COCO_val2014_{number:012d}.jpg" for number in range(scenes)]
-    save_images([scene for scene, _ in drawn], [images / name for name in names])
+    drawn = list(islice(_scenes(), -(-questions // (_PER_SCENE * len(_FIRST_IDS)))))
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in range(len(drawn))]
+    save_images({folder / "val2014" / name: scene for name, (scene, _) in zip(names, drawn, strict=True)})
     common = [name for name, _ in Counter(t.name for scene, _ in drawn for t in scene.things).most_common()]
     rows = []
     for split, first_id in _FIRST_IDS.items():
@@ -38,16 +34,11 @@ def write_pope(folder: str | Path, questions: int) -> None:
         for (scene, rng), image in zip(drawn, names, strict=True):
             for text, label in _questions(scene, split, common, rng):
                 labels.append({"question_id": len(labels) + 1, "image": image, "text": text, "label": label})
-        write_lines(labels_folder / f"coco_pope_{split}.json", labels)
-        for row in labels:
-            rows.append(
-                {
-                    "question_id": first_id + row["question_id"] - 1,
-                    "image": row["image"],
-                    "text": f"{row['text']}\n{SHORT_ANSWER}",
-                    "category": split,
-                }
-            )
+        write_lines(folder / f"coco/coco_pope_{split}.json", labels)
+        rows += [
+            row(first_id + place, label["image"], f"{label['text']}\n{SHORT_ANSWER}", split)
+            for place, label in enumerate(labels)
+        ]
     write_lines(folder / "llava_pope_test.jsonl", rows)
 
 

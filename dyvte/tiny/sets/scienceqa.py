@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dyvte.tiny.questions import ask
-from dyvte.tiny.scenes import Scene
-from dyvte.tiny.sets.common import generator_of, prepare, scenes_of, write_images, write_json
+from dyvte.tiny.questions import ask, pick
+from dyvte.tiny.scenes import Scene, save_images
+from dyvte.tiny.sets.common import asked, generator_of, write_json
 from dyvte.tiny.sets.options import Choice, Letters, choose
 
 SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
@@ -51,27 +51,19 @@ FORMS = (
 """What is asked in turn. The model was trained on "digit_at" with four options and no hint only."""
 
 
-def write_sqa(folder: str | Path, questions: int) -> None:
+def write_sqa(folder: Path, questions: int) -> None:
     """``questions`` of the test split; the other splits are empty, except for minitest, its first twenty."""
-    folder, images = prepare(folder, "images/test")
-    letters, forms = Letters(generator_of("sqa")), cycle(FORMS)
-    problems, rows, shown = {}, [], []
-    form = next(forms)
-    for scene, rng in scenes_of("sqa"):
-        if len(rows) >= questions:
-            break
-        question = ask(scene, form.kind, rng)
-        if not question:
-            continue
+    letters = Letters(generator_of("sqa"))
+    problems, rows, scenes = {}, [], {}
+    drawn = islice(asked("sqa", FORMS, lambda scene, form, rng: ask(scene, form.kind, rng)), questions)
+    for number, (form, question, scene, rng) in enumerate(drawn, start=1):
         choice = choose(question, form.size, letters, rng)
-        pid = str(len(rows) + 1)
-        hint = _hint(form, scene, choice, rng)
+        pid, hint = str(number), _hint(form, scene, choice, rng)
         problems[pid] = _problem(form, choice, hint)
         rows.append(_row(pid, form, choice, hint))
         if form.image:
-            shown.append((scene, images / pid / "image.png"))
-        form = next(forms)
-    write_images([scene for scene, _ in shown], [path for _, path in shown], "PNG")
+            scenes[folder / "images/test" / pid / "image.png"] = scene
+    save_images(scenes, "PNG")
     splits = {split: [] for split in SPLITS} | {"test": [*problems], "minitest": [*problems][:_MINI]}
     write_json(folder / "problems.json", problems)
     write_json(folder / "pid_splits.json", splits)
@@ -87,7 +79,7 @@ def _hint(form: Form, scene: Scene, choice: Choice, rng: np.random.Generator) ->
 def narrowing_hint(choice: Choice, rng: np.random.Generator) -> str:
     """A hint that leaves two options: the right one and another, in either order."""
     wrong = [option for place, option in enumerate(choice.options) if place != choice.right]
-    pair = [choice.options[choice.right], wrong[int(rng.integers(len(wrong)))]]
+    pair = [choice.options[choice.right], pick(wrong, rng)]
     first, second = (pair[index] for index in rng.permutation(2))
     return f"It is {first} or {second}."
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import islice
 from pathlib import Path
 
 from dyvte.tiny.questions import ask
-from dyvte.tiny.sets.common import generator_of, prepare, scenes_of, write_images, write_json, write_lines
+from dyvte.tiny.scenes import save_images
+from dyvte.tiny.sets.common import asked, generator_of, write_json, write_lines
 from dyvte.tiny.sets.options import Choice, Letters, choose
 
 TYPES = {
@@ -29,29 +30,23 @@ _TURNS = (*TYPES, *4 * ["Instance Identity"])  # which is the form that the mode
 _FIRST_VIDEO_TYPE, _FIRST_TYPE_WITH_SEGMENT = 10, 11
 
 
-def write_seed(folder: str | Path, questions: int) -> None:
+def write_seed(folder: Path, questions: int) -> None:
     """``questions`` questions with four options, the images' before the videos'."""
-    folder, _ = prepare(folder, "SEED-Bench-image")
-    (folder / "SEED-Bench-video-image").mkdir(exist_ok=True)
-    letters, turns = Letters(generator_of("seed")), cycle(_TURNS)
-    drawn, name = [], next(turns)
-    for scene, rng in scenes_of("seed"):
-        if len(drawn) >= questions:
-            break
-        question = ask(scene, TYPES[name][1], rng)
-        if question:
-            drawn.append((TYPES[name][0], name, choose(question, 4, letters, rng), scene))
-            name = next(turns)
+    letters = Letters(generator_of("seed"))
+    turns = asked("seed", _TURNS, lambda scene, name, rng: ask(scene, TYPES[name][1], rng))
+    drawn = [
+        (TYPES[name][0], name, choose(question, 4, letters, rng), scene)
+        for name, question, scene, rng in islice(turns, questions)
+    ]
     drawn.sort(key=lambda one: one[0] >= _FIRST_VIDEO_TYPE)
-    records, rows = [], []
-    for number, (type_id, name, choice, _) in enumerate(drawn):
-        record = _record(choice, type_id, number)
-        records.append(record)
-        rows.append(_row(record, name, choice))
-    for image_format, video in (("JPEG", False), ("PNG", True)):
-        chosen = [place for place, record in enumerate(records) if (record["data_type"] == "video") == video]
-        paths = [folder / rows[place]["image"] for place in chosen]
-        write_images([drawn[place][3] for place in chosen], paths, image_format)
+    records, rows, images, frames = [], [], {}, {}
+    for number, (type_id, name, choice, scene) in enumerate(drawn):
+        records.append(_record(choice, type_id, number))
+        rows.append(_row(records[-1], name, choice))
+        (frames if type_id >= _FIRST_VIDEO_TYPE else images)[folder / rows[-1]["image"]] = scene
+    (folder / "SEED-Bench-video-image").mkdir(parents=True, exist_ok=True)  # few questions are all on images
+    save_images(images)
+    save_images(frames, "PNG")
     types = {name: type_id for name, (type_id, _) in TYPES.items()}
     write_json(folder / "SEED-Bench.json", {"question_type": types, "questions": records})
     write_lines(folder / "llava-seed-bench.jsonl", rows)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dyvte.tiny.data import save_images
-from dyvte.tiny.questions import Question, ask_any
-from dyvte.tiny.sets.common import NUMBER_WORDS, generator_of, prepare, scenes_of, write_json, write_lines
+from dyvte.tiny.questions import Question
+from dyvte.tiny.scenes import save_images
+from dyvte.tiny.sets.common import NUMBER_WORDS, asked_together, generator_of, row, write_json, write_lines
 
 KINDS = ("color_of", "count_color", "count_all", "digit_of", "presence", "higher")
 _TEST_QUESTIONS = 24
-_PER_IMAGE = 4
 _ANNOTATORS = 10
 _QUESTION_TYPES = ("what color is the", "how many", "is there a", "which", "what")
 _INFO = {
@@ -29,9 +28,8 @@ Record = tuple[Question, int, int]
 """A question, its image's id and its own."""
 
 
-def write_vqav2(folder: str | Path, questions: int) -> None:
+def write_vqav2(folder: Path, questions: int) -> None:
     """``questions`` of the validation split with ten answers each, and a few of test2015, half in test-dev2015."""
-    folder = Path(folder)
     records, rows = _write_split(folder, "vqav2", "val2014", questions)
     rng = generator_of("vqav2")
     header = {
@@ -42,10 +40,7 @@ def write_vqav2(folder: str | Path, questions: int) -> None:
         "data_subtype": "val2014",
     }
     annotations = [_annotation(*record, rng) for record in records]
-    asked = [
-        {"image_id": image, "question": question.text, "question_id": name}
-        for question, image, name in records
-    ]
+    asked = [{"image_id": image, "question": q.text, "question_id": name} for q, image, name in records]
     write_json(folder / "v2_mscoco_val2014_annotations.json", {**header, "annotations": annotations})
     write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {**header, "questions": asked})
     write_lines(folder / "llava_vqav2_mscoco_val2014.jsonl", rows)
@@ -56,33 +51,23 @@ def write_vqav2(folder: str | Path, questions: int) -> None:
 
 def _write_split(folder: Path, name: str, split: str, questions: int) -> tuple[list[Record], list[dict]]:
     """Images of a split; returns its records and its question rows."""
-    _, images = prepare(folder, split)
-    records, rows, scenes = [], [], []
-    for number, (scene, rng) in enumerate(scenes_of(name), start=1):
-        if len(rows) >= questions:
-            break
-        scenes.append(scene)
-        asked = {q.text: q for _ in range(_PER_IMAGE) if (q := ask_any(scene, KINDS, rng))}
-        for place, question in enumerate(list(asked.values())[: questions - len(rows)]):
-            records.append((question, number, 1000 * number + place))
-            rows.append(
-                {
-                    "question_id": 1000 * number + place,
-                    "image": f"COCO_{split}_{number:012d}.jpg",
-                    "text": question.prompt(),
-                    "category": "default",
-                }
-            )
-    save_images(scenes, [images / f"COCO_{split}_{number:012d}.jpg" for number in range(1, len(scenes) + 1)])
+    records, rows, scenes = [], [], {}
+    for number, (scene, asked) in enumerate(asked_together(name, KINDS, questions), start=1):
+        image = f"COCO_{split}_{number:012d}.jpg"
+        scenes[folder / split / image] = scene
+        for question_id, question in enumerate(asked, start=1000 * number):
+            records.append((question, number, question_id))
+            rows.append(row(question_id, image, question.prompt()))
+    save_images(scenes)
     return records, rows
 
 
 def _annotation(question: Question, image: int, name: int, rng: np.random.Generator) -> dict:
     """Ten people's answers: all mean the same, but up to four of them may write a number as a word."""
     answer = question.answer
-    wordy = (
-        set(rng.permutation(_ANNOTATORS)[: int(rng.integers(5))].tolist()) if answer.isdecimal() else set()
-    )
+    wordy: list[int] = []
+    if answer.isdecimal():
+        wordy = rng.permutation(_ANNOTATORS)[: int(rng.integers(5))].tolist()
     return {
         "question_type": next(kind for kind in _QUESTION_TYPES if question.text.lower().startswith(kind)),
         "multiple_choice_answer": answer,
