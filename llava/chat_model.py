@@ -39,10 +39,14 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, WRAPPED_IMAGE_TOK
 from llava.conversation import conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.variants import variant_of
 from llava.train.arguments import DataArguments
 from llava.train.dataset import make_supervised_data_module
 
 _MODES_BY_NAME = {
+    "vila": "vicuna_v1",
+    "internvl-chat": "vicuna_v1",
+    "eagle": "vicuna_v1",
     "llama-2": "llava_llama_2",
     "mistral": "mistral_instruct",
     "v1.6-34b": "chatml_direct",
@@ -92,6 +96,10 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
     if image_processor is not None:
         handle = getattr(model, "exit_handle", None) or attach(model, NoExit())
         tower = getattr(model.config, "mm_vision_tower", None)
+        if options.evaluator in variant_of(tower, model_name_of(options.model_path)).unpadded:
+            model.config.image_aspect_ratio = (
+                "square"  # of the original's three values the one without padding
+            )
         digest, of_gates = checkpoint_digest(options.model_path, tower, options.model_base), None
         if isinstance(handle.policy, LearnedExit):
             handle.policy.gates.check_base(digest, short_name(options.model_path))

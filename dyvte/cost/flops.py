@@ -63,6 +63,14 @@ def vision_flops(config: Any) -> int:
     return embedding + config.num_hidden_layers * layer
 
 
+def _tower_flops(tower: Any) -> tuple[int, int]:
+    """FLOPs and visual tokens of one image; a tower that is not like CLIP counts itself."""
+    if hasattr(tower, "flops_per_image"):
+        return tower.flops_per_image(), tower.num_patches
+    config = tower.config
+    return vision_flops(config), (config.image_size // config.patch_size) ** 2
+
+
 def projector_params(projector: nn.Module | None) -> int:
     """Weights in the matrix products of a projector."""
     modules = projector.modules() if projector is not None else ()
@@ -90,8 +98,7 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
     else:
         per_image, patches = 0, 1
         if tower is not None and seen:
-            config: Any = tower.config
-            per_image, patches = vision_flops(config), (config.image_size // config.patch_size) ** 2
+            per_image, patches = _tower_flops(tower)
         vision = [-(-tokens // patches) * per_image for tokens in trace.visual_tokens]
         projected = [tokens * 2 * projector_params(projector) for tokens in trace.visual_tokens]
     per_sample = trace.tokens_per_layer.T.tolist()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
@@ -94,6 +95,15 @@ class VisionMeter:
             self._known[key] = counter.flops
         if not self._running.modules:
             self._running.total += self._known[key]
+
+
+def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """FLOPs of a module on one input of this shape; nothing is computed (meta device)."""
+    weights = {name: weight.to("meta", torch.float32) for name, weight in module.state_dict().items()}
+    counter = FlopCounter()
+    with torch.no_grad(), counter:
+        functional_call(module, weights, (torch.empty(shape, device="meta"),))
+    return counter.flops
 
 
 def _shape(value: Any) -> object:

@@ -46,6 +46,7 @@ class ModelOptions:
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
         attn_implementation: sdpa, flash_attention_2 or eager.
         load_8bit, load_4bit: quantize with bitsandbytes.
+        evaluator: the command line that asks (``model_vqa``), for models whose own one prepares images differently.
     """
 
     model_path: str
@@ -57,6 +58,7 @@ class ModelOptions:
     attn_implementation: str | None = None
     load_8bit: bool = False
     load_4bit: bool = False
+    evaluator: str | None = None
 
 
 class DefaultTemplate(str):

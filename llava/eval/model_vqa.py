@@ -1,6 +1,6 @@
 """Answer a file of open questions (MM-Vet, LLaVA-Bench): ``model_vqa_loader`` with longer answers."""
 
-from functools import partial
+import argparse
 
 from dyvte.cli import run
 from dyvte.engine.questions import OPEN_QUESTIONS
@@ -9,7 +9,13 @@ from llava.eval.model_vqa_loader import eval_model
 
 __all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
-build_parser = partial(question_parser, OPEN_QUESTIONS)
+
+def build_parser() -> argparse.ArgumentParser:
+    """LLaVA's flags, and those of the exit method."""
+    parser = question_parser(OPEN_QUESTIONS)
+    parser.set_defaults(evaluator="model_vqa")  # VILA and InternVL do not pad images here
+    return parser
+
 
 if __name__ == "__main__":
     run(build_parser(), eval_model)

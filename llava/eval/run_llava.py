@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--query", required=True)
     parser.add_argument("--sep", default=",")
     add_model_arguments(parser, conv_mode=None, max_new_tokens=512)
+    parser.set_defaults(evaluator="run_llava")  # InternVL does not pad images here
     return parser
 
 

@@ -17,22 +17,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from dyvte.cli import needs
 from dyvte.decoding.attach import attach
-from dyvte.engine.model import resolved_dtype
+from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import find_file, is_llava, load_bin, needed_file, read_config
+from llava.model.checkpoint import find_file, has_weights, is_llava, load_bin, needed_file, read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
 from llava.model.quantization import quantization_config
+from llava.model.variants import is_internvit, is_mixture, variant_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 2048
-WEIGHT_FILES = tuple(
-    name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
-)
 _EXPECTED_EXTRAS = re.compile(
     r"rotary_emb\.inv_freq$|position_ids$|^model\.vision_tower\.|visual_gates_router\."
 )
@@ -92,9 +90,11 @@ def load_pretrained_model(
         model = _load_projector(model_path, model_base, config, options)
     model.config.mm_vision_tower = tower_name
 
-    tokenizer = load_tokenizer(model_base or model_path)
+    variant = variant_of(tower_name, f"{model_name} {model_name_of(model_path)}")
+    tokenizer = load_tokenizer(model_base or model_path, **variant.tokenizer)
     _add_image_tokens(model, tokenizer)
-    image_processor = _load_tower(model, keep_float32=device_map == "auto" and model.device.type == "cuda")
+    spread = device_map == "auto" and model.device.type == "cuda"
+    image_processor = _load_tower(model, keep_float32=spread and variant.float32_tower)
     _attach_gates(model, gates, model_path)
     return tokenizer, model, image_processor, _context_length(model)
 
@@ -118,21 +118,31 @@ def _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, k
 
 
 def _tower_path(name: str, model_path: str, model_base: str | None) -> str:
-    """The tower's place, looked up in the checkpoint and then in its base."""
+    """The tower's place, looked up in the checkpoint and then in its base.
+
+    Its name, for one that may be inside the checkpoint.
+    """
+    if is_mixture(name):
+        return name
     try:
         return resolve_tower_path(name, model_path)
     except FileNotFoundError:
+        if is_internvit(name):
+            return name
         if model_base is None:
             raise
         return resolve_tower_path(name, model_base)
 
 
-def load_tokenizer(path: str):
-    """The tokenizer of a LLaVA checkpoint: Llama's, unless ``tokenizer_config.json`` names another class."""
+def load_tokenizer(path: str, **options: Any):
+    """The tokenizer of a LLaVA checkpoint: Llama's, unless ``tokenizer_config.json`` names another class.
+
+    ``options`` replace what that file says.
+    """
     if not find_file(path, "tokenizer_config.json") and not find_file(path, "tokenizer.json"):
         needed_file(path, "tokenizer.model", "the checkpoint, or its base, brings the tokenizer")
-        return LlamaTokenizer.from_pretrained(path, add_bos_token=True)
-    return AutoTokenizer.from_pretrained(path, config=LlamaConfig(), use_fast=False)
+        return LlamaTokenizer.from_pretrained(path, add_bos_token=True, **options)
+    return AutoTokenizer.from_pretrained(path, config=LlamaConfig(), use_fast=False, **options)
 
 
 def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
@@ -143,13 +153,17 @@ def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
 
 
 def _load_whole(path: str, config: LlavaConfig, options: dict[str, Any]):
-    if not any(find_file(path, name) for name in WEIGHT_FILES):
+    if not has_weights(path):
         hint = "no weights"
         for part in ("adapter_config.json", "mm_projector.bin"):
             if find_file(path, part):
                 hint = f"only a part of the weights ({part}): pass the model it belongs to as model_base"
         raise FileNotFoundError(f"{path} holds {hint}")
-    model, info = _from_pretrained(path, config, options)
+    model, info = _from_pretrained(path, config, options, ignore_mismatched_sizes=True)
+    if unfit := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
+        raise ValueError(
+            f"{len(unfit)} weights of {path} do not have the shape that its config asks for: {_some(unfit)}"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{path} lacks {len(missing)} of the model's weights: {_some(missing)}")
     return model
@@ -218,15 +232,16 @@ def _add_image_tokens(model, tokenizer) -> None:
 def _load_tower(model, keep_float32: bool):
     """Load the vision tower beside the embeddings and return its image processor.
 
-    Spread over GPUs (``device_map="auto"``) LLaVA leaves the tower in float32, and so do we; elsewhere it
-    takes the model's dtype.
+    Spread over GPUs (``device_map="auto"``) LLaVA leaves the tower in float32, and so do we (other variants do not);
+    elsewhere it takes the model's dtype.
     """
     tower = model.get_vision_tower()
     if tower is None:
         return None
     tower.load_model()
-    device = model.get_input_embeddings().weight.device
-    tower.to(device=device, dtype=torch.float32 if keep_float32 else model.dtype)
+    if not tower.inside:  # else it was loaded with the model, and is where it belongs
+        device = model.get_input_embeddings().weight.device
+        tower.to(device=device, dtype=torch.float32 if keep_float32 else model.dtype)
     return tower.image_processor
 
 

@@ -13,6 +13,7 @@ from dyvte.cli import extra
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
+from llava.model.variants import variant_of
 from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ def load_model(
 
 def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArguments):
     """The tokenizer, padding on the right: with a token of its own for v0, else with unk, as in LLaVA."""
-    tokenizer = builder.load_tokenizer(model_args.model_name_or_path)  # as for inference, so that ids agree
+    # as for inference, so that ids agree
+    name = model_args.model_name_or_path
+    tokenizer = builder.load_tokenizer(name, **variant_of(model_args.vision_tower, name).tokenizer)
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     if model_args.version == "v0" and tokenizer.pad_token is None:

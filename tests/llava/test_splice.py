@@ -53,7 +53,7 @@ def test_rows_equal_a_plain_splice(embed, side, dummies):
         assert torch.equal(out.inputs_embeds[i][real], expected)
         assert torch.equal(out.visual_mask[i][real], visual)
         assert not out.visual_mask[i][~real].any() and (out.labels[i][~real] == IGNORE).all()
-        assert out.position_ids[i][real].tolist() == list(range(len(expected)))
+        assert out.positions[i][real].tolist() == list(range(len(expected)))
         assert out.labels[i][real][~visual].tolist() == [t if t > 5 else IGNORE for t in row if t != IMAGE]
         assert (out.labels[i][real][visual] == IGNORE).all()
 

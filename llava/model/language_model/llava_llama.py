@@ -39,6 +39,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        tower = self.get_vision_tower()
+        if tower is not None and tower.inside:  # it stays on one device when layers are spread over several
+            self._no_split_modules = [*(self._no_split_modules or []), type(tower).__name__]
         self.post_init()
 
     def get_model(self) -> LlavaLlamaModel:

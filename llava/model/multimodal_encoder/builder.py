@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from llava.model.checkpoint import find_file, tensor_shapes
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.eagle_encoder import MixtureTower
+from llava.model.multimodal_encoder.intern_encoder import INSIDE, POSITIONS, InternVisionTower
+from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.variants import is_internvit, is_mixture
 
 
-def build_vision_tower(config, delay_load: bool = False, **kwargs) -> CLIPVisionTower:
+def build_vision_tower(config, delay_load: bool = False, **kwargs) -> VisionTower:
     """Make the tower that ``config.mm_vision_tower`` (in training arguments: ``vision_tower``) names.
 
     Args:
@@ -25,8 +31,30 @@ def build_vision_tower(config, delay_load: bool = False, **kwargs) -> CLIPVision
         )
     if getattr(config, "s2", False):
         raise ValueError(f"the multi-scale (s2) form of vision tower {name!r} is not supported")
-    path = resolve_tower_path(name, getattr(config, "_name_or_path", None))
+    checkpoint = getattr(config, "_name_or_path", None)
+    if is_mixture(name):
+        if not delay_load:
+            raise ValueError(f"the weights of {name!r} come with an Eagle checkpoint only: start from one")
+        return MixtureTower(name, config)
+    if is_internvit(name):
+        return build_internvit(name, config, delay_load, checkpoint)
+    path = resolve_tower_path(name, checkpoint)
     return CLIPVisionTower(path, args=config, delay_load=delay_load)
+
+
+def build_internvit(name: str, config: Any, delay_load: bool, checkpoint: str | None) -> InternVisionTower:
+    """The tower from its own folder or Hub id where there is one, else from the checkpoint."""
+    try:
+        folder = resolve_tower_path(name, checkpoint)
+        if not Path(folder).is_dir():  # perhaps on the Hub, which is not asked for what is here already
+            inside = checkpoint and tensor_shapes(checkpoint, INSIDE, POSITIONS)
+            folder = folder if not inside and find_file(folder, "config.json") else None
+    except FileNotFoundError:
+        folder = None
+    tower = InternVisionTower(name, config, folder, checkpoint)
+    if not delay_load:
+        tower.load_model()
+    return tower
 
 
 def resolve_tower_path(name: str, checkpoint: str | None = None) -> str:
