@@ -1,4 +1,4 @@
-"""docs/families.md, written from the adapters and the cases they are tested with: ``python -m tests.families.table``."""
+"""docs/families.md, from the adapters and the cases they are tested with: ``python -m tests.families.table``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
 NO_FAMILIES = ("base", "protocols", "refused", "rules", "stack")
 HEAD = """# Model families
 
-Every family below runs through one loop over decoder layers: exits, batches with left padding, several images, cached
-generation, gates and their labels. Checkpoints of these types open on all command lines by their path or Hub name:
+Every family below runs through one loop over decoder layers: exits, batches with left padding, several images,
+cached generation, gates and their labels. Checkpoints of these types open on all command lines by their path or Hub name:
 
     MODEL=Qwen/Qwen2.5-VL-7B-Instruct METHOD=fixed EXIT_LAYER=14 scripts/v1_5/eval/gqa.sh
     python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --image-file a.jpg --query "What is this?"
     MODEL=Qwen/Qwen2.5-VL-7B-Instruct DATA=gates.json scripts/v1_5/finetune_visual_gate.sh
 
-Questions keep LLaVA's words and stand inside the family's own chat template, with placeholders where `<image>` stands,
-else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images are
+Questions keep LLaVA's words and stand inside the family's own chat template, with placeholders where `<image>`
+stands, else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images are
 prepared by the checkpoint's processor, whose settings the answers name. Processors that also take videos (Qwen-VL,
 GLM-V, InternVL, LLaVA-OneVision and others) need torchvision. Greedy answers take the most probable token, without
 the penalties that some checkpoints suggest. `trust_remote_code` is never on. FLOPs of towers without one size of
