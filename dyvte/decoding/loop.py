@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -83,14 +84,23 @@ class Layers:
         positions = row.layout.positions
         self._positions = positions[None] if positions.ndim == 1 else positions[:, None]
         self._ropes = stack.ropes(row.hidden, self._positions)
-        rules = dict.fromkeys(stack.rules[first:])
-        self._plans = {rule: make_plan(kernel, row.layout, self.continued, rule) for rule in rules}
+        self._contexts = {
+            rule: PackedContext(
+                row.layout,
+                make_plan(kernel, row.layout, self.continued, rule),
+                cache,
+                rule,
+                rescale=stack.rescale,
+            )
+            for rule in dict.fromkeys(stack.rules[first:])
+        }
 
     def __call__(
         self, index: int, hidden: Tensor, observe: Callable[[AttentionInputs], None] | None = None
     ) -> Tensor:
         """States (1, T, D) after layer ``index``, given those before it."""
-        stack, rule = self.stack, self.stack.rules[index]
+        stack, context = self.stack, self._contexts[self.stack.rules[index]]
         hidden = stack.before(index, hidden, self.layout)
-        context = PackedContext(self.layout, self._plans[rule], self.cache, rule, observe, stack.rescale)
+        if observe is not None:
+            context = replace(context, observe=observe)
         return stack.run(index, hidden, self._ropes[stack.kinds[index]], self._positions, context)

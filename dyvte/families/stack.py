@@ -6,7 +6,7 @@ Most Llama-like decoders need nothing but :class:`Stack`. A family with more to 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +107,9 @@ class Stack:
         """Further arguments of a layer."""
         return {}
 
-    def rescale(self, module: Any, query: Tensor, layout: Layout) -> Tensor:
-        """Queries (1, heads, T, head_dim) as attention should get them, where a layer reads places from the row."""
-        return query
+    rescale: Callable[[Any, Tensor, Layout], Tensor] | None = None
+    """(attention module, queries (1, heads, T, head_dim), layout) -> queries as attention should get them, for layers
+    that read places from the row."""
 
     def run(
         self, index: int, hidden: Tensor, rope: Rope, positions: Tensor, context: PackedContext

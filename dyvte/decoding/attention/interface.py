@@ -96,7 +96,8 @@ def packed_attention(
         ValueError: an argument would change the result in a way that is not computed here.
     """
     layout, rule = packed.layout, packed.rule
-    _refuse(attention_mask=attention_mask, dropout=dropout or None, **kwargs)
+    if attention_mask is not None or dropout or not kwargs.keys() <= _WITHOUT_EFFECT:
+        _refuse(attention_mask=attention_mask, dropout=dropout or None, **kwargs)
     if sliding_window not in (None, rule.window) or softcap != rule.softcap:
         _refuse(sliding_window=sliding_window, softcap=softcap)
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
