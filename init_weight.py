@@ -97,7 +97,7 @@ def merge(source: Path, gates: ExitGates, output: Path) -> None:
         _extend_index(output, "pytorch_model.bin", weights, "pytorch_model_visual_gates.bin")
 
 
-def _extend_index(folder: Path, single: str, weights: dict, shard: str) -> None:
+def _extend_index(folder: Path, single: str, weights: dict[str, Any], shard: str) -> None:
     """Name the gates in the checkpoint's index; make one where the checkpoint was a single file."""
     path = folder / f"{single}.index.json"
     index: dict[str, Any]

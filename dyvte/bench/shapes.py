@@ -48,7 +48,7 @@ SYSTEM_TOKENS = 35
 class MaskedLlama(LlamaForCausalLM):
     """transformers' Llama that takes ``visual_mask`` (B, S), which its decoder gets while a policy is attached."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -80,7 +80,7 @@ class LayerClock:
     On a GPU the marks are events in its stream, so that nothing waits.
     """
 
-    def __init__(self, decoder: torch.nn.Module, device: torch.device):
+    def __init__(self, decoder: Any, device: torch.device):
         self._modules: list[Any] = [*decoder.layers, decoder.norm]
         self._device = device
         self._marks: list[Any] = []

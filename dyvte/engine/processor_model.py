@@ -149,7 +149,7 @@ class ProcessorModel(ChatModel):
             eos_token_id=list(self.end_token_ids),
             pad_token_id=form.tokenizer.pad_token_id,
         )
-        self.handle: Handle = attach(model, NoExit())
+        self.handle: Handle = attach(model, NoExit())  # pyright: ignore[reportIncompatibleVariableOverride]
         self.handle.run = replace(
             self.handle.run, family=model.config.model_type, template=form.name, processor=form.settings
         )

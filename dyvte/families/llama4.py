@@ -23,7 +23,9 @@ class Llama4Stack(Stack):
 
     computes_all_experts = True
 
-    def rescale(self, module: Any, query: Tensor, layout: Layout) -> Tensor:
+    def rescale(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, module: Any, query: Tensor, layout: Layout
+    ) -> Tensor:
         """Queries with the scale of their own places, in layers that have one."""
         config = module.config
         if not module.attn_temperature_tuning or module.use_rope:

@@ -37,8 +37,8 @@ class DeepstackStack(Stack):
         return hidden if extras is None else extras.add(index, hidden, layout)
 
 
-PLACES = {"tower": "model.visual", "projector": None, "ids": ("image_token_id", "video_token_id")}
+VISUAL, IDS = "model.visual", ("image_token_id", "video_token_id")
 for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe"):
-    family(name, **PLACES)
+    family(name, tower=VISUAL, projector=None, ids=IDS)
 for name in ("qwen3_vl", "qwen3_vl_moe"):
-    family(name, **PLACES, stack=DeepstackStack)
+    family(name, tower=VISUAL, projector=None, ids=IDS, stack=DeepstackStack)

@@ -41,6 +41,7 @@ class LayerRule:
         """Which keys are within window or chunk: places that broadcast -> bool."""
         if self.window is not None:
             return keys > queries - self.window
+        assert self.chunk is not None, "a rule that is not local limits nothing"
         return keys // self.chunk == queries // self.chunk
 
     def mask(

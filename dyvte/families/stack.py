@@ -47,9 +47,9 @@ class Stack:
         self.kinds = tuple(self.kind(index) for index in range(len(self.layers)))
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.rules = tuple(replace(self.rule(kind), softcap=softcap) for kind in self.kinds)
-        rotary = getattr(decoder, "rotary_emb", None)
+        rotary: Any = decoder.rotary_emb
         self._has_axes = "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
-        self._rope_by_kind = "layer_type" in inspect.signature(type(rotary).forward).parameters
+        self._rope_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
     @property
     def plain(self) -> bool:

@@ -63,7 +63,7 @@ def gates_digest(folder: str | Path) -> str:
     if (folder / WEIGHTS).is_file():
         return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
     parts = {
-        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy()).hexdigest()
+        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
         for key, read in _checkpoint_keys(folder)
         if PAPER_KEY.search(key)
     }

@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dyvte.cli import run
 from dyvte.engine.instructions import image_paths, read_records
@@ -47,7 +48,7 @@ def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict |
 
 def draw(
     records: list, fraction: float, seed: int, image_folder: Path | None = None
-) -> tuple[list[dict], dict[str, object]]:
+) -> tuple[list[dict], dict[str, Any]]:
     """The drawn samples, in the order of the file, and the report.
 
     Raises:

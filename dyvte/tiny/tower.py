@@ -230,11 +230,11 @@ def train(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     batch, rate, seed = arguments.batch, arguments.rate, arguments.seed + 1000
     if arguments.start:
-        tower = CLIPVisionModel.from_pretrained(arguments.start)
+        tower, reader = CLIPVisionModel.from_pretrained(arguments.start), None
     else:
         tower = build(arguments.hidden, arguments.layers, arguments.heads, arguments.patch)
         reader = pretrain(tower, arguments.steps, batch, rate, seed)
-    if arguments.start or arguments.distorted_steps:
+    if reader is None or arguments.distorted_steps:
         reader = pretrain(tower, arguments.distorted_steps, batch, rate / 2, seed + 1, arguments.distortion)
     seconds = time.perf_counter() - began
     tower.save_pretrained(Path(arguments.out))

@@ -244,7 +244,7 @@ def test_stores_and_gate_training(folder_of, data):
         "none",
     ]
     given += ["--per_device_train_batch_size", "2", "--use_cpu", "True", "--group_by_modality_length", "True"]
-    trainer = build_gate_trainer(*parse_arguments([str(word) for word in given]))
+    trainer = build_gate_trainer(parse_arguments([str(word) for word in given]), None)
     assert isinstance(trainer, GateTrainer) and isinstance(trainer.model, GateModel)
     before = [parameter.clone() for parameter in trainer.model.gates.parameters()]
     trainer.train_to_the_end()

@@ -86,14 +86,13 @@ class Step:
     ) -> Tensor:
         assert held is not None, "a step continues a cache"
         groups, queries = held.groups(), query.transpose(0, 2)
-        near = None
-        if self._limited:
-            places = self._layout.place_ids if groups.order is None else self._layout.place_ids[groups.order]
+        places = self._layout.place_ids
+        places = places if groups.order is None else places[groups.order]
 
-            def near(keys: Tensor, samples: slice) -> Tensor:
-                return self._rule.near(places[samples, None, None, None], keys)
+        def near(keys: Tensor, samples: slice) -> Tensor:
+            return self._rule.near(places[samples, None, None, None], keys)
 
-        batches = held.batches(near)
+        batches = held.batches(near if self._limited else None)
         if groups.order is not None:
             queries = queries[groups.order]
         if len(batches) == 1:

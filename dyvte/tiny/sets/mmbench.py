@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 from pathlib import Path
+from typing import Any
 
 from dyvte.tiny.questions import ask
 from dyvte.tiny.scenes import Scene, encode
@@ -52,7 +53,7 @@ def write_mmbench(folder: Path, questions: int) -> None:
         if total >= questions:
             break
     images = [base64.b64encode(content).decode("ascii") for content in encode(scenes)]
-    rows = [
+    rows: list[dict[Any, Any]] = [
         {**about, **_row(choice.rotated(steps), number + steps * ROUND), "image": images[number]}
         for steps in range(4)
         for number, (choice, about) in enumerate(choices)
