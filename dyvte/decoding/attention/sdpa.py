@@ -86,13 +86,7 @@ class Step:
     ) -> Tensor:
         assert held is not None, "a step continues a cache"
         groups, queries = held.groups(), query.transpose(0, 2)
-        places = self._layout.place_ids
-        places = places if groups.order is None else places[groups.order]
-
-        def near(keys: Tensor, samples: slice) -> Tensor:
-            return self._rule.near(places[samples, None, None, None], keys)
-
-        batches = held.batches(near if self._limited else None)
+        batches = held.batches(self._near(groups.order) if self._limited else None)
         if groups.order is not None:
             queries = queries[groups.order]
         if len(batches) == 1:
@@ -102,6 +96,11 @@ class Step:
             pairs = zip(parts, batches, strict=True)
             out = torch.cat([self._attend(part, *batch, scaling) for part, batch in pairs])
         return (out if groups.inverse is None else out[groups.inverse]).permute(2, 0, 1, 3)
+
+    def _near(self, order: Tensor | None) -> Callable[[Tensor, slice], Tensor]:
+        """Which keys the layer's window lets the samples see; see :meth:`Groups.batches`."""
+        places = self._layout.place_ids if order is None else self._layout.place_ids[order]
+        return lambda keys, samples: self._rule.near(places[samples, None, None, None], keys)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
