@@ -16,6 +16,7 @@ from dyvte.bench.shapes import Prompts
 from dyvte.decoding.attach import Handle, attach
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
+from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
 from dyvte.reduction.fastv import FastV
@@ -176,7 +177,7 @@ def mixed_exits(batch: int, num_layers: int) -> Exits:
 
 def _with_graphs(model, variant: Variant) -> Variant:
     graphs = Graphs()
-    graphs.check(model.model)
+    graphs.check(stack_of(model))
     return replace(variant, name="graphs, " + variant.name.partition(", ")[2], graphs=graphs)
 
 
