@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -167,16 +166,20 @@ def test_answers_of_unknown_origin(run_loader):
 def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
     expected = essence(run_loader("whole.jsonl", max_new_tokens=3))
     answers = tmp_path / "killed.jsonl"
-    slow = (
-        "import time, dyvte.engine.answer as a; old = a.Answerer.complete\n"
-        "def new(*args, **kwargs): time.sleep(0.5); return old(*args, **kwargs)\n"
+    dying = (
+        "import os, signal, dyvte.engine.answer as a\n"
+        "old, calls = a.Answerer.complete, []\n"
+        "def new(*args, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return old(*args, **kwargs)\n"
         "a.Answerer.complete = new\nfrom llava.eval.model_vqa_loader import *\nfrom dyvte.cli import run\n"
         "run(build_parser(), eval_model)"
     )
     command = [
         sys.executable,
         "-c",
-        slow,
+        dying,
         "--model-path",
         str(checkpoint),
         "--image-folder",
@@ -192,12 +195,8 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
         "--max_new_tokens",
         "3",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while (not answers.exists() or answers.read_bytes().count(b"\n") < 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     kept = [json.loads(line)["answer_id"] for line in answers.read_text().splitlines()]
     assert 2 <= len(kept) < COUNT
     resumed = run_loader("killed.jsonl", max_new_tokens=3)
