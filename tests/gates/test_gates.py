@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import subprocess
@@ -187,6 +188,7 @@ def test_gates_of_another_model_are_refused(hf_llava, gates, tmp_path):
 def test_where_gates_come_from_is_saved_and_checked(gates, tmp_path):
     gates.save_pretrained(tmp_path / "unknown")
     assert ExitGates.from_pretrained(tmp_path / "unknown").origin == Origin()
+    gates = copy.deepcopy(gates)  # the fixture is the session's
     gates.origin = Origin("llava-a", "a" * 64, "llava_llama", TrainedOn("d" * 64, 7))
     gates.save_pretrained(tmp_path)
     again = ExitGates.from_pretrained(tmp_path)
