@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 VISUAL_TOKENS = (336 // 14) ** 2
 """Visual tokens of an image in LLaVA-1.5: the patches of its tower. Only the default of ``--visual-tokens``."""
 SYSTEM_TOKENS = 35
-"""Text tokens before the image in LLaVA-1.5's prompt."""
+"""Text tokens before the image in LLaVA-1.5's prompt (template vicuna_v1): where the bench puts its random image."""
 
 
 class MaskedLlama(LlamaForCausalLM):

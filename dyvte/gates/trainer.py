@@ -5,6 +5,7 @@ Subclasses define how the part is written and read. Runs resume from their newes
 
 from __future__ import annotations
 
+import abc
 import logging
 import sys
 from pathlib import Path
@@ -20,20 +21,20 @@ from dyvte.io import read_json
 logger = logging.getLogger(__name__)
 
 
-class PartTrainer(Trainer):
+class PartTrainer(Trainer, abc.ABC):
     """Trainer with LLaVA's sampler, whose checkpoints hold what :meth:`save_part` writes."""
 
     args: TrainingArguments
     model: Any
     train_dataset: Any
 
+    @abc.abstractmethod
     def save_part(self, model: Any, folder: Path, state_dict: dict | None) -> None:
         """Write what is trained; ``state_dict`` is the gathered one where weights are sharded."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load_part(self, model: Any, folder: Path) -> None:
         """Read what :meth:`save_part` wrote into a model of the same shape."""
-        raise NotImplementedError
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

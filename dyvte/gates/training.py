@@ -8,6 +8,7 @@ same gradient.
 
 from __future__ import annotations
 
+import abc
 import logging
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from dyvte.gates.trainer import PartTrainer
 logger = logging.getLogger(__name__)
 
 
-class SupervisedGates(nn.Module):
+class SupervisedGates(nn.Module, abc.ABC):
     """Gates, and where their supervision comes from.
 
     Args:
@@ -42,9 +43,9 @@ class SupervisedGates(nn.Module):
         self.alpha = alpha
         self.config = config
 
+    @abc.abstractmethod
     def supervise(self, batch: dict, layers: list[int] | None) -> Supervision:
         """Label a collated batch, for these layers or all."""
-        raise NotImplementedError
 
     def forward(self, supervision: Supervision, num_items_in_batch: Tensor | int | None = None) -> dict:
         """Loss of a labeled batch.

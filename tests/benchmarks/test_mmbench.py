@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from dyvte.benchmarks.mmbench_questions import read_items
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 from dyvte.engine.questions import check_items, prepare
 from llava.eval import model_vqa_mmbench
+from tests.fixtures.scripts import script as load_script
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
@@ -330,13 +330,7 @@ def test_defaults_are_llavas():
 
 @pytest.fixture(scope="module")
 def converter():
-    spec = importlib.util.spec_from_file_location(
-        "convert", ROOT / "scripts/convert_mmbench_for_submission.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("convert_mmbench_for_submission")
 
 
 def sheet_of(path):

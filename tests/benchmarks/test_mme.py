@@ -1,25 +1,15 @@
 """MME's points, worked out by hand or by a plain second reading of the task files."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
 from dyvte.benchmarks import mme
 from dyvte.benchmarks.mme_pairs import says, score_lines
+from tests.fixtures.scripts import script
 
-ROOT = Path(__file__).parents[2]
 SUFFIX = "\nAnswer the question using a single word or phrase."
 WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_release(data, images=2, tasks=mme.TASKS):

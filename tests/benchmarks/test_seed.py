@@ -1,24 +1,14 @@
 """SEED-Bench's accuracies on hand-made annotations, its upload file, and the choice of video frames."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from dyvte.benchmarks import seed
+from tests.fixtures.scripts import script
 
-ROOT = Path(__file__).parents[2]
 TYPES = {"Scene Understanding": 1, "Text Understanding": 9, "Action Recognition": 10}
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def annotation(question_id, question_type, answer="A"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.index import write_index
+from tests.fixtures.scripts import script
 
 ROOT = Path(__file__).parents[2]
+write_index = script("write_index")
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "playground/tiny/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),

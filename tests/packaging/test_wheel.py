@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.index import write_index
+from tests.fixtures.scripts import script
 from tests.packaging.test_dependencies import PROJECT, declared
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def ends_of(python: Path, cwd: Path, lines: list[str], hidden: list[str]) -> dic
 
 
 def helps() -> list[str]:
-    return [f"{name} --help" for name in write_index.commands()]
+    return [f"{name} --help" for name in script("write_index").commands()]
 
 
 def test_it_attaches(python, tmp_path):

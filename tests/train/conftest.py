@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 
 import pytest
-import sentencepiece
 import torch
 from PIL import Image
 from transformers import (
@@ -19,6 +17,7 @@ from transformers import (
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.arguments import ModelArguments
 from llava.train.saving import save_full
+from tests.fixtures.checkpoints import write_pieces
 from tests.fixtures.towers import write_tower
 
 CORPUS = (
@@ -33,18 +32,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 def tokenizer_folder(tmp_path_factory):
     """A SentencePiece tokenizer with byte fallback, as Llama's."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([CORPUS] * 4),
-        model_writer=model,
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    write_pieces(folder, [CORPUS], 400)
     config = {
         "tokenizer_class": "LlamaTokenizer",
         "bos_token": "<s>",

@@ -1,8 +1,8 @@
 """Plans for kernels that take sequences of any lengths in one call, by the offsets at which they begin.
 
 Two packages have one: ``flash-attn``, and torch itself (``torch.nn.attention.varlen``, from 2.10). Both need CUDA and
-half precision. Neither takes a bias for each key, or windows that
-count removed tokens, so such rows go to SDPA (:func:`~dyvte.decoding.attention.plan.make_plan`).
+half precision. Neither takes a bias for each key, or windows that count removed tokens, so such rows go to SDPA
+(:func:`~dyvte.decoding.attention.plan.make_plan`).
 """
 
 from __future__ import annotations
@@ -171,6 +171,10 @@ class Chunk:
     def __init__(self, kernel: VarlenKernel, layout: Layout) -> None:
         self._kernel, self._offsets, self._longest = kernel, layout.offsets, max(layout.lengths)
         self._fallback = sdpa.Chunk(sdpa.sdpa, layout)
+        self._held: list[
+            int
+        ] = []  # most layers hold the same lengths: copied to the device once for all of them
+        self._held_offsets = self._offsets
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
@@ -179,8 +183,11 @@ class Chunk:
         if held.bias is not None:
             return self._fallback(query, key, value, held, scaling)
         queries, keys, values = (states.transpose(0, 1) for states in (query[0], *held.packed()))
-        offsets = self._offsets, to_device(np.cumsum((0, *held.lengths), dtype=np.int32), query.device)
-        longest = self._longest, max(held.lengths)
+        lengths = held.lengths
+        if lengths != self._held:
+            offsets = np.cumsum((0, *lengths), dtype=np.int32)
+            self._held, self._held_offsets = lengths, to_device(offsets, query.device)
+        offsets, longest = (self._offsets, self._held_offsets), (self._longest, max(lengths))
         return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class VisionTower(nn.Module):
+class VisionTower(nn.Module, abc.ABC):
     """Base of the towers.
 
     Attributes:
@@ -25,15 +26,16 @@ class VisionTower(nn.Module):
     inside: bool = False
 
     @property
+    @abc.abstractmethod
     def hidden_size(self) -> int:
         """Size of one feature."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def num_patches_per_side(self) -> int:
         """Features along one side of an image."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load_model(self, device_map: Any = None) -> None:
         """Read weights (in the dtype they are stored in) and image processor; does nothing when they are there.
 
@@ -41,11 +43,10 @@ class VisionTower(nn.Module):
             FileNotFoundError: when the files cannot be read.
             ValueError: when the files lack weights of the tower.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) -> features (N, num_patches, hidden_size), both in the tower's dtype."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, images: Tensor | list[Tensor]) -> Any:
