@@ -314,6 +314,16 @@ def test_flash_kernel_receives_the_packed_row(prompts, gates, monkeypatch):
         assert torch.equal(new_tokens("hf_llava", other, prompts), expected)
     # one call a layer for the whole batch, in prefill and in each of the steps after it
     assert calls == [len(prompts)] * LAYERS and steps == [len(prompts)] * LAYERS * (expected.shape[1] - 1)
+    # two tokens at once continue caches whose layers hold different lengths, because samples left at some of them
+    logits = []
+    for each in (model, other):
+        with attach(each, LearnedExit(gates)):
+            cache = each(**prompts.hf("left"), use_cache=True).past_key_values
+            assert len({tuple(layer.buffer.lengths) for layer in cache.layers}) > 1
+            mask = torch.cat([prompts.hf("left")["attention_mask"], torch.ones(len(prompts), 2)], 1).long()
+            more = torch.full((len(prompts), 2), 5)
+            logits.append(each(input_ids=more, attention_mask=mask, past_key_values=cache).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
 def test_attach_and_detach_leave_no_trace(named, prompts, gates):
