@@ -82,25 +82,27 @@ class Layers:
         self.stack, self.layout, self.cache, self.kernel = stack, row.layout, cache, kernel
         self.continued = cache is not None and cache.layers[first].is_initialized
         positions = row.layout.positions
+        self._modules = tuple(stack.layers)  # a ModuleList takes microseconds to find one by its number
         self._positions = positions[None] if positions.ndim == 1 else positions[:, None]
         self._ropes = stack.ropes(row.hidden, self._positions)
         self._contexts = {
-            rule: PackedContext(
+            kind: PackedContext(
                 row.layout,
                 make_plan(kernel, row.layout, self.continued, rule),
                 cache,
                 rule,
                 rescale=stack.rescale,
             )
-            for rule in dict.fromkeys(stack.rules[first:])
+            for kind, rule in dict(zip(stack.kinds[first:], stack.rules[first:], strict=True)).items()
         }
 
     def __call__(
         self, index: int, hidden: Tensor, observe: Callable[[AttentionInputs], None] | None = None
     ) -> Tensor:
         """States (1, T, D) after layer ``index``, given those before it."""
-        stack, context = self.stack, self._contexts[self.stack.rules[index]]
+        stack, kind = self.stack, self.stack.kinds[index]
+        context = self._contexts[kind]
         hidden = stack.before(index, hidden, self.layout)
         if observe is not None:
             context = replace(context, observe=observe)
-        return stack.run(index, hidden, self._ropes[stack.kinds[index]], self._positions, context)
+        return stack.run(index, self._modules[index], hidden, self._ropes[kind], self._positions, context)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyvte.families.protocols import Decoder
 from dyvte.families.rules import LayerRule
@@ -114,10 +114,16 @@ class Stack:
     that read places from the row."""
 
     def run(
-        self, index: int, hidden: Tensor, rope: Rope, positions: Tensor, context: PackedContext
+        self,
+        index: int,
+        layer: nn.Module,
+        hidden: Tensor,
+        rope: Rope,
+        positions: Tensor,
+        context: PackedContext,
     ) -> Tensor:
-        """States (1, T, D) after a layer."""
-        out = self.layers[index](
+        """States (1, T, D) after ``layer``, which is :attr:`layers` at ``index``."""
+        out = layer(
             hidden,
             **self.arguments(index, context.layout),
             attention_mask=None,

@@ -20,9 +20,10 @@ from dyvte.decoding.packed import to_device
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A batch of ``count`` samples.
+    """A batch of samples.
 
     Attributes:
+        count: samples.
         keys, values: (count, heads, capacity, head_dim).
         filled: (count, 1, 1, capacity) bool, the places that hold a token; None where all samples hold equally many.
         bias: (count, 1, 1, capacity) float32, see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
@@ -30,6 +31,7 @@ class Group:
         places: (count, 1, 1, capacity) long, see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
     """
 
+    count: int
     keys: Tensor
     values: Tensor
     filled: Tensor | None
@@ -98,6 +100,7 @@ class Groups:
             filled = self.filled if masked else None
             self._groups.append(
                 Group(
+                    count=len(group),
                     keys=view(keys),
                     values=view(values),
                     filled=None if filled is None else view(filled[None, :, None]).transpose(2, 3),
@@ -124,13 +127,13 @@ class Groups:
             held = group.keys.shape[2] if self._static else group.longest + steps
             mask = None if group.filled is None else group.filled.narrow(3, 0, held)
             if near is not None and group.places is not None:
-                seen = near(group.places.narrow(3, 0, held), slice(done, done + len(group.keys)))
+                seen = near(group.places.narrow(3, 0, held), slice(done, done + group.count))
                 mask = seen if mask is None else mask & seen
             if group.bias is not None:
                 bias = group.bias.narrow(3, 0, held)
                 mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
             batches.append((group.keys.narrow(2, 0, held), group.values.narrow(2, 0, held), mask))
-            done += len(group.keys)
+            done += group.count
         return batches
 
 
