@@ -70,6 +70,6 @@ trap 'echo "setup: an installation failed; the lines above say why. Run the scri
 echo "setup: installing PyTorch and the other dependencies (some minutes the first time)"
 # torch alone and by its exact version first: an index or wheel folder with a CPU build then supplies that build.
 install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$root/constraints.txt")"
-install -e "$root[dev]"
+install -e "${root}[dev]"
 fingerprint >"$stamp"
 echo "setup: done; to work by hand: source $venv/bin/activate"

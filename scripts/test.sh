@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the environment where it is missing, then check style (ruff) and types (pyright) and run the tests. Arguments go
-# to pytest, which then runs alone:  scripts/test.sh tests/decoding -x
+# Make the environment where it is missing, then check style and safety (ruff, shellcheck) and types (pyright) and run
+# the tests. Arguments go to pytest, which then runs alone:  scripts/test.sh tests/decoding -x
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -10,6 +10,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ $# -eq 0 ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
+    find scripts -name '*.sh' -print0 | xargs -0 "$bin/shellcheck"
     "$bin/pyright" --pythonpath "$bin/python"
 fi
 exec "$bin/python" -m pytest "$@"

@@ -30,7 +30,7 @@ def load_image(source: str | Path, folder: str | Path | None = None) -> Image.Im
     """
     source = str(source)
     if folder is None and source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source, timeout=30) as response:
+        with urllib.request.urlopen(source, timeout=30) as response:  # noqa: S310 - the scheme is checked above
             return decode_image(io.BytesIO(response.read()), source)
     path = Path(source) if folder is None else path_inside(folder, source)
     if not path.is_file():

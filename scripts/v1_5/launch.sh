@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the training scripts: goes to the repository's root and defines `launch`, which runs
 # llava.train.train_mem under torchrun with the arguments it gets. Relative paths are relative to that root.
 #
@@ -6,7 +7,7 @@
 #   DEEPSPEED  DeepSpeed config, empty for plain DDP
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT         several machines
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 
 if [[ -z ${PYTHON:-} ]]; then
     if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
@@ -33,6 +34,7 @@ COMMON=(
     --report_to "${REPORT_TO:-none}"
 )
 # Flags that LLaVA's two stages share.
+# shellcheck disable=SC2034  # used by the scripts that source this file
 LLAVA=(
     --model_name_or_path "${MODEL:-lmsys/vicuna-13b-v1.5}"
     --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the benchmark scripts of this folder (sourced, not run). Settings, all environment variables:
 #
 #   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | fastv | tome | ... (docs/method.md)
