@@ -109,3 +109,8 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.gate_alpha <= 0:
             raise ValueError(f"--gate_alpha must be positive, got {self.gate_alpha}")
         super().__post_init__()
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step, over all processes and accumulated batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -30,6 +30,7 @@ from torch.utils.data import Dataset
 
 from dyvte.cli import needs
 from dyvte.gates.files import write_tensors
+from dyvte.gates.identity import first_difference
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
 from dyvte.io import read_json_object, write_json
@@ -100,19 +101,6 @@ class Manifest:
         return [range(start, min(start + size, self.samples)) for start in range(0, self.samples, size)]
 
 
-def _check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError, naming a field and both values, when the content of ``folder`` is not what is wanted."""
-    for name in sorted((found.keys() | wanted.keys()) - set(NAMES_ONLY)):
-        have, want = found.get(name), wanted.get(name)
-        if isinstance(have, dict) and isinstance(want, dict):
-            _check_same(have, want, folder)
-        elif have != want:
-            raise ValueError(
-                f"{folder} is a store of another {name}: it has {have}, this run has {want}; choose another "
-                "folder or remove it"
-            )
-
-
 class StoreWriter:
     """Writes a store, or resumes one that the same model, data and settings began.
 
@@ -125,7 +113,12 @@ class StoreWriter:
             raise ValueError(f"a shard needs at least one sample, got {manifest.shard_size}")
         self.folder, self.manifest = Path(folder), manifest
         if (self.folder / MANIFEST).is_file():
-            _check_same(vars(Manifest.read(self.folder)), vars(manifest), self.folder)
+            have = vars(Manifest.read(self.folder))
+            if found := first_difference(have, vars(manifest), NAMES_ONLY):
+                raise ValueError(
+                    f"{folder} is a store of another {found[0]}: it has {found[1]}, this run has {found[2]}; choose "
+                    "another folder or remove it"
+                )
         else:
             manifest.write(self.folder)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, Trainin
 from dyvte.engine.openers import open_model
 from dyvte.engine.options import flags_of
 from dyvte.gates.origin import short_name
+from dyvte.gates.running import locked
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import Manifest, StoreWriter
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
@@ -111,21 +111,17 @@ def store(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model_path} takes no images: gates need a model with a vision tower")
     dataset, collator = chat.training_data(args.data_path, args.image_folder, args.model_max_length)
     manifest = manifest_of(args, chat, dataset)
-    args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(args.output / ".lock", timeout=0):
-            writer = StoreWriter(args.output, manifest)
-            missing = writer.missing()
-            done = len(dataset) - sum(len(part) for _, part in missing)
-            with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
-                lengths = torch.tensor(dataset.modality_lengths)
-                for number, part in missing:
-                    rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
-                    batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
-                    tensors = shard_of(chat, batches, part, manifest.states, progress)
-                    writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
-    except Timeout:
-        raise ValueError(f"another run is writing {args.output}; wait for it, or stop it") from None
+    with locked(args.output):
+        writer = StoreWriter(args.output, manifest)
+        missing = writer.missing()
+        done = len(dataset) - sum(len(part) for _, part in missing)
+        with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
+            lengths = torch.tensor(dataset.modality_lengths)
+            for number, part in missing:
+                rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
+                batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
+                tensors = shard_of(chat, batches, part, manifest.states, progress)
+                writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
 
 
 def build_parser() -> argparse.ArgumentParser:
