@@ -29,6 +29,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from dyvte.decoding.attach import Handle, attach
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.chat_format import ChatCollator, ChatFormat, ChatSamples
+from dyvte.engine.instructions import check_targets
 from dyvte.engine.model import (
     Batch,
     ChatModel,
@@ -197,6 +198,7 @@ class ProcessorModel(ChatModel):
         self, data_path: str, image_folder: str, max_length: int = 2048
     ) -> tuple[TrainingSet, Collator]:
         samples: Any = ChatSamples(self.form, data_path, image_folder, max_length)
+        check_targets(samples, data_path)
         collator: Any = ChatCollator(self.form)
         return samples, collator
 

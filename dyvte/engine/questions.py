@@ -19,6 +19,8 @@ from PIL import Image
 
 from dyvte.engine.images import decode_image, load_image, path_inside
 
+LONGEST_SHOWN = 80
+"""Characters of a value in a message."""
 IMAGE_TOKEN = "<image>"
 """Where an image belongs in a question's text; a text without it is asked after its images."""
 _IMAGE_PLACES = re.compile(f"{re.escape(IMAGE_TOKEN)}|<image-placeholder>")
@@ -180,3 +182,18 @@ def _check(item: Item, folder: str | Path) -> None:
         for image in item.images:
             if isinstance(image, str) and not path_inside(folder, image).is_file():
                 raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
+
+
+def check_text(text: str, field: str) -> None:
+    """Raise ValueError for half of a character, which no tokenizer and no file system takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(f"{field} holds {half!a}, half of a character (a lone surrogate)") from None
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
