@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from transformers import HfArgumentParser, set_seed
 
 from dyvte.cli import one_line_errors
-from dyvte.gates.files import PAPER_PREFIX, tensors_in
+from dyvte.gates.files import PAPER_PREFIX
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.options import GateOptions
 from dyvte.gates.states import PAPER_STATES
 from dyvte.io import read_json_object, write_json
+from dyvte.weights import tensors_in
 
 
 def main() -> None:

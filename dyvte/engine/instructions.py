@@ -44,7 +44,9 @@ def read_records(data_path: str | Path) -> list[Any]:
     else:
         records = read_json(path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a nonempty JSON list of samples; files of one a line end in .jsonl")
+        raise ValueError(
+            f"{path} must hold a nonempty JSON list of samples; files of one a line end in .jsonl"
+        )
     return records
 
 
@@ -69,9 +71,11 @@ def check_turns(turns: Sequence[Mapping[str, str]]) -> None:
     """Raise ValueError unless human and gpt alternate, the first turn left out where it is not the human's, as LLaVA
     does.
     """
-    if turns[0]["from"] != "human":
+    if turns and turns[0]["from"] != "human":
         if IMAGE_TOKEN in turns[0]["value"]:
-            raise ValueError(f"its first turn, which is left out because it is not the human's, holds {IMAGE_TOKEN}")
+            raise ValueError(
+                f"its first turn, which is left out because it is not the human's, holds {IMAGE_TOKEN}"
+            )
         turns = turns[1:]
     if not turns:
         raise ValueError("the conversation has no turn of the human")

@@ -48,6 +48,7 @@ from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import IGNORE_INDEX, Embedded
 from dyvte.provenance import checkpoint_digest
+from dyvte.weights import load_pretrained, reading
 
 
 def open_processor_model(options: ModelOptions) -> ProcessorModel:
@@ -91,10 +92,13 @@ def load_processor(path: str) -> Any:
         ValueError: it has none, or a package that it needs is not installed.
     """
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except (ImportError, AttributeError, TypeError) as error:
+        with reading(f"{path} (processor)"):
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         # without torchvision, transformers fails in several ways to make a processor that also takes videos
-        if is_torchvision_available():
+        if is_torchvision_available() or not isinstance(
+            error.__cause__, (ImportError, AttributeError, TypeError)
+        ):
             raise
         raise ValueError(
             f"the processor of {path} needs torchvision: pip install torchvision ({error})"
@@ -124,9 +128,7 @@ def load_model(options: ModelOptions, fields: dict[str, Any]) -> Any:
         loading["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=options.load_8bit and not options.load_4bit, load_in_4bit=options.load_4bit
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        options.model_path, trust_remote_code=False, **loading
-    )
+    model, _ = load_pretrained(AutoModelForImageTextToText, options.model_path, **loading)
     return model.eval()
 
 

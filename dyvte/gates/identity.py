@@ -1,4 +1,6 @@
-"""What the result of a run depends on, kept beside what it wrote: only a run in which all of it is the same goes on."""
+"""What the result of a run depends on, kept beside what it wrote: only a run in which all of it is the same goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +20,68 @@ FILE = "run.json"
 
 # settings that change where and how a run computes, logs and saves, but not what it computes; folders and files
 # count by their content
-_WITHOUT_EFFECT = frozenset(
-    """
-    output_dir run_name project report_to logging_dir log_level log_level_replica log_on_each_node logging_strategy
-    logging_steps logging_first_step logging_nan_inf_filter disable_tqdm include_num_input_tokens_seen
-    include_tokens_per_second skip_memory_metrics trackio_space_id trackio_bucket_id trackio_static_space_id
-    save_strategy save_steps save_total_limit save_only_model save_on_each_node save_safetensors enable_jit_checkpoint
-    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    resume_from_checkpoint overwrite_output_dir restore_callback_states_from_checkpoint cache_dir
-    eval_strategy evaluation_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
-    eval_accumulation_steps eval_do_concat_batches eval_use_gather_object batch_eval_metrics prediction_loss_only
-    include_for_metrics bf16_full_eval fp16_full_eval do_train do_eval do_predict
-    use_cpu no_cuda local_rank deepspeed fsdp fsdp_config accelerator_config parallelism_config
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    dataloader_multiprocessing_context dataloader_in_order activation_checkpointing activation_checkpointing_kwargs
-    gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps debug
-    fp16_opt_level half_precision_backend mpt_attn_impl lora_weight_path lazy_preprocess is_multimodal
-    per_device_train_batch_size gradient_accumulation_steps warmup_ratio
-    model_name_or_path vision_tower pretrain_mm_mlp_adapter visual_gates store gate_dtype data_path image_folder
-    """.split()
+_GROUPS_WITHOUT_EFFECT = (
+    *("log_", "logging_", "save_", "eval_", "hub_", "trackio_", "ddp_", "fsdp"),
+    *("gradient_checkpointing", "activation_checkpointing", "dataloader_num", "dataloader_p", "dataloader_m"),
+)
+_WITHOUT_EFFECT = (
+    *(
+        "output_dir",
+        "run_name",
+        "project",
+        "report_to",
+        "disable_tqdm",
+        "skip_memory_metrics",
+        "cache_dir",
+        "debug",
+    ),
+    *(
+        "include_num_input_tokens_seen",
+        "include_tokens_per_second",
+        "include_for_metrics",
+        "prediction_loss_only",
+    ),
+    *(
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+        "restore_callback_states_from_checkpoint",
+        "push_to_hub",
+    ),
+    *(
+        "per_device_eval_batch_size",
+        "batch_eval_metrics",
+        "evaluation_strategy",
+        "bf16_full_eval",
+        "fp16_full_eval",
+    ),
+    *(
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "enable_jit_checkpoint",
+        "dataloader_in_order",
+        "torch_empty_cache_steps",
+    ),
+    *(
+        "use_cpu",
+        "no_cuda",
+        "local_rank",
+        "deepspeed",
+        "accelerator_config",
+        "parallelism_config",
+        "warmup_ratio",
+    ),
+    *("fp16_opt_level", "half_precision_backend", "mpt_attn_impl", "lora_weight_path", "is_multimodal"),
+    *("lazy_preprocess", "per_device_train_batch_size", "gradient_accumulation_steps", "model_name_or_path"),
+    *(
+        "vision_tower",
+        "pretrain_mm_mlp_adapter",
+        "visual_gates",
+        "store",
+        "gate_dtype",
+        "data_path",
+        "image_folder",
+    ),
 )
 
 
@@ -80,7 +124,7 @@ def settings_of(*groups: Any, global_batch: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"global_batch": global_batch}
     for group in groups:
         for field in fields(group):
-            if field.name not in _WITHOUT_EFFECT:
+            if field.name not in _WITHOUT_EFFECT and not field.name.startswith(_GROUPS_WITHOUT_EFFECT):
                 value = getattr(group, field.name)
                 value = value.value if isinstance(value, Enum) else value
                 settings[field.name] = value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -90,7 +134,7 @@ def settings_of(*groups: Any, global_batch: int) -> dict[str, Any]:
 def first_difference(
     found: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """(name, value found, value wanted) of the first field in which two descriptions differ, also inside of groups."""
+    """(name, value found, value wanted) of the first field in which two descriptions differ, also within groups."""
     for name in sorted((found.keys() | wanted.keys()) - set(ignored)):
         have, want = found.get(name), wanted.get(name)
         if isinstance(have, Mapping) and isinstance(want, Mapping):

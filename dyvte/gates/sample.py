@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.cli import run
-from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.images import path_inside
+from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.questions import IMAGE_TOKEN, check_text
 from dyvte.io import check_output, write_json, write_whole
 

@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.cli import needs
-from dyvte.gates.files import write_tensors
 from dyvte.gates.identity import first_difference
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
 from dyvte.io import read_json_object, write_json
+from dyvte.weights import write_tensors
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "dyvte-states", 1

@@ -101,7 +101,9 @@ def checkpoint_of(args: TrainingArguments) -> str | None:
     if asked is None or asked.lower() == "true":
         newest = newest_checkpoint(output)
         if newest is None and asked is not None:
-            raise ValueError(f"--resume_from_checkpoint: {output} holds no complete checkpoint to resume from")
+            raise ValueError(
+                f"--resume_from_checkpoint: {output} holds no complete checkpoint to resume from"
+            )
         return newest
     if asked.lower() == "false":
         return None

@@ -36,8 +36,7 @@ def render(turns: list[dict], template: Conversation) -> Prompt:
     if template.sep_style == SeparatorStyle.PLAIN:
         return _render_plain(turns, template)
     check_turns(turns)
-    if turns[0]["from"] != "human":
-        turns = turns[1:]
+    turns = turns[turns[0]["from"] != "human" :]
     conversation = template.copy()
     first, answers = len(conversation.messages), []
     for index, turn in enumerate(turns):

@@ -28,7 +28,7 @@ from dyvte.provenance import checkpoint_digest, sha256_of
 from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
-from llava.train.arguments import Arguments, DataArguments, parse_arguments
+from llava.train.arguments import Arguments, parse_arguments
 from llava.train.dataset import make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
@@ -56,9 +56,7 @@ def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaV
     if training_args.should_save:
         adapter = model_args.pretrain_mm_mlp_adapter
         start = None if adapter is None else sha256_of([Path(adapter)], Path(adapter).parent).popitem()[1]
-        config = cached_file(
-            model_args.model_name_or_path, "config.json", cache_dir=training_args.cache_dir
-        )
+        config = cached_file(model_args.model_name_or_path, "config.json", cache_dir=training_args.cache_dir)
         digest = checkpoint_digest(str(Path(config or "").parent), model_args.vision_tower)
         trainer.identity = identity_of(arguments, digest, digest_of(arguments, data["train_dataset"]), start)
     return trainer
@@ -154,9 +152,7 @@ def digest_of(arguments: Arguments, dataset: TrainingSet) -> str:
 def identity_of(arguments: Arguments, model: str | None, data: str, start: str | None) -> RunIdentity:
     """What the run's result depends on."""
     _, _, training_args = arguments
-    return RunIdentity(
-        model, data, start, settings_of(*arguments, global_batch=training_args.global_batch)
-    )
+    return RunIdentity(model, data, start, settings_of(*arguments, global_batch=training_args.global_batch))
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:

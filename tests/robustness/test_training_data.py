@@ -19,7 +19,16 @@ from llava.train.dataset import make_supervised_data_module
 from tests.robustness.outcome import FEW, MANY, right_or_told
 
 NAMES = ("a.png", "b.png", "sub/c.png")
-TEXTS = ("<image>\nWhat colour is the ball?", "red", "How many? <image>", "", " ", "\ud83d", "a\u2028b", "<image>" * 3)
+TEXTS = (
+    "<image>\nWhat colour is the ball?",
+    "red",
+    "How many? <image>",
+    "",
+    " ",
+    "\ud83d",
+    "a\u2028b",
+    "<image>" * 3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +79,22 @@ def record(image="a.png", question="<image>\nWhat colour is the ball?", answer="
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from((*TEXTS, *NAMES)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("from", "value", "x")), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("from", "value", "x")), inner)
+    ),
     max_leaves=6,
 )
 turns = st.fixed_dictionaries(
-    {"from": st.sampled_from(("human", "gpt", "system")) | anything, "value": st.sampled_from(TEXTS) | anything}
+    {
+        "from": st.sampled_from(("human", "gpt", "system")) | anything,
+        "value": st.sampled_from(TEXTS) | anything,
+    }
 )
 records = st.fixed_dictionaries(
     {
-        "image": st.sampled_from((*NAMES, "../secret.png", "/etc/passwd", "none.png", "a\0.png", "x" * 5000, ""))
+        "image": st.sampled_from(
+            (*NAMES, "../secret.png", "/etc/passwd", "none.png", "a\0.png", "x" * 5000, "")
+        )
         | st.lists(st.sampled_from(NAMES), max_size=3)
         | anything,
         "conversations": st.lists(turns, max_size=4) | anything,
@@ -158,7 +174,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 473438
     ],
     ids=[
         "lfs", "utf-16", "bom", "more behind it", "nested", "long number", "surrogate", "surrogate in a name",
-        "list in a list", "nul", "outside", "missing", "empty answers", "cut answers", "from", "image in a skipped turn",
+        "list in a list", "nul", "outside", "missing", "empty answers", "cut answers", "from", "skipped turn",
     ],
 )  # fmt: skip
 def test_what_is_told(content, message, read):

@@ -170,7 +170,14 @@ def test_same_run_on_other_devices_goes_on(finished, llava_model, instruction_da
     """How a step's samples are split, and how it is logged and saved, is no other run."""
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    more = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--logging_steps", "1")
+    more = (
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "2",
+        "--logging_steps",
+        "1",
+    )
     train(argv=gate_flags(llava_model, instruction_data, output, *more, "--save_steps", "1"))
     assert_same(finished, output)
 
