@@ -77,7 +77,7 @@ def record(**rules: Rule) -> Rule:
     """An object with these fields, and maybe others."""
     parts = ", ".join(f"{name} ({rule.words})" for name, rule in rules.items())
     return Rule(
-        f"an object with {parts}",
+        f"an object with {parts}" if rules else "an object",
         lambda value: (
             isinstance(value, dict) and all(rule.holds(value.get(name)) for name, rule in rules.items())
         ),

@@ -5,6 +5,7 @@ Nothing is executed: ``.bin`` files are unpickled as tensors alone, and code in 
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def reading(path: str | Path) -> Generator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is never run") from error
     except Exception as error:  # which ones a library has for broken files is not known
         told = " ".join(str(error).split())
         told = told if len(told) <= _START else f"{told[:_START]}..."

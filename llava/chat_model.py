@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
+from dyvte.io import read_json_object
 from dyvte.provenance import checkpoint_digest
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, WRAPPED_IMAGE_TOKEN
 from llava.conversation import conv_templates
@@ -61,9 +61,9 @@ def infer_conv_mode(model_name: str, model_path: str | None = None) -> DefaultTe
     """
     config = Path(model_path or "") / "config.json"
     if model_path and config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
+        named = read_json_object(config).get("conversation_template")
         if named:
-            return DefaultTemplate(named)
+            return DefaultTemplate(str(named))
     name = model_name.lower()
     return DefaultTemplate(next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0"))
 

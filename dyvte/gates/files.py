@@ -39,7 +39,7 @@ FIELDS = {
     "calibration": optional(record(threshold=number(0, 1))),
 }
 """What a description of gates holds."""
-PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d+)\.(w[12])\.weight$")
+PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d{1,4})\.(w[12])\.weight$")
 PAPER_PREFIX = "model.visual_gates_router"
 
 
@@ -90,12 +90,6 @@ def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGate
     """See :meth:`ExitGates.from_pretrained`."""
     folder = Path(folder)
     gates = _load_own(folder) if (folder / WEIGHTS).is_file() else _load_paper(folder)
-    types = {value.dtype for value in gates.state_dict().values()}
-    if len(types) > 1 or not types <= set(FLOATS):
-        named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in types))
-        raise ValueError(
-            f"{folder}: gate weights must all be float16, bfloat16, float32 or float64; they are {named}"
-        )
     check_finite(gates.state_dict().items(), folder)
     return gates.to(dtype) if dtype is not None else gates
 
@@ -113,10 +107,7 @@ def _load_own(folder: Path) -> ExitGates:
     weights = load_tensors(folder / WEIGHTS)
     sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width", "states")}
     options = {name: described[name] for name in ("kind", "rank", "gated_layers") if name in described}
-    try:
-        gates = _assemble(weights, folder, **sizes, **options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    gates = _assemble(weights, path, **sizes, **options)
     gates.calibration = described.get("calibration") or {}
     gates.origin = Origin.from_dict(described)
     return gates
@@ -133,7 +124,7 @@ def _load_paper(folder: Path) -> ExitGates:
             "make some with init_weight.py and train them"
         )
     first = weights.get("layers.0.w1.weight")
-    if first is None:
+    if first is None or first.ndim != 2:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
     # the paper's gates read two text states
@@ -142,17 +133,26 @@ def _load_paper(folder: Path) -> ExitGates:
     )
 
 
-def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:
-    """Gates around these tensors: built without storage, so the weights are held once."""
-    with torch.device("meta"):
-        gates = ExitGates(**sizes)
+def _assemble(weights: dict[str, Tensor], place: Path, **sizes) -> ExitGates:
+    """Gates around these tensors: built without storage, so the weights are held once; ``place`` gave the sizes."""
+    try:
+        with torch.device("meta"):
+            gates = ExitGates(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
     expected = {name: tuple(value.shape) for name, value in gates.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise ValueError(
-            f"{folder}: gate weight {wrong} should have shape {expected.get(wrong)} by its description, "
+            f"{place}: gate weight {wrong} should have shape {expected.get(wrong)} by its description, "
             f"the file has {found.get(wrong)}"
+        )
+    types = {value.dtype for value in weights.values()}
+    if len(types) > 1 or not types <= set(FLOATS):
+        named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in types))
+        raise ValueError(
+            f"{place}: gate weights must all be float16, bfloat16, float32 or float64; they are {named}"
         )
     gates.load_state_dict(weights, assign=True)
     return gates

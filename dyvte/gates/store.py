@@ -29,15 +29,27 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.cli import needs
+from dyvte.fields import MOST_LAYERS, TEXT, WIDEST, check_fields, listed, optional, record, whole
 from dyvte.gates.identity import first_difference
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
 from dyvte.io import read_json_object, write_json
-from dyvte.weights import write_tensors
+from dyvte.weights import reading, write_tensors
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "dyvte-states", 1
 MEASURED = ("agreement", "loss_with_exit", "loss_without_exit", "prompt_tokens", "visual_tokens")
+FIELDS = {
+    **dict.fromkeys(("model", "data", "dtype"), TEXT),
+    "settings": record(),
+    "states": listed(TEXT),
+    "num_layers": whole(1, MOST_LAYERS),
+    "hidden_size": whole(1, WIDEST),
+    "samples": whole(1, 10**9),
+    "shard_size": whole(1, 10**9),
+    **dict.fromkeys(("base_model", "model_family"), optional(TEXT)),
+}
+"""What a manifest holds."""
 NAMES_ONLY = ("base_model", "model_family")
 
 
@@ -81,6 +93,7 @@ class Manifest:
         fields = read_json_object(path)
         if (fields.pop("format", None), fields.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"{path} is not of the format that this version reads ({FORMAT}, {VERSION})")
+        check_fields(fields, FIELDS, path)
         try:
             return cls(**fields)
         except TypeError as error:
@@ -225,7 +238,8 @@ class StateStore(Dataset):
 
     def _file(self, number: int):
         if number not in self._open:
-            self._open[number] = safe_open(self._shards[number], framework="pt").__enter__()
+            with reading(self._shards[number]):
+                self._open[number] = safe_open(self._shards[number], framework="pt").__enter__()
         return self._open[number]
 
     def _joined(self, name: str) -> Tensor:

@@ -24,7 +24,15 @@ from dyvte.gates.gate import ExitGates
 from dyvte.io import check_encoding
 from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import check_size, find_file, has_weights, is_llava, needed_file, read_config
+from llava.model.checkpoint import (
+    check_generation_config,
+    check_size,
+    find_file,
+    has_weights,
+    is_llava,
+    needed_file,
+    read_config,
+)
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
 from llava.model.quantization import quantization_config
@@ -170,6 +178,7 @@ def read_tokenizer(cls: Any, path: str, **options: Any) -> Any:
 def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
     """A language model without images; with a base, PEFT weights on top of it."""
     tokenizer = read_tokenizer(AutoTokenizer, base or path, use_fast=False)
+    check_generation_config(base or path)
     model, _ = load_pretrained(AutoModelForCausalLM, base or path, **options)
     return tokenizer, _merge_adapter(model, path) if base else model
 
@@ -217,6 +226,7 @@ def _load_projector(path: str, base: str, config: LlavaConfig, options: dict[str
 
 
 def _from_pretrained(path: str, config: LlavaConfig, options: dict[str, Any], **more):
+    check_generation_config(path)
     if Path(path).is_dir():
         check_size(config, check_checkpoint(Path(path)), path)
     model, info = load_pretrained(LlavaLlamaForCausalLM, path, config=config, **options, **more)

@@ -68,6 +68,17 @@ FIELDS = {
     "image_grid_pinpoints": optional(either(TEXT, listed(listed(whole(1, 100_000), 2)))),
 }
 """What the fields of a checkpoint's ``config.json`` must be that LLaVA's code reads."""
+GENERATION_FIELDS = {
+    **{name: FIELDS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    **dict.fromkeys(("max_length", "max_new_tokens", "top_k"), optional(whole(0, 10**9))),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size"), optional(whole(0, 10**6))),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), optional(whole(1, 1000))),
+    **dict.fromkeys(("do_sample", "use_cache"), optional(FLAG)),
+    **dict.fromkeys(("temperature", "top_p"), optional(number(0, 1000))),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), optional(number(1e-6, 1000))),
+    "bad_words_ids": optional(listed(listed(_TOKEN))),
+}
+"""What the fields of ``generation_config.json`` must be that change how a model answers."""
 
 
 def find_file(path: str, name: str) -> str | None:
@@ -106,6 +117,12 @@ def read_config(path: str, base: str | None = None) -> dict[str, Any]:
         if isinstance(described.get(part), dict):
             check_fields(described[part], FIELDS, f"{file}, {part}")
     return described
+
+
+def check_generation_config(path: str) -> None:
+    """Raise ValueError where ``generation_config.json`` is broken, which transformers would pass over."""
+    if file := find_file(path, "generation_config.json"):
+        check_fields(read_json_object(file), GENERATION_FIELDS, file)
 
 
 def is_llava(described: dict[str, Any], path: str) -> bool:

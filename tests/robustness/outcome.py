@@ -8,15 +8,16 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 FEW = settings(
-    max_examples=200,
+    max_examples=100,
     derandomize=True,
     deadline=None,  # run times are checked below
+    phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes
     suppress_health_check=list(HealthCheck),
 )
-MANY = settings(FEW, max_examples=20000)
+MANY = settings(FEW, max_examples=10000)
 """For tests marked slow."""
 
 SECONDS, GIGABYTES = 10, 2
