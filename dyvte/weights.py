@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +27,7 @@ WEIGHT_FILES = tuple(
     name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
 )
 """In the order in which a checkpoint's weights are looked for."""
+_UNWRITTEN = "cannot be written"
 _START = 200
 """Characters of a library's message that are told."""
 
@@ -192,15 +193,13 @@ def writing(path: str | Path) -> Generator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        kind = type(error).__name__
-        if (
-            not isinstance(error, OSError)
-            and kind != "SafetensorError"
-            and "PytorchStreamWriter" not in str(error)
-        ):
-            raise
         told = " ".join(str(error).split())[:_START]
-        raise OSError(f"{path} cannot be written; is there space and permission? ({told})") from error
+        of_a_library = (
+            isinstance(error, SafetensorError) or "inline_container" in told
+        )  # as torch.save has it
+        if _UNWRITTEN in told or not (isinstance(error, OSError) or of_a_library):
+            raise
+        raise OSError(f"{path} {_UNWRITTEN}; is there space and permission? ({told})") from error
 
 
 def _check_start(path: Path) -> None:

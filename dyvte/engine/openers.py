@@ -55,6 +55,8 @@ def family_of(model_path: str, model_base: str | None = None) -> str:
             config, _ = PretrainedConfig.get_config_dict(model_path)
     except (OSError, ValueError):
         return LLAVA
+    if not isinstance(config, dict):
+        return LLAVA
     model_type = str(config.get("model_type"))
     of_llava = "mm_vision_tower" in config or model_type == "llava_llama"
     brings_tower = "vision_config" in config or model_type in REFUSED

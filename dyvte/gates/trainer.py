@@ -18,6 +18,7 @@ from dyvte.gates.identity import RunIdentity
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
 from dyvte.io import read_json
+from dyvte.weights import writing
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class PartTrainer(Trainer, abc.ABC):
             self.identity.write(folder)
         logger.info("saved to %s", folder)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         wrapped = self.model if model is None else model
         own = self.accelerator.unwrap_model(wrapped, keep_torch_compile=False)
@@ -76,6 +81,7 @@ class PartTrainer(Trainer, abc.ABC):
 
         Raises:
             ValueError: the checkpoint is of another run, or ``--resume_from_checkpoint`` names none.
+            OSError: a checkpoint cannot be written; the earlier ones are kept.
         """
         checkpoint = checkpoint_of(self.args)
         if checkpoint is not None:
@@ -83,9 +89,10 @@ class PartTrainer(Trainer, abc.ABC):
                 self.identity.check(Path(checkpoint))
             logger.info("resuming from %s", checkpoint)
         self.train(resume_from_checkpoint=checkpoint)
-        self.save_state()
         self.model.config.use_cache = True
-        self.save_model()
+        with writing(self.args.output_dir or "."):
+            self.save_state()
+            self.save_model()
 
 
 def checkpoint_of(args: TrainingArguments) -> str | None:

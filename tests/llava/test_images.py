@@ -85,6 +85,30 @@ def test_anyres_tiles(processor):
     assert isinstance(mixed, list) and [len(tiles) for tiles in mixed] == [5, 3]
 
 
+def test_anyres_max_cuts_as_anyres_does(processor):
+    """Ranges of tiles, as LLaVA-OneVision's configs have them, are all grids from the first to the last."""
+    image = noise(50, 30)
+    grids = [(across * 28, down * 28) for across in (1, 2, 3) for down in (1, 2, 3)]
+    listed = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=grids)
+    ranged = SimpleNamespace(image_aspect_ratio="anyres_max_4", image_grid_pinpoints="(1x1),...,(3x3)")
+    assert torch.equal(process_images([image], processor, ranged), process_images([image], processor, listed))
+
+
+@pytest.mark.parametrize("aspect", ["padd", "anyres_max", "anyres_max_0", "anyres_max_x", "resize", "", 5])
+def test_aspects_that_do_not_exist_are_refused(aspect, processor):
+    with pytest.raises(ValueError, match="square, pad, anyres or anyres_max_N"):
+        process_images([noise(50, 30)], processor, SimpleNamespace(image_aspect_ratio=aspect))
+
+
+@pytest.mark.parametrize(
+    "points", [None, "", "[", "[(1, 2", 5, [[0, 28]], [["a", 1]], "__import__('os')", "(axb)"]
+)
+def test_grids_that_are_none_are_refused(points, processor):
+    config = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=points)
+    with pytest.raises(ValueError, match="image_grid_pinpoints must be a list"):
+        process_images([noise(50, 30)], processor, config)
+
+
 def test_best_resolution_by_brute_force():
     points = [(w, h) for w in (336, 672, 1008) for h in (336, 672, 1008)]
     for size in [(640, 480), (100, 900), (2000, 500), (336, 336), (1, 1000)]:

@@ -21,7 +21,7 @@ from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.store import Manifest
 from tests.robustness.outcome import FEW, MANY, right_or_told
 
-FEW_MODELS, MANY_MODELS = settings(FEW, max_examples=40), settings(MANY, max_examples=4000)
+FEW_MODELS, MANY_MODELS = settings(FEW, max_examples=30), settings(MANY, max_examples=3000)
 ABSENT = "..."
 """Stands for a field that is taken away."""
 LARGE = 1099511627776

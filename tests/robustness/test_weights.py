@@ -20,14 +20,14 @@ from llava.model.builder import load_pretrained_model
 from tests.robustness.outcome import FEW, MANY, right_or_told
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4734384\n"
-FEW_MODELS, MANY_MODELS = settings(FEW, max_examples=20), settings(MANY, max_examples=2000)
+FEW_MODELS, MANY_MODELS = settings(FEW, max_examples=15), settings(MANY, max_examples=1500)
+FEW, MANY = settings(FEW, max_examples=60), settings(MANY, max_examples=6000)
 
 changes = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=3)
 cuts = st.none() | st.floats(0, 1)
 head = st.booleans()
 """Whether bytes are changed near the beginning, where a file says what it holds."""
 TYPES = (torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float64, torch.complex64)
-values = st.sampled_from((float("nan"), float("inf"), 1e30))
 
 
 class Evil:
@@ -146,9 +146,8 @@ def test_weights_of_other_types(dtype, fresh):
             load(folder)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["gates", "whole", "tower", "bin"])
-def test_values_that_are_not_finite(where, value, fresh):
+def test_values_that_are_not_finite(where, fresh):
     folder = fresh(where)
     names = {
         "gates": "gates.safetensors",
@@ -158,7 +157,9 @@ def test_values_that_are_not_finite(where, value, fresh):
     path = folder / names.get(where, "pytorch_model.bin")
     tensors = load_tensors(path)
     key = sorted(tensors)[-1]
-    tensors[key] = tensors[key].clone().index_fill_(0, torch.tensor([0]), value)
+    tensors[key] = (
+        tensors[key].clone().index_fill_(0, torch.tensor([0]), float("inf" if where == "bin" else "nan"))
+    )
     torch.save(tensors, path) if where == "bin" else save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(
         ValueError, match=f"{folder.name}.* the weight .*{key.split('.')[-2]}.* is not finite"
