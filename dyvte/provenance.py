@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dyvte.io import read_json_object
-
 _MOST_DIGESTS = 20
 _WEIGHTS = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
@@ -85,10 +83,15 @@ def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
     else:
         weights = [name for name in _WEIGHTS if (folder / name).is_file()][:1]
         for name in weights:
-            indexed = name.endswith(".json")
-            shards = set(read_json_object(folder / name)["weight_map"].values()) if indexed else {name}
+            shards = _shards(folder / name) if name.endswith(".json") else {name}
             names += sorted(shard for shard in shards if _GATES not in shard)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _shards(index: Path) -> set[str]:
+    from dyvte.weights import shards_of  # only here: it brings torch
+
+    return set(shards_of(index))
 
 
 def checkpoint_digest(model_path: str, tower: str | None = None, base: str | None = None) -> str:
