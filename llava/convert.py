@@ -86,9 +86,8 @@ def convert(path: str, out: Path, template: str | None = None) -> str:
 
 def _to_transformers(path: str, out: Path, template: str) -> None:
     dtype = _dtype_of(read_config(path))
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        path, None, get_model_name_from_path(path), device="cpu", dtype=dtype
-    )
+    loaded: Any = load_pretrained_model(path, None, get_model_name_from_path(path), device="cpu", dtype=dtype)
+    tokenizer, model, image_processor, _ = loaded
     if image_processor is None or model.config.model_type != LlavaConfig.model_type:
         raise ValueError(f"{path} is not a LLaVA checkpoint on Llama: only these have a counterpart")
     config, tower = model.config, model.get_vision_tower()
@@ -114,7 +113,8 @@ def _to_transformers(path: str, out: Path, template: str) -> None:
     fields = {name: getattr(config, name) for name in LlamaConfig().to_dict() if hasattr(config, name)}
     fields |= {"vocab_size": rows, "model_type": LlamaConfig.model_type, "architectures": None}
     text = LlamaConfig.from_dict(fields)
-    converted = HFLlavaConfig(
+    made: Any = HFLlavaConfig  # its stub lacks fields
+    converted = made(
         vision_config=tower.config,
         text_config=text,
         image_token_id=image_id,
@@ -162,7 +162,8 @@ def _to_llava(path: str, out: Path, template: str | None) -> None:
     fields = {
         k: v for k, v in config.text_config.to_dict().items() if k not in ("model_type", "architectures")
     }
-    converted = LlavaConfig(
+    made: Any = LlavaConfig
+    converted = made(
         **fields,
         mm_vision_tower=TOWER,
         mm_hidden_size=config.vision_config.hidden_size,
