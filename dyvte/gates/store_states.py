@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dyvte.cli import run
-from dyvte.engine.instructions import data_digest
+from dyvte.engine.instructions import check_records, data_digest, read_records
 from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
 from dyvte.engine.options import flags_of
@@ -106,6 +106,7 @@ def shard_of(
 
 def store(args: argparse.Namespace) -> None:
     """Write what the store lacks."""
+    check_records(read_records(args.data_path), args.data_path, args.image_folder)  # before a model is loaded
     chat = open_model(replace(flags_of(ModelOptions, args), template=args.version))
     if chat.handle is None:
         raise ValueError(f"{args.model_path} takes no images: gates need a model with a vision tower")

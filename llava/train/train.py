@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.utils.hub import cached_file
 
 from dyvte.cli import one_line_errors
-from dyvte.engine.instructions import data_digest
+from dyvte.engine.instructions import check_records, data_digest, read_records
 from dyvte.engine.model import ChatModel, Collator, ModelOptions, TrainingSet
 from dyvte.engine.openers import LLAVA, family_of, open_model
 from dyvte.gates.gate import ExitGates
@@ -143,6 +143,21 @@ def gate_trainer(
     return trainer
 
 
+def check_data(arguments: Arguments) -> None:
+    """Find what is wrong with the data and needs no model to be found.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`dyvte.engine.instructions.check_records`.
+    """
+    model_args, data_args, _ = arguments
+    path = data_args.data_path or ""
+    takes_images = model_args.tune_visual_gates or model_args.vision_tower is not None
+    fit = (
+        {"turns_fit": len} if model_args.version == "plain" else {}
+    )  # which puts other turns into its prompt
+    check_records(read_records(path), path, data_args.image_folder, takes_images, **fit)
+
+
 def digest_of(arguments: Arguments, dataset: TrainingSet) -> str:
     """SHA-256 of the data."""
     _, data_args, _ = arguments
@@ -161,6 +176,8 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
     with only_run(training_args):
+        if training_args.should_save:
+            check_data(arguments)  # before minutes are spent on loading a model
         build(arguments, attn_implementation).train_to_the_end()
 
 

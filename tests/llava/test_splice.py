@@ -128,7 +128,7 @@ def test_more_tiles_than_anyres_max_allows_are_made_smaller(llava, monkeypatch):
     size = (84, 84)
 
     def features(aspect: str) -> torch.Tensor:
-        monkeypatch.setattr(config, "image_aspect_ratio", aspect)
+        monkeypatch.setattr(config, "image_aspect_ratio", aspect, raising=False)
         return llava.image_features([tiles], image_sizes=[size])[0]
 
     whole = features("anyres")
