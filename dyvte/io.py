@@ -85,9 +85,14 @@ def check_encoding(start: bytes, path: str | Path) -> None:
     Raises:
         ValueError: it begins with a byte-order mark, or is a Git LFS pointer.
     """
+    check_pointer(start, path)
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             raise ValueError(f"{path} is {encoding}: save it as UTF-8 without a byte-order mark")
+
+
+def check_pointer(start: bytes, path: str | Path) -> None:
+    """Raise ValueError where a file's first bytes say that it is a Git LFS pointer."""
     if start.startswith(_LFS_POINTER):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
 
@@ -120,7 +125,7 @@ def parse_json(text: str | bytes, place: str | Path) -> Any:
         ValueError: it is not JSON in UTF-8, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not valid JSON ({error}); write or download it again") from None
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dyvte.io import check_encoding, read_json_object, whole_file
+from dyvte.io import check_pointer, read_json_object, whole_file
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What weights may be stored as; others need a ``quantization_config``."""
@@ -206,7 +206,7 @@ def _check_start(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file:
-        check_encoding(file.read(64), path)
+        check_pointer(file.read(64), path)
 
 
 def _tensors_of_bin(path: Path, device: str) -> dict[str, Tensor]:

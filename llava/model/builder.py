@@ -21,7 +21,7 @@ from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
-from dyvte.io import check_encoding
+from dyvte.io import check_pointer
 from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
@@ -164,7 +164,7 @@ def read_tokenizer(cls: Any, path: str, **options: Any) -> Any:
     """
     if file := find_file(path, "tokenizer.model"):
         with open(file, "rb") as start:
-            check_encoding(start.read(64), file)
+            check_pointer(start.read(64), file)
     with reading(f"{path} (tokenizer)"):
         tokenizer = cls.from_pretrained(path, trust_remote_code=False, **options)
         known = set(tokenizer("What is shown here?")["input_ids"]) - set(tokenizer.all_special_ids)
