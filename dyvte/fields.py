@@ -84,6 +84,18 @@ def record(**rules: Rule) -> Rule:
     )
 
 
+_SIZE = optional(either(whole(1, WIDEST), listed(whole(1, WIDEST))))
+SIZES = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "head_dim"), _SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_channels"), _SIZE),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "depth"), optional(whole(1, MOST_LAYERS))),
+    **dict.fromkeys(("image_size", "patch_size"), _SIZE),
+    "vocab_size": optional(whole(1, 100 * WIDEST)),
+    "max_position_embeddings": optional(whole(1, 10**9)),
+}
+"""Fields of models' configs that say how large a model is."""
+
+
 def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], path: str | Path) -> None:
     """Raise ValueError for the first field of ``path`` that breaks its rule; one without a rule may be anything."""
     for name, rule in rules.items():
@@ -91,6 +103,16 @@ def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], path: str
         if not rule.holds(value):
             told = "is missing" if name not in fields else f"is {_shown(value)}"
             raise ValueError(f"{path}: {name} {told}; it must be {rule.words}")
+
+
+def check_sizes(described: Mapping[str, Any], path: str | Path) -> None:
+    """As :func:`check_fields` with :data:`SIZES`, for a model's config and the configs of its parts, before memory is
+    taken for a model of these sizes.
+    """
+    check_fields(described, SIZES, path)
+    for name, part in described.items():
+        if name.endswith("_config") and isinstance(part, dict):
+            check_sizes(part, f"{path}, {name}")
 
 
 def _shown(value: Any) -> str:

@@ -42,6 +42,7 @@ from dyvte.engine.model import (
 )
 from dyvte.engine.questions import Question
 from dyvte.families.base import adapter_for
+from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest, has_gates
 from dyvte.gates.gate import ExitGates
@@ -60,7 +61,9 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
             gates are of another model. All but gates of the wrong size are found before weights are loaded.
     """
     path = options.model_path
-    fields, _ = PretrainedConfig.get_config_dict(path)
+    with reading(f"{path}/config.json"):
+        fields, _ = PretrainedConfig.get_config_dict(path)
+    check_sizes(fields, f"{path}/config.json")
     family = fields.get("model_type", "")
     adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
     if options.template is not None and not isinstance(options.template, DefaultTemplate):

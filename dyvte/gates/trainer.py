@@ -18,7 +18,7 @@ from dyvte.gates.identity import RunIdentity
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
 from dyvte.io import read_json
-from dyvte.weights import writing
+from dyvte.weights import reading, writing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,14 @@ class PartTrainer(Trainer, abc.ABC):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with writing(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         wrapped = self.model if model is None else model

@@ -15,6 +15,7 @@ from dyvte.fields import (
     WIDEST,
     Rule,
     check_fields,
+    check_sizes,
     either,
     listed,
     number,
@@ -29,33 +30,20 @@ from llava.mm_utils import is_aspect_ratio
 MODEL_TYPE = "llava_llama"
 PACKED = 8
 """Most weights that one stored value may stand for, in quantized checkpoints."""
-_SIZE = optional(whole(1, WIDEST))
 _TOKEN = whole(-1, WIDEST * 100)
 FIELDS = {
     "architectures": optional(listed(TEXT)),
     "model_type": optional(TEXT),
-    "hidden_size": _SIZE,
-    "intermediate_size": _SIZE,
-    "num_hidden_layers": optional(whole(1, MOST_LAYERS)),
-    "num_attention_heads": _SIZE,
-    "num_key_value_heads": _SIZE,
-    "head_dim": _SIZE,
-    "vocab_size": optional(whole(1, WIDEST * 100)),
-    "max_position_embeddings": optional(whole(1, 10**9)),
     "rms_norm_eps": optional(number(0, 1)),
     "bos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
     "eos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
     "pad_token_id": optional(_TOKEN),
-    "image_size": optional(whole(1, 10_000)),
-    "patch_size": optional(whole(1, 10_000)),
-    "num_channels": optional(whole(1, 100)),
-    "projection_dim": _SIZE,
     "conversation_template": optional(TEXT),
     "max_sequence_length": optional(whole(1, 10**9)),
     "tokenizer_model_max_length": optional(whole(1, 10**30)),  # transformers writes 10^30 for no limit
     "tokenizer_padding_side": optional(one_of("left", "right")),
     "mm_vision_tower": optional(TEXT),
-    "mm_hidden_size": _SIZE,
+    "mm_hidden_size": optional(whole(1, WIDEST)),
     "mm_projector_type": optional(TEXT),
     "mm_vision_select_layer": optional(whole(-MOST_LAYERS, MOST_LAYERS)),
     "mm_vision_select_feature": optional(TEXT),
@@ -113,9 +101,7 @@ def read_config(path: str, base: str | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no config.json")
     described = read_json_object(file)
     check_fields(described, FIELDS, file)
-    for part in ("text_config", "vision_config"):
-        if isinstance(described.get(part), dict):
-            check_fields(described[part], FIELDS, f"{file}, {part}")
+    check_sizes(described, file)
     return described
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dyvte.cli import extra
-from dyvte.weights import load_tensors
+from dyvte.weights import load_tensors, reading
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -55,7 +55,8 @@ def load_lora(model, folder: str | Path) -> None:
     with extra("train"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    with reading(folder):
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     _load_part(model, load_tensors(Path(folder) / NON_LORA_FILE))
 
 
