@@ -26,7 +26,7 @@ from llava.train.train import train
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "playground" / "tiny"
-KILLS = 12
+KILLS = 6
 SAMPLES = 24
 
 
