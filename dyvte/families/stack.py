@@ -62,6 +62,8 @@ class Stack:
         """
         kinds: Sequence[str] | None = getattr(self.config, "layer_types", None)
         if kinds is not None:
+            if index >= len(kinds):
+                raise ValueError(f"layer_types of the config names {len(kinds)} layers, the model has more")
             return kinds[index]
         knows_windows = "sliding_window" in inspect.signature(type(self.config)).parameters
         if knows_windows and self.config.sliding_window is not None:

@@ -38,6 +38,8 @@ FIELDS = {
     "bos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
     "eos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
     "pad_token_id": optional(_TOKEN),
+    "sliding_window": optional(whole(1, 10**9)),
+    "layer_types": optional(listed(TEXT)),
     "conversation_template": optional(TEXT),
     "max_sequence_length": optional(whole(1, 10**9)),
     "tokenizer_model_max_length": optional(whole(1, 10**30)),  # transformers writes 10^30 for no limit
@@ -64,6 +66,7 @@ GENERATION_FIELDS = {
     **dict.fromkeys(("do_sample", "use_cache"), optional(FLAG)),
     **dict.fromkeys(("temperature", "top_p"), optional(number(0, 1000))),
     **dict.fromkeys(("repetition_penalty", "length_penalty"), optional(number(1e-6, 1000))),
+    "stop_strings": Rule("null: answers end with a token", lambda value: value is None),
     "bad_words_ids": optional(listed(listed(_TOKEN))),
 }
 """What the fields of ``generation_config.json`` must be that change how a model answers."""
