@@ -214,6 +214,39 @@ def test_what_retrying_does_not_help(endpoint, place, naps, outcome, message):
     assert KEY not in str(error.value) and endpoint.url not in str(error.value)
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " \t{} "])
+def test_a_key_with_blanks_around_it_is_sent_without_them(endpoint, place, monkeypatch, around):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format(KEY))
+    judge.main(place.arguments())
+    assert {header for _, header in endpoint.headers} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\x07bell", "sk-\u20ac-euro", "sk-\x85line", "sk-\udcff"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_quoted(endpoint, place, monkeypatch, capfd, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(SystemExit, match="OPENAI_API_KEY holds control characters") as error:
+        judge.main(place.arguments())
+    said = str(error.value) + "".join(capfd.readouterr())
+    assert "sk-" not in said and "two" not in said and endpoint.requests == []
+
+
+def test_no_part_of_the_key_is_shown_or_stored(endpoint, place, capfd):
+    """Servers quote keys in their errors, in part; one that quotes it in replies is a badly set proxy."""
+    place.answer("a", {"v1_1": "answer 1"})
+    message = f"key sk-very...cret, or {KEY[-6:]}, or {KEY[3:]}{KEY} is wrong; ask the hoster"
+    endpoint.answer = lambda request, number: (400, {}, json.dumps({"error": {"message": message}}))
+    with pytest.raises(SystemExit, match=r"It says: key \.+, or \.\.\., or \.\.\. is wrong; ask the hoster"):
+        judge.main(place.arguments())
+    choice = {"choices": [{"message": {"content": f"0.7 {KEY}"}}], "model": f"by-{KEY[:9]}"}
+    endpoint.answer = lambda request, number: (200, {}, json.dumps(choice))
+    judge.main(place.arguments())
+    assert place.grades()["v1_1"] == {"model": ["by-..."], "content": ["0.7"], "score": [0.7]}
+    said = "".join(capfd.readouterr())
+    stored = b"".join(path.read_bytes() for path in place.path.rglob("*") if path.is_file())
+    for start in range(len(KEY) - 3):
+        assert KEY[start : start + 4] not in said and KEY[start : start + 4].encode() not in stored
+
+
 def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
     child = []
 
