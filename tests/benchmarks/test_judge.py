@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -269,6 +272,53 @@ def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
     assert len(endpoint.paid) == 2 * SAMPLES and max(Counter(endpoint.paid).values()) == 2
     assert all(grade["score"] == [0.5, 0.5] for grade in place.grades("a", 2).values())
     assert list(place.grades("a", 2)) == list(place.texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_times(endpoint, place, monkeypatch, seed):
+    """Grades only ever grow, nothing but what was under way is paid twice, and the end is the uninterrupted one."""
+    chance = random.Random(seed)
+    samples = {f"v1_{n}": {"question": f"Q{n}?", "answer": "x", "capability": ["rec"]} for n in range(12)}
+    (place.data / "mm-vet.json").write_text(json.dumps(samples))
+    for name in ("a", "b"):
+        place.answer(name, {key: f"answer {key}" for key in samples})
+    store = place.data / "killed.sqlite"
+
+    def reply(request, number):
+        # the same each time: some are no number at first, and so asked again
+        time.sleep(0.01)
+        asked = json.dumps([request["messages"], request["temperature"]])
+        value = zlib.crc32(asked.encode())
+        return "well" if value % 3 == 0 and request["temperature"] < 1 else f"0.{value % 10}"
+
+    endpoint.answer = reply
+    judge.main(place.arguments("b", 3))
+    whole, asked_once = place.grades("b", 3), Counter(endpoint.paid)
+    endpoint.paid.clear()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, "-m", "dyvte.benchmarks.judge", *place.arguments("a", 3, "--store", str(store))]
+    held, under_way, kills = 0, Counter(), 0
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, began = len(endpoint.paid), time.monotonic()
+        while len(endpoint.paid) == before and process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.002)
+        try:
+            assert process.wait(timeout=chance.uniform(0, 0.15)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        kills += 1
+        time.sleep(0.05)  # for a request that has arrived to be answered
+        under_way[endpoint.paid[-1]] += 1
+        grades = place.grades("a", 3) if list(place.path.glob("a/grades/*runs.json")) else {}
+        for key, grade in grades.items():
+            assert grade["score"] == whole[key]["score"][: len(grade["score"])]
+        assert held <= (held := sum(len(grade["score"]) for grade in grades.values()))
+    assert kills > 3 and place.grades("a", 3) == whole
+    assert Counter(endpoint.paid) - asked_once <= under_way
 
 
 def test_interrupted_between_paying_and_saving(endpoint, place, monkeypatch):
