@@ -15,7 +15,7 @@ from typing import Any
 
 from dyvte.benchmarks import mmbench_table as tables
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import read_json_lines
+from dyvte.benchmarks.files import ANSWER, read_json_lines
 from dyvte.benchmarks.mmbench_questions import TABLE
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
@@ -100,7 +100,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
             f"{path} has no answers (a test split): upload the xlsx that "
             "scripts/convert_mmbench_for_submission.py writes."
         )
-    answers = read_json_lines(answers_file, ("question_id", "text"))
+    answers = read_json_lines(answers_file, ANSWER)
     rows = table.to_dict("records")
     texts, remarks = match_answers([row["index"] for row in rows], answers)
     if not texts:

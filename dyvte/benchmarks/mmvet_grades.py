@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from dyvte.io import read_json, write_whole
+from dyvte.benchmarks.files import read_annotations
+from dyvte.io import write_whole
 
 DECIMALS = 1
 TOTAL = "total"
+_GRADE = {"model": [str | None], "content": list, "score": [int | float]}
 
 Grades = dict[str, dict[str, list[Any]]]
 
@@ -138,21 +140,14 @@ def read_grades(path: Path) -> Grades:
         FileNotFoundError: there is no such file.
         ValueError: it is no grade file, or a score is not a number between 0 and 1.
     """
-    grades = read_json(path)
-    if not isinstance(grades, dict):
-        raise ValueError(f"{path} is no grade file: it holds no object by sample; delete it and grade again.")
+    grades = read_annotations(path, {str: _GRADE}, "delete it and grade again")
     for key, grade in grades.items():
-        if not _is_grade(grade):
+        if len({*map(len, grade.values())}) > 1:
             raise ValueError(f"{path}: {key} does not have as many models as contents and scores.")
         for value in grade["score"]:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if not 0 <= value <= 1:
                 raise ValueError(f"{path}: {key} has the score {value!r}, which is not between 0 and 1.")
     return grades
-
-
-def _is_grade(grade: Any) -> bool:
-    lists = [grade.get(name) for name in ("model", "content", "score")] if isinstance(grade, dict) else [None]
-    return all(isinstance(entry, list) for entry in lists) and len({len(entry or []) for entry in lists}) == 1
 
 
 def write_grades(path: Path, grades: Grades) -> None:
@@ -193,7 +188,4 @@ def _source_of(grades: Path) -> dict[str, str] | None:
     path = source_path(grades)
     if not path.is_file():
         return None
-    source = read_json(path)
-    if not isinstance(source, dict) or not {"answers_sha256", "model"} <= source.keys():
-        raise ValueError(f"{path} does not say which answers were graded; delete it with its grades.")
-    return source
+    return read_annotations(path, {"answers_sha256": str, "model": str}, "delete it with its grades")
