@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Container, Iterable
 from itertools import starmap
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import NoneType
 from typing import Any, get_args
 
 from dyvte.benchmarks.benchmark import Remark
-from dyvte.io import read_json, read_text
+from dyvte.io import parse_json, read_json, read_text
 
 Shape = Any
 """What JSON must be: a type or union of types, ``[shape]`` for a list, ``{str: shape}`` for an object with any names,
@@ -79,11 +78,8 @@ def numbered_lines(path: str | Path, shape: Shape = dict) -> list[tuple[int, dic
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON ({error}); was its run cut?") from None
-        if wrong := misfit(row, shape, f"{path}, line {number}"):
+        row = parse_json(line, place := f"{path}, line {number}")
+        if wrong := misfit(row, shape, place):
             raise ValueError(f"{wrong}.")
         rows.append((number, row))
     return rows

@@ -135,7 +135,7 @@ def check_questions(data_dir: Path) -> None:
         split = row["category"]
         if split not in files:
             raise ValueError(
-                f"{path}, line {number}: there is no {data_dir / LABELS}/{LABEL_FILE_PREFIX}{split}.json."
+                f"{path}, line {number}: {data_dir / LABELS} has no {f'{LABEL_FILE_PREFIX}{split}.json'!r}."
             )
         place, places[split] = places[split], places[split] + 1
         if place >= len(labels[split]):

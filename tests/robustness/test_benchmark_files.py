@@ -179,11 +179,11 @@ VALUES = st.one_of(
 
 @st.composite
 def broken(draw):
-    """(benchmark, its files as bytes, the broken file, whether scores cannot depend on what is broken)."""
+    """(benchmark, name and bytes of its broken file, whether scores cannot depend on what is broken)."""
     name = draw(st.sampled_from(sorted(WHOLE)))
     contents = WHOLE[name]
     file = draw(st.sampled_from(sorted(contents)))
-    files = {path: content_of(path, content) for path, content in contents.items()}
+    whole = content_of(file, contents[file])
     nested = copy.deepcopy(contents[file])
     places = (
         [] if isinstance(nested, str) else list(places_in(nested[1] if isinstance(nested, tuple) else nested))
@@ -197,20 +197,19 @@ def broken(draw):
             inside[last] = draw(VALUES)
         else:
             del inside[last]
-        files[file] = content_of(file, nested)
-        return name, files, file, last == UNREAD or UNREAD in path
-    start = draw(st.integers(0, len(files[file])))
-    end = draw(st.sampled_from([start, start + 1, start + 20, len(files[file])]))
+        return name, file, content_of(file, nested), last == UNREAD or UNREAD in path
+    start = draw(st.integers(0, len(whole)))
+    end = draw(st.sampled_from([start, start + 1, start + 20, len(whole)]))
     put = draw(
         st.sampled_from([b"", b"\x00", b"\xff", b"\n", b"\t", b'"', b"[", b"\xef\xbb\xbf", b"9" * 6000])
     )
     put = draw(st.one_of(st.just(put), st.binary(max_size=3), st.just(b"[" * 100_000)))
-    files[file] = files[file][:start] + put + files[file][end:]
-    return name, files, file, False
+    return name, file, whole[:start] + put + whole[end:], False
 
 
-def score(name, files):
-    """The score, after the check that runs before inference."""
+def score(name, changed):
+    """The score, and the check that runs before inference."""
+    files = {path: content_of(path, content) for path, content in WHOLE[name].items()} | changed
     with tempfile.TemporaryDirectory() as folder:
         for path, content in files.items():
             place = Path(folder, path)
@@ -233,8 +232,8 @@ def score(name, files):
 
 
 def check(case):
-    name, files, file, unread = case
-    found = score(name, files)
+    name, file, content, unread = case
+    found = score(name, {file: content})
     if found is None:
         assert not unread, "a file was refused for a field that nobody reads"
         return
@@ -245,7 +244,7 @@ def check(case):
     assert 0 <= found.value <= most and all(math.isfinite(value) for value in found.parts.values())
     assert all(0 <= question.score <= 1 for question in found.questions)
     if unread:
-        whole = score(name, {path: content_of(path, content) for path, content in WHOLE[name].items()})
+        whole = score(name, {})
         assert whole is not None and (found.value, found.parts) == (whole.value, whole.parts)
 
 
@@ -257,8 +256,7 @@ def many(count):
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_whole_files_are_scored(name):
-    files = {path: content_of(path, content) for path, content in WHOLE[name].items()}
-    found = score(name, files)
+    found = score(name, {})
     assert found is not None and found.value > 0
 
 
