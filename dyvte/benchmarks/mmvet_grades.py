@@ -7,19 +7,21 @@ answers were graded, so that grades of other answers are not taken for theirs.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dyvte.benchmarks.files import read_annotations
+from dyvte.cli import needs
 from dyvte.io import write_whole
+
+if TYPE_CHECKING:
+    import pandas
 
 DECIMALS = 1
 TOTAL = "total"
@@ -74,28 +76,16 @@ def _percent(groups: dict[str, list[str]], grades: Grades, rounds: int) -> dict[
     sizes = Counter(name for names in groups.values() for name in names)
     order = [*(name for name, _ in sizes.most_common()), TOTAL]
     sizes[TOTAL] = len(groups)
-    sums = {name: [0.0] * rounds for name in order}
+    sums = {name: np.zeros(rounds) for name in order}
     for key, grade in grades.items():
         for name in (*groups[key], TOTAL) if key in groups else ():
-            for index in range(rounds):
-                sums[name][index] += grade["score"][index]
-    return {name: np.array(values) / sizes[name] * 100 for name, values in sums.items()}
+            sums[name] += grade["score"][:rounds]
+    return {name: values / sizes[name] * 100 for name, values in sums.items()}
 
 
-def table(name: str, row: dict[str, str]) -> str:
-    """A one-line table as text, its columns aligned."""
-    widths = [max(len(column), len(cell)) for column, cell in row.items()]
-    head = "  ".join(column.rjust(width) for column, width in zip(row, widths, strict=True))
-    cells = "  ".join(cell.rjust(width) for cell, width in zip(row.values(), widths, strict=True))
-    return f"{' ' * len(name)}  {head}\n{name}  {cells}"
-
-
-def csv_text(name: str, row: dict[str, str]) -> str:
-    """The same table as the official evaluator's csv file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([["", *row], [name, *row.values()]])
-    return text.getvalue()
+def frame(name: str, row: dict[str, str]) -> pandas.DataFrame:
+    """A table of one line, as the official evaluator prints and writes it."""
+    return needs("pandas", "eval").DataFrame([row], index=[name])
 
 
 def grade_path(folder: Path, name: str, judge: str, rounds: int) -> Path:
