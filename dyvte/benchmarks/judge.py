@@ -165,7 +165,7 @@ def judge(options: argparse.Namespace) -> None:
         {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
     )
     for file, row in zip(grading.csv_paths(path), totals.rows, strict=True):
-        write_whole(file, grading.frame(name, row).to_csv())
+        write_whole(file, grading.csv_text(name, row))
     print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
 
 

@@ -161,7 +161,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
 
 def report_of(name: str, totals: grading.Totals) -> str:
     """The two official tables, by capability and by exact combination of capabilities."""
-    return "\n".join(grading.frame(name, row).to_string() for row in totals.rows)
+    return "\n".join(grading.table(name, row) for row in totals.rows)
 
 
 def parts_of(totals: grading.Totals) -> dict[str, float]:

@@ -12,16 +12,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dyvte.benchmarks.files import read_annotations
 from dyvte.cli import needs
 from dyvte.io import write_whole
-
-if TYPE_CHECKING:
-    import pandas
 
 DECIMALS = 1
 TOTAL = "total"
@@ -83,9 +80,17 @@ def _percent(groups: dict[str, list[str]], grades: Grades, rounds: int) -> dict[
     return {name: values / sizes[name] * 100 for name, values in sums.items()}
 
 
-def frame(name: str, row: dict[str, str]) -> pandas.DataFrame:
-    """A table of one line, as the official evaluator prints and writes it."""
-    return needs("pandas", "eval").DataFrame([row], index=[name])
+def table(name: str, row: dict[str, str]) -> str:
+    """A one-line table as text, its columns aligned."""
+    widths = [max(map(len, cell)) for cell in row.items()]
+    head = "  ".join(column.rjust(width) for column, width in zip(row, widths, strict=True))
+    cells = "  ".join(cell.rjust(width) for cell, width in zip(row.values(), widths, strict=True))
+    return f"{' ' * len(name)}  {head}\n{name}  {cells}"
+
+
+def csv_text(name: str, row: dict[str, str]) -> str:
+    """The same table as the official evaluator's csv file."""
+    return needs("pandas", "eval").DataFrame([row], index=[name]).to_csv()
 
 
 def grade_path(folder: Path, name: str, judge: str, rounds: int) -> Path:

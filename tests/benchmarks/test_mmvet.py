@@ -13,7 +13,7 @@ import pytest
 from dyvte.benchmarks import mmvet
 from dyvte.benchmarks.mmvet_grades import (
     aggregate,
-    frame,
+    csv_text,
     grade_path,
     parse_score,
     source_path,
@@ -125,10 +125,10 @@ def test_last_digit_and_order_of_the_grade_file():
 def test_official_csv():
     scores = {"v1_0": [0.361] * 3, "v1_1": [0.361, 0.369, 0.365]}
     totals = aggregate({"v1_0": ["rec"], "v1_1": ["rec", "ocr"]}, grades_of(scores), 3)
-    assert frame("m_gpt-4", totals.rows[0]).to_csv() == (
+    assert csv_text("m_gpt-4", totals.rows[0]) == (
         ',rec,ocr,total,std,runs\nm_gpt-4,36.3,36.5,36.3,0.2,"[36.1, 36.5, 36.3]"\n'
     )
-    assert frame("m", totals.rows[1]).to_csv().startswith(",rec,rec_ocr,total,std,runs\nm,36.1,36.5,")
+    assert csv_text("m", totals.rows[1]).startswith(",rec,rec_ocr,total,std,runs\nm,36.1,36.5,")
 
 
 def test_nasty_answers(data, answer):
