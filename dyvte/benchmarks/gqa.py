@@ -103,9 +103,12 @@ def score_predictions(records: Records, predictions: dict[str, str], choices: Re
     consistency = consistency_of_correct(balanced, records, predictions)
     if consistency is not None:
         parts["consistency"] = 100 * consistency
-    for part, name in (("validity", "valid"), ("plausibility", "plausible")) if choices else ():
-        fits = [predictions.get(key) in _choices_of(balanced[key], choices[key], name) for key in balanced]
-        parts[part] = 100 * mean([*map(float, fits)])
+    if choices:
+        for part, name in (("validity", "valid"), ("plausibility", "plausible")):
+            fits = [
+                predictions.get(key) in _choices_of(balanced[key], choices[key], name) for key in balanced
+            ]
+            parts[part] = 100 * mean([*map(float, fits)])
     return parts
 
 

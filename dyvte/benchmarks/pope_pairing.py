@@ -79,11 +79,16 @@ class Outcome:
 
     def sum_up(self, labels: Labels) -> Outcome:
         """With the scores of all splits."""
-        cases = ((True, True), (True, False), (False, False), (False, True))
         for split in labels:
             said_yes, said_no = (self.replies[split, reply] for reply in (True, False))
-            counts = (self.pairs[split, reply, wanted] for reply, wanted in cases)
-            self.splits[split] = SplitScore(*counts, said_yes + said_no, said_yes)
+            self.splits[split] = SplitScore(
+                true_positive=self.pairs[split, True, True],
+                false_positive=self.pairs[split, True, False],
+                true_negative=self.pairs[split, False, False],
+                false_negative=self.pairs[split, False, True],
+                answers=said_yes + said_no,
+                said_yes=said_yes,
+            )
         return self
 
 

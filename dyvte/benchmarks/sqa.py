@@ -113,11 +113,12 @@ def judge(
     outcomes, remarks = [], []
     for name, problem in problems.items():
         answer = answers.get(name, {"text": FAILED, "prompt": NO_PROMPT})
-        prompt = answer.get("prompt") if isinstance(answer.get("prompt"), str) else NO_PROMPT
+        prompt = answer.get("prompt")
+        asked = prompt if isinstance(prompt, str) else NO_PROMPT
         letter = letter_of(answer["text"], options)
         index = index_of(letter, problem["choices"], options)
-        outcomes.append(Outcome(name, problem, letter, index, prompt, answer["text"]))
-        remarks += _remarks(outcomes[-1], name in answers, answer.get("prompt"))
+        outcomes.append(Outcome(name, problem, letter, index, asked, answer["text"]))
+        remarks += _remarks(outcomes[-1], name in answers, prompt)
     return outcomes, remarks
 
 
