@@ -24,7 +24,7 @@ from dyvte.engine.model import Batch
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
 from dyvte.study.files import read_study
-from dyvte.study.run import add_limit, build_parser, method_of, run_study
+from dyvte.study.run import build_parser, method_of, run_study
 from dyvte.study.stages import Stages, find_stages
 
 STUDY = "attention"
@@ -155,7 +155,6 @@ def describe(study: AttentionStudy) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = build_parser(arguments, "Measure the attention of every layer on a benchmark's questions.")
-    add_limit(parser)
     run(parser, lambda args: print(describe(measure_attention(args))), arguments)
 
 

@@ -25,7 +25,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.calibrate import supervise_own_answers
 from dyvte.engine.model import Batch
 from dyvte.study.files import read_study
-from dyvte.study.run import add_limit, build_parser, run_study
+from dyvte.study.run import build_parser, run_study
 
 STUDY = "oracle"
 
@@ -127,7 +127,6 @@ def describe(result: OracleStudy) -> str:
 def main(arguments: list[str] | None = None) -> None:
     about = "Find the earliest layer at which the image of each question could leave."
     parser = build_parser(arguments, about)
-    add_limit(parser)
     run(parser, lambda args: print(describe(find_oracle_exits(args))), arguments)
 
 
