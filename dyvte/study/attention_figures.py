@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from dyvte.cli import extra
-from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, note, styled
 from dyvte.report.titles import method_title, model_title, title_of
 from dyvte.study.attention import AttentionStudy
 from dyvte.study.stages import NAMES, Stages
@@ -74,17 +75,16 @@ def _shade(panel: Axes, stages: Stages, layers: int) -> None:
     edges = [-0.5, *(start - 0.5 for start in stages.starts), layers - 0.5]
     for number, (left, right) in enumerate(pairwise(edges)):
         panel.axvspan(left, right, color="black", alpha=0.03 + 0.03 * number, linewidth=0)
-        top, below = ((left + right) / 2, 1), {"xytext": (0, -3), "textcoords": "offset points"}
-        text = {"ha": "center", "va": "top", "fontsize": 8, "color": "#444"}
-        panel.annotate(str(number + 1), top, xycoords=("data", "axes fraction"), **below, **text)
+        look = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "color": "#444"}
+        note(panel, str(number + 1), ((left + right) / 2, 1), (0, -3), fontsize=8, **look)
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def _grid(studies: Sequence[AttentionStudy], heights: Sequence[float], names: Sequence[str]):
     """A figure with a titled column for each study and a row for each name, and its panels [row, column]."""
     columns = len(studies)
     size = max(5.2, 3.2 * columns), float(sum(heights)) + 0.8
-    shared = {"sharex": "col", "sharey": "row", "squeeze": False, "layout": "constrained"}
+    shared: dict[str, Any] = {"sharex": "col", "sharey": "row", "squeeze": False, "layout": "constrained"}
     figure, grid = pyplot.subplots(len(names), columns, figsize=size, height_ratios=heights, **shared)
     for panel, name in zip(grid[:, 0], names, strict=True):
         panel.set_ylabel(name)

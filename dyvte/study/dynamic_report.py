@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dyvte.cli import extra
-from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.plotting import BLUE, GREY, ORANGE, note, styled
 from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.report.titles import flops_unit, model_title, title_of
 
@@ -29,7 +29,11 @@ def markdown_of(result: Mapping[str, Any]) -> str:
     factor, unit = flops_unit([cost for scope in scopes.values() for cost in scope["fixed_costs"]])
     rows = [["Benchmark", "Method", "Score", unit, *COMPARED]]
     for name, scope in scopes.items():
-        baseline = {"label": "Baseline", "score": scope["fixed_scores"][-1], "cost": scope["fixed_costs"][-1]}
+        baseline: dict[str, Any] = {
+            "label": "Baseline",
+            "score": scope["fixed_scores"][-1],
+            "cost": scope["fixed_costs"][-1],
+        }
         for row in (baseline, *scope["rows"]):
             names = [title_of(name), row["label"], f"{row['score']:.2f}", f"{factor * row['cost']:.3g}"]
             rows.append([*names, *(_text(row.get(key)) for key in COMPARED.values())])
@@ -71,7 +75,7 @@ def _text(found: Mapping[str, float] | str | None) -> str:
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def figure_of(result: Mapping[str, Any]) -> Figure:
     """Score against cost, one panel for each scope: fixed exits, thresholds of the gates, the others, the oracle."""
     scopes = result["scopes"]
@@ -97,13 +101,13 @@ def figure_of(result: Mapping[str, Any]) -> Figure:
 def _draw(panel: Axes, scope: Mapping[str, Any], factor: float) -> None:
     fixed = [factor * cost for cost in scope["fixed_costs"]], scope["fixed_scores"]
     panel.plot(*fixed, "o-", color=GREY, markersize=3, linewidth=1, label="one exit layer for all")
-    below = {"xytext": (2, -8), "textcoords": "offset points", "fontsize": 6, "color": GREY}
-    for layer, *point in zip(scope["layers"], *fixed, strict=True):
-        panel.annotate(layer, point, **below)
+    for layer, cost, score in zip(scope["layers"], *fixed, strict=True):
+        note(panel, layer, (cost, score), (2, -8), fontsize=6, color=GREY)
     gates = sorted((factor * row["cost"], row["score"]) for row in scope["rows"] if row["method"] == "dyvte")
     if gates:
-        line = {"color": ORANGE, "markersize": 9, "linewidth": 1}
-        panel.plot(*zip(*gates, strict=True), "*-", **line, label="DyVTE, by threshold")
+        costs, scores = zip(*gates, strict=True)
+        label = "DyVTE, by threshold"
+        panel.plot(costs, scores, "*-", color=ORANGE, markersize=9, linewidth=1, label=label)
     others = [row for row in scope["rows"] if row["method"] not in ("dyvte", "oracle")]
     oracles = [row for row in scope["rows"] if row["method"] == "oracle"]
     for markers, color, shown in (("svP^X<>hp", BLUE, others), ("Dd", "black", oracles)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dyvte.cli import extra
-from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
+from dyvte.report.plotting import BLUE, GREY, ORANGE, styled
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import BASELINE, model_title, title_of
 from dyvte.study.oracle import OracleStudy
@@ -17,7 +17,7 @@ with extra("study"):
     from matplotlib.ticker import MaxNLocator
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[OracleStudy] = ()) -> Figure:
     """One panel for each model and benchmark.
 
@@ -48,8 +48,8 @@ def _draw(panel: Axes, records: Sequence[ResultRecord], oracle: OracleStudy | No
     layers, scores = zip(
         *sorted((int(r.settings["exit_layer"]), r.score) for r in records if r.method == "fixed"), strict=True
     )
-    grey = {"color": GREY, "markersize": 4, "linewidth": 1}
-    panel.plot(layers, scores, "o-", **grey, label="same layer for all questions")
+    label = "same layer for all questions"
+    panel.plot(layers, scores, "o-", color=GREY, markersize=4, linewidth=1, label=label)
     baselines = [r for r in records if r.method == BASELINE]
     for record in baselines[:1]:
         panel.axhline(record.score, color="black", linestyle="--", linewidth=1, label="baseline, no exit")

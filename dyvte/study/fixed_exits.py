@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -75,8 +76,8 @@ def score_layer(args: argparse.Namespace, layer: int, answers: Path) -> None:
     benchmark, command = get_benchmark(args.name), ["python -m dyvte.study.fixed_exits", *sys.argv[1:]]
     settings = {"exit_layer": str(layer), "conv_mode": args.conv_mode}
     settings |= {name: str(getattr(args, name)) for name in ("batch_size", "temperature")}
-    asked = {"model": args.model_path, "method": "fixed", "settings": settings, "command": " ".join(command)}
-    record, score = make_record(benchmark, args.data_dir, answers, **asked)
+    how: dict[str, Any] = {"method": "fixed", "settings": settings, "command": " ".join(command)}
+    record, score = make_record(benchmark, args.data_dir, answers, model=args.model_path, **how)
     record.write(answers.with_name("record.json"))
     write_scores(score, answers.with_name("scores.json"))
     print(f"{benchmark.title}, exit after layer {layer}: {record.score:.2f}")

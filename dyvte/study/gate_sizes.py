@@ -28,7 +28,7 @@ from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.plotting import GREY, STYLE, number_point
+from dyvte.report.plotting import GREY, number_point, styled
 from dyvte.report.record import ResultRecord, read_records
 from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.report.titles import title_of
@@ -186,7 +186,7 @@ def table(result: dict) -> str:
     return to_markdown(rows) + "\n" + note
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def figure_of(result: dict) -> Figure:
     """Scores, where there are any, and kept answers against FLOPs; kept answers at equal FLOPs against bytes.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dyvte.cli import extra, run
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
-from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, number_point, save
+from dyvte.report.plotting import BLUE, GREY, ORANGE, number_point, save, styled
 from dyvte.report.record import read_records, records_parser
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit
 
@@ -38,7 +38,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not dominated(*point)), key=lambda i: points[i])
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def figure_of(results: Sequence[MethodResult]) -> Figure:
     """Average score (or, of one benchmark, its score) against TFLOPs of the whole prefill.
 
@@ -61,9 +61,9 @@ def figure_of(results: Sequence[MethodResult]) -> Figure:
         method = chosen[index].method
         ours = "dyvte" in method.split("+")
         color = ORANGE if ours else "black" if method == BASELINE else BLUE
-        look = {"color": color, "markerfacecolor": color if index in front else "white"}
-        marker, size, label = "*" if ours else "o", 11 if ours else 6, f"{number}  {chosen[index].label}"
-        panel.plot(*points[index], marker, **look, markersize=size, label=label)
+        marker, size = ("*", 11) if ours else ("o", 6)
+        face, label = color if index in front else "white", f"{number}  {chosen[index].label}"
+        panel.plot(*points[index], marker, color=color, markerfacecolor=face, markersize=size, label=label)
         number_point(panel, points[index], [number], distance=7, fontsize=7, color=color)
     panel.margins(0.08)
     panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")

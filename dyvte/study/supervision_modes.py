@@ -28,7 +28,7 @@ from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.store import StateStore
-from dyvte.report.plotting import BLUE, ORANGE, STYLE
+from dyvte.report.plotting import BLUE, ORANGE, styled
 from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.study.files import write_result
 from dyvte.study.gate_grid import fit_once
@@ -139,18 +139,20 @@ def _runs_of(result: dict[str, Any], mode: str, epochs: int) -> list[dict[str, A
     return [run for run in result["runs"] if (run["mode"], run["epochs"]) == (mode, epochs)]
 
 
-def _with_range(values: Sequence[float | None]) -> str:
-    if None in values:
+def _with_range(found: Sequence[float | None]) -> str:
+    """The mean, the least and the most; nothing where a value is missing."""
+    values = [value for value in found if value is not None]
+    if len(values) < len(found):
         return NOTHING
     return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 
-@pyplot.rc_context(STYLE)
+@styled
 def figure_of(result: dict[str, Any]) -> Figure:
     """Changed answers against saved FLOPs, one line for each fit: by color how it learnt, by panel for how long."""
     lengths = list(dict.fromkeys(run["epochs"] for run in result["runs"]))
-    size, shared = (4.2 * len(lengths) + 0.6, 3.6), {"sharey": True, "squeeze": False}
-    figure, grid = pyplot.subplots(1, len(lengths), figsize=size, layout="constrained", **shared)
+    shape: dict[str, Any] = {"sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, grid = pyplot.subplots(1, len(lengths), figsize=(4.2 * len(lengths) + 0.6, 3.6), **shape)
     half = result["thresholds"].index(0.5)
     for panel, epochs in zip(grid[0], lengths, strict=True):
         for (mode, label), color in zip(MODES.items(), (ORANGE, BLUE), strict=True):

@@ -27,10 +27,11 @@ def build(
     vocabulary: int, hidden: int = 128, layers: int = 20, heads: int = 4, width: int = 352
 ) -> LlamaForCausalLM:
     """A Llama with fresh weights; seed torch before for reproducible ones."""
-    shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads}
-    sizes = {"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": width}
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
-    config = LlamaConfig(**shape, **sizes, **tokens, max_position_embeddings=512, rms_norm_eps=1e-5)
+    shape: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    shape |= {"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": width}
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    others: dict[str, Any] = {"max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+    config = LlamaConfig(num_hidden_layers=layers, tie_word_embeddings=False, **shape, **tokens, **others)
     model = LlamaForCausalLM(config)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

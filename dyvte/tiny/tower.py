@@ -38,9 +38,9 @@ _CLASSES = (11, len(COLORS) + 1)
 
 def build(hidden: int, layers: int, heads: int, patch: int) -> CLIPVisionModel:
     """A fresh tower for 72-pixel images."""
-    shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "patch_size": patch}
-    widths = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "projection_dim": hidden}
-    config = CLIPVisionConfig(**shape, **widths, image_size=IMAGE_SIZE, hidden_act="gelu")
+    shape: dict[str, Any] = {"num_hidden_layers": layers, "num_attention_heads": heads, "patch_size": patch}
+    shape |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "projection_dim": hidden}
+    config = CLIPVisionConfig(**shape, image_size=IMAGE_SIZE, hidden_act="gelu")
     tower = CLIPVisionModel(config)
     _initialize(tower)
     return tower
