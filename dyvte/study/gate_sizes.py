@@ -79,28 +79,21 @@ def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
     return Outcomes(torch.stack(chances).numpy(), (agreement == 1).T.numpy(), costs)
 
 
-def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None = None) -> dict:
+def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float) -> dict:
     """Size, cost and kept answers of one set of gates.
 
     Args:
-        budget: mean FLOPs to compare at; those of these gates at the threshold 0.5 by default.
+        budget: mean FLOPs to compare at.
     """
     of_gates = gates.flops_to(gates.num_layers - 1)
     full = float(outcomes.costs[-1].mean()) - of_gates
-    budget = outcomes.cost(THRESHOLD) if budget is None else budget
 
-    def point(threshold: float | None) -> dict[str, float] | None:
-        return (
-            threshold
-            if threshold is None
-            else {
-                "threshold": threshold,
-                "kept": 1 - outcomes.changed(threshold) / outcomes.kept.shape[1],
-                "flops": outcomes.cost(threshold) / full,
-                "exit_layer": float(outcomes.exits(threshold).mean()),
-            }
-        )
+    def at(threshold: float) -> dict[str, float]:
+        kept = 1 - outcomes.changed(threshold) / outcomes.kept.shape[1]
+        exits, cost = outcomes.exits(threshold), outcomes.cost(threshold)
+        return {"threshold": threshold, "kept": kept, "flops": cost / full, "exit_layer": float(exits.mean())}
 
+    equal = highest_within(outcomes, budget)
     parameters = list(gates.parameters())
     return {
         "name": name,
@@ -108,8 +101,8 @@ def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | 
         "parameters": sum(value.numel() for value in parameters),
         "bytes": sum(value.numel() * value.element_size() for value in parameters),
         "gate_flops": of_gates / full,
-        "at_half": point(THRESHOLD),
-        "at_budget": point(highest_within(outcomes, budget)),
+        "at_half": at(THRESHOLD),
+        "at_budget": None if equal is None else at(equal),
     }
 
 

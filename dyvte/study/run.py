@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches, question_parser
 from dyvte.gates.exit import LearnedExit
-from dyvte.provenance import git_state, hardware, sha256_of, versions
+from dyvte.provenance import sha256_of
+from dyvte.report.record import Scoring
 from dyvte.study.files import StudyWriter
 
 
@@ -145,7 +146,6 @@ def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
 
 def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
     """Where a study's numbers come from: the loaded model, benchmark, data, code and machine."""
-    commit, dirty = git_state()
     handle = handle_of(model)
     return {
         "model": args.model_path,
@@ -153,11 +153,7 @@ def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "conv_mode": (handle.run.template if handle is not None else None) or args.conv_mode,
         "batch_size": args.batch_size,
-        "commit": commit,
-        "dirty": dirty,
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware(),
+        **asdict(Scoring.here()),
         "data_sha256": sha256_of([Path(args.question_file)], args.data_dir),
     }
