@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable
+from dataclasses import replace
 
+from accelerate import PartialState
 from transformers import PretrainedConfig
 
+from dyvte.decoding.attach import run_info
+from dyvte.decoding.sharding import shard_layers
 from dyvte.engine.model import ChatModel, ModelOptions
 from dyvte.families.base import REFUSED
 
@@ -66,6 +70,13 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
 
     Raises:
         FileNotFoundError: a file of the model is missing.
-        ValueError: there is no such family or template, or the checkpoint is not of this family.
+        ValueError: there is no such family or template, the checkpoint is not of this family, or
+            ``options.shard_model`` is set where processes cannot share the model.
     """
-    return find_opener(family or family_of(options.model_path, options.model_base))(options)
+    chat = find_opener(family or family_of(options.model_path, options.model_base))(options)
+    if options.shard_model:
+        shard_layers(chat.model, PartialState(cpu=options.device == "cpu").device)
+        if chat.handle is not None:
+            chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
+            chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
+    return chat
