@@ -1,7 +1,7 @@
 """A decoder that several processes hold together, for models larger than one card.
 
-Each process holds an equal part of every decoder layer, and the rest of the model whole. A layer is gathered before it
-runs and given up after it (FSDP2), so that the loop and the model's own code stay as they are.
+Each process holds an equal part of every decoder layer, and the rest of the model whole. A layer is gathered before
+it runs and given up after it (FSDP2), so that the loop and the model's own code stay as they are.
 
 Gathering takes all processes, so they go through the layers in step. A pass over the layers calls each of them once,
 wherever samples exit and however many there are; but processes may need different numbers of passes, because answers
@@ -47,7 +47,9 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
     model.requires_grad_(False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)  # moves it to the device, one layer at a time
+        fully_shard(
+            layer, mesh=mesh, reshard_after_forward=True
+        )  # moves it to the device, one layer at a time
     model.to(device)
 
     def say_so(*_: object) -> None:

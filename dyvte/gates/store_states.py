@@ -4,8 +4,8 @@
 
 ``dyvte.gates.fit`` then fits gates without the model. An interrupted pass resumes with the missing shards; a store of
 another model, other data or other settings is refused. Several processes write one store together, under torchrun or
-started one by one on any machines: each takes a shard that nobody has. ``--attention`` also stores attention statistics
-(Table 6 of the paper). Each record is read with all its turns, so use what ``dyvte.gates.sample`` draws.
+started one by one on any machines: each takes a shard that nobody has. ``--attention`` also stores attention
+statistics (Table 6 of the paper). Each record is read with all its turns, so use what ``dyvte.gates.sample`` draws.
 """
 
 from __future__ import annotations
