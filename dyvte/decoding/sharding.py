@@ -46,11 +46,11 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
         )
     model.requires_grad_(False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for layer in layers:
-        fully_shard(
-            layer, mesh=mesh, reshard_after_forward=True
-        )  # moves it to the device, one layer at a time
+    for layer in layers:  # each goes to the device whole, and its part stays
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     model.to(device)
+    # buffers of a first gathering in inference mode could not be used outside of it
+    _gather_in_turn(model)
 
     def say_so(*_: object) -> None:
         _count_passes(1, device)
@@ -73,12 +73,16 @@ def in_step(model: nn.Module) -> Generator[None]:
     yield
     if not is_sharded(model):
         return
-    layers = adapter_for(model).decoder(model).layers
     device = next(model.parameters()).device
     while int(_count_passes(0, device)):
-        for layer in cast("list[FSDPModule]", layers):
-            layer.unshard()
-            layer.reshard()
+        _gather_in_turn(model)
+
+
+def _gather_in_turn(model: nn.Module) -> None:
+    """What a pass over the layers asks of a process that has nothing to compute."""
+    for layer in cast("list[FSDPModule]", adapter_for(model).decoder(model).layers):
+        layer.unshard()
+        layer.reshard()
 
 
 def _count_passes(own: int, device: torch.device) -> Tensor:
