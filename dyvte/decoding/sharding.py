@@ -24,6 +24,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from dyvte.families.base import adapter_for
 
 
+def check_processes() -> None:
+    """Raise ValueError when this is the only process."""
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        raise ValueError(
+            "one process alone cannot share a model: start several with "
+            "`python -m torch.distributed.run --nproc_per_node N -m ...`"
+        )
+
+
 def shard_layers(model: nn.Module, device: torch.device) -> None:
     """Keep this process's part of each decoder layer on ``device``, and all else of the model whole.
 
@@ -34,11 +43,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
     Raises:
         ValueError: this is the only process, or weights are quantized.
     """
-    if not dist.is_initialized() or dist.get_world_size() < 2:
-        raise ValueError(
-            "one process alone cannot share a model: start several with "
-            "`python -m torch.distributed.run --nproc_per_node N -m ...`"
-        )
+    check_processes()
     layers = adapter_for(model).decoder(model).layers
     if any(not parameter.is_floating_point() for parameter in layers.parameters()):
         raise ValueError(

@@ -14,11 +14,12 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from accelerate import PartialState
 from transformers import PretrainedConfig
 
 from dyvte.decoding.attach import run_info
-from dyvte.decoding.sharding import shard_layers
+from dyvte.decoding.sharding import check_processes, shard_layers
 from dyvte.engine.model import ChatModel, ModelOptions
 from dyvte.families.base import REFUSED
 
@@ -73,10 +74,15 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
         ValueError: there is no such family or template, the checkpoint is not of this family, or
             ``options.shard_model`` is set where processes cannot share the model.
     """
-    chat = find_opener(family or family_of(options.model_path, options.model_base))(options)
-    if options.shard_model:
-        shard_layers(chat.model, PartialState(cpu=options.device == "cpu").device)
-        if chat.handle is not None:
-            chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
-            chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
+    opener = find_opener(family or family_of(options.model_path, options.model_base))
+    if not options.shard_model:
+        return opener(options)
+    kind = torch.device(options.device).type  # which GPU follows from the process
+    process = PartialState(cpu=kind == "cpu")
+    check_processes()
+    chat = opener(replace(options, device=kind))
+    shard_layers(chat.model, process.device)
+    if chat.handle is not None:
+        chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
+        chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
     return chat

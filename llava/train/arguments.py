@@ -77,6 +77,8 @@ class TrainingArguments(options.TrainingArguments):
         if self.device_map not in (None, "auto"):
             raise ValueError(f"--device_map must be auto, or left out; got {self.device_map!r}")
         super().__post_init__()
+        if self.device_map and self.n_gpu > 1:
+            self._n_gpu = 1  # else the Trainer copies the gates to every GPU
 
     @property
     def weights_dtype(self) -> torch.dtype:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from dyvte.cli import extra
-from dyvte.decoding.sharding import shard_layers
+from dyvte.decoding.sharding import check_processes, shard_layers
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
@@ -40,9 +40,6 @@ def load_model(
     fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
     fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
     quantization: dict[str, Any] = {}
-    if training_args.device_map:
-        quantization["device_map"] = training_args.device_map
-        training_args._n_gpu = 1  # the Trainer would copy the gates to every GPU
     if training_args.bits != 16:
         quantization["device_map"] = {"": training_args.device}
         quantization["quantization_config"] = quantization_config(
@@ -52,6 +49,8 @@ def load_model(
             training_args.quant_type,
             skip_modules=["mm_projector", "lm_head"],
         )
+    if training_args.device_map:
+        quantization["device_map"] = training_args.device_map
     model = model_class.from_pretrained(
         name,
         config=config_class.from_dict(fields),
@@ -153,6 +152,10 @@ def check_sharding(training_args: TrainingArguments) -> None:
             "--device_map spreads the frozen model over the GPUs of one process: leave it out where several "
             "processes run, and pass --shard_model True if the model is larger than one GPU"
         )
+    if training_args.shard_model:
+        check_processes()
+        if training_args.bits != 16:
+            raise ValueError("--shard_model takes weights in 16 bits or more: leave --bits out")
 
 
 def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
