@@ -44,7 +44,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
         ValueError: this is the only process, or weights are quantized.
     """
     check_processes()
-    layers = adapter_for(model).decoder(model).layers
+    layers = cast(nn.ModuleList, adapter_for(model).decoder(model).layers)
     if any(not parameter.is_floating_point() for parameter in layers.parameters()):
         raise ValueError(
             "quantized weights cannot be shared by processes: load the model in 16 bits, or in one process"
@@ -60,7 +60,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
     def say_so(*_: object) -> None:
         _count_passes(1, device)
 
-    cast(nn.Module, layers[0]).register_forward_pre_hook(say_so, prepend=True)  # before the layer is gathered
+    layers[0].register_forward_pre_hook(say_so, prepend=True)  # before the layer is gathered
 
 
 def is_sharded(model: nn.Module) -> bool:

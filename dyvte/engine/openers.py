@@ -78,10 +78,11 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
     if not options.shard_model:
         return opener(options)
     kind = torch.device(options.device).type  # which GPU follows from the process
-    process = PartialState(cpu=kind == "cpu")
+    device = PartialState(cpu=kind == "cpu").device
+    assert device is not None
     check_processes()
     chat = opener(replace(options, device=kind))
-    shard_layers(chat.model, process.device)
+    shard_layers(chat.model, device)
     if chat.handle is not None:
         chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
         chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
