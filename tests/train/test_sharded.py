@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dyvte import ExitGates
 from dyvte.gates import store_states
-from dyvte.gates.store import StateStore
+from dyvte.gates.store import Manifest, StateStore, StoreWriter
 from llava.train.train import train
 from tests.train.test_gate_runs import assert_same, gate_flags
 from tests.train.test_state_store import content, store_flags
@@ -168,3 +169,16 @@ def test_processes_that_share_the_model_answer_the_same(llava_model, tmp_path):
 def test_what_cannot_be_sharded_is_refused(more, message, llava_model, instruction_data, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(argv=gate_flags(llava_model, instruction_data, tmp_path, *more))
+
+
+def test_a_shard_is_claimed_once(tmp_path):
+    fields = {"model": "m", "data": "d", "settings": {}, "states": ["last_text"], "dtype": "float32"}
+    manifest = Manifest(**fields, num_layers=1, hidden_size=1, samples=5, shard_size=2)
+    first, second = (StoreWriter(tmp_path, manifest) for _ in range(2))
+    mine, theirs = first.claims(), second.claims()
+    assert next(mine) == (0, range(2)) and next(theirs) == (1, range(2, 4))
+    theirs.close()  # as when its process ends without writing
+    assert next(mine) == (1, range(2, 4))
+    first.write(1, {"index": torch.zeros(0)})
+    assert next(mine) == (2, range(4, 5)) and [number for number, _ in second.claims()] == [0]
+    assert list(mine) == [] and not list(tmp_path.glob(".states-*"))
