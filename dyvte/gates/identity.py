@@ -64,6 +64,8 @@ _WITHOUT_EFFECT = (
     ),
     *(
         "use_cpu",
+        "shard_model",
+        "device_map",
         "no_cuda",
         "local_rank",
         "deepspeed",
