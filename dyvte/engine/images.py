@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import urllib.request
 import warnings
@@ -39,15 +40,18 @@ def load_image(source: str | Path, folder: str | Path | None = None) -> Image.Im
 
 
 def path_inside(folder: str | Path, name: str) -> Path:
-    """The path of a file named relative to a folder.
+    """The path of a file named relative to a folder, by its name alone: symbolic links in the folder are followed,
+    wherever they lead, because whoever owns the folder placed them.
 
     Raises:
         ValueError: when the name leads out of the folder.
     """
-    folder = Path(folder)
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"image path {name!r} leaves the image folder {folder}, so it is not read")
+    path = Path(os.path.normpath(Path(folder).absolute() / name))
+    if not path.is_relative_to(os.path.normpath(Path(folder).absolute())):
+        raise ValueError(
+            f"image {name!r} leads out of the image folder {folder}, so it is not read; to allow it, place a symbolic "
+            "link in the folder and name that, or choose a folder above"
+        )
     return path
 
 

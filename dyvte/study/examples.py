@@ -32,6 +32,7 @@ from dyvte.study.run import (
     add_limit,
     build_parser,
     method_of,
+    downloaded,
     open_with_policy,
     provenance,
     read_items,
@@ -96,10 +97,11 @@ def collect(args: argparse.Namespace) -> Path:
     if args.rounds < 1:
         raise ValueError(f"--rounds must be positive, got {args.rounds}")
     items, image_folder = read_items(args)
+    answerer = downloaded(args)
     path, digest = args.output / f"{STUDY}.json", settings_digest(args)
     if has_settings(path, digest):
         return path
-    answerer = open_with_policy(args)
+    answerer = answerer or open_with_policy(args)
     if answerer.handle is None or not answerer.exits:
         raise ValueError("Examples compare with an exit: pass --gates, or --method fixed with --exit-layer.")
     policies = {"without": NoExit(), "with": answerer.handle.policy}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from dyvte.benchmarks import Benchmark, get_benchmark
 from dyvte.cli import run
 from dyvte.decoding.policy import FixedExit
 from dyvte.engine.answer import Answerer
-from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.answers_file import AnswersFile, describe_run
 from dyvte.engine.model import model_name_of
 from dyvte.engine.questions import Item
 from dyvte.engine.run import answer_line, prepared_batches
@@ -30,7 +31,7 @@ from dyvte.study.run import build_parser, open_with_policy, read_items
 
 def answer_at_layers(
     answerer: Answerer,
-    items: list[Item],
+    items: Sequence[Item],
     files: dict[int, AnswersFile],
     image_folder: str,
     batch_size: int,
@@ -65,7 +66,7 @@ def sweep(args: argparse.Namespace) -> None:
         files = {}
         for layer in layers:
             path = args.output / f"exit{layer}" / "merge.jsonl"
-            file = AnswersFile(str(path), run_settings(_of_layer(args, layer)), model_name, items)
+            file = AnswersFile(str(path), describe_run(_of_layer(args, layer)), model_name, items)
             files[layer] = stack.enter_context(file)
         answer_at_layers(answerer, items, files, image_folder, args.batch_size, model_name)
     for layer in layers:

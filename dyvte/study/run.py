@@ -17,7 +17,7 @@ from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.decoding.attach import handle_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answer import Answerer
-from dyvte.engine.answers_file import run_settings
+from dyvte.engine.answers_file import has_checkpoints, run_settings
 from dyvte.engine.model import Batch
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
@@ -53,7 +53,7 @@ def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> No
     )
 
 
-def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
+def read_items(args: argparse.Namespace) -> tuple[Sequence[Item], str]:
     """The questions that ``args`` ask for, all usable, and the folder of their images. Sets ``args.question_file``.
 
     Raises:
@@ -68,7 +68,7 @@ def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
     return items, folder
 
 
-def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
+def evenly_spaced(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     """``limit`` of the items, evenly spaced; all of them without a limit, or when there are fewer.
 
     Raises:
@@ -100,6 +100,11 @@ def open_with_policy(args: argparse.Namespace) -> Answerer:
     return answerer
 
 
+def downloaded(args: argparse.Namespace) -> Answerer | None:
+    """The model, where it has to be downloaded first: its settings are known once it is there. Else None."""
+    return None if has_checkpoints(args) else open_with_policy(args)
+
+
 def run_study(
     args: argparse.Namespace,
     study: str,
@@ -117,10 +122,11 @@ def run_study(
         FileNotFoundError, ValueError: files are missing or settings do not fit.
     """
     items, image_folder = read_items(args)
+    answerer = downloaded(args)
     writer = StudyWriter(args.output, study, settings_digest(args))
     if writer.complete:
         return
-    answerer = open_with_policy(args)
+    answerer = answerer or open_with_policy(args)
     manifest = prepare(answerer)
     with tqdm(total=len(items), initial=writer.kept, desc=f"{args.name}: {study}", unit="q") as progress:
         for asked, batch in prepared_batches(
