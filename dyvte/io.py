@@ -85,9 +85,14 @@ def check_encoding(start: bytes, path: str | Path) -> None:
     Raises:
         ValueError: it begins with a byte-order mark, or is a Git LFS pointer.
     """
+    check_pointer(start, path)
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             raise ValueError(f"{path} is {encoding}: save it as UTF-8 without a byte-order mark")
+
+
+def check_pointer(start: bytes, path: str | Path) -> None:
+    """Raise ValueError where a file's first bytes say that it is a Git LFS pointer."""
     if start.startswith(_LFS_POINTER):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
 
