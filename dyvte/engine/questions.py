@@ -219,6 +219,16 @@ def naming(item: Item) -> Generator[None]:
         raise ValueError(f"{item.name}: {error}") from error
 
 
+@contextmanager
+def naming_all(items: Sequence[Item]) -> Generator[None]:
+    """A ValueError in the block, which answers a batch, begins with the name of its question, or of the first."""
+    try:
+        yield
+    except ValueError as error:
+        others = f" or one of the {len(items) - 1} after it" if len(items) > 1 else ""
+        raise ValueError(f"{items[0].name}{others}: {error}") from error
+
+
 def _check(item: Item, folder: str | Path) -> None:
     question_id, text = item.head["question_id"], item.text
     if isinstance(question_id, bool) or not isinstance(question_id, (str, int, float)):
