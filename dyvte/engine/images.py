@@ -80,8 +80,8 @@ def path_inside(folder: str | Path, name: str) -> Path:
     path = Path(os.path.normpath(Path(folder).absolute() / name))
     if not path.is_relative_to(os.path.normpath(Path(folder).absolute())):
         raise ValueError(
-            f"image {name!r} leads out of the image folder {folder}, so it is not read; to allow it, place a symbolic "
-            "link in the folder and name that, or choose a folder above"
+            f"image {name!r} leads out of the image folder {folder}, so it is not read; to allow it, place a "
+            "symbolic link in the folder and name that, or choose a folder above"
         )
     return path
 
@@ -108,8 +108,8 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
 
 
 def decode_image(file: Path | IO[bytes], name: str) -> Image.Image:
-    """Read an image file as RGB; ``name`` says in errors which one it is. Of more than :data:`KEPT_PIXELS`, it is made
-    smaller by a whole factor.
+    """Read an image file as RGB; ``name`` says in errors which one it is. Of more than :data:`KEPT_PIXELS`, it is
+    reduced by a whole factor.
 
     Raises:
         ValueError: when it is not a whole image, or is too large or too elongated.

@@ -1,6 +1,6 @@
 """A JSON-lines file of any size as a sequence: a line is read and parsed when it is asked for.
 
-What is held is where each line begins and ends, 24 bytes a line: a million questions take as much memory as one image.
+What is held is where each line begins and ends, 24 bytes a line: a million questions take as much as one image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ U = TypeVar("U")
 
 
 class JsonLines(Sequence[T], Generic[T]):
-    """The lines of a file that are not blank. Only a line feed ends a line: strings in JSON may hold U+2028 and others.
+    """The lines of a file that are not blank. Only a line feed ends one: strings in JSON may hold U+2028 and others.
 
     Slices are sequences of the same kind. Several threads may read at once.
 
@@ -66,7 +66,7 @@ class JsonLines(Sequence[T], Generic[T]):
 
 
 def _line_bounds(file: Any) -> NDArray[np.int64]:
-    """(lines, 3) of a binary file: first byte, byte behind the last one, and number, of each line that is not blank."""
+    """(lines, 3): first byte, byte behind the last one, and number, of each line that is not blank."""
     bounds, at = [], 0
     parts: list[NDArray[np.int64]] = []
     for number, line in enumerate(file, 1):

@@ -48,7 +48,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings of the method, such as k=3 r=0.5; fastv.r=0.5 where several methods have r",
     )
-    parser.add_argument("--gates", type=os.path.expanduser, help="folder with gates; default: the checkpoint's own")
+    parser.add_argument(
+        "--gates", type=os.path.expanduser, help="folder with gates; default: the checkpoint's own"
+    )
     parser.add_argument(
         "--threshold",
         type=float,

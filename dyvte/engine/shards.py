@@ -4,8 +4,8 @@
     python -m dyvte.engine.shards OUT --chunks N --shards none
 
 COMMAND is a command line that answers (``python -m llava.eval.model_vqa_loader ...``); every shard gets its place in
-the file and writes ``OUT/{N}_{shard}.jsonl``. By default all shards run here, and ``OUT/merge.jsonl`` gets their answers in
-the order of the questions. With ``--shards``, other machines run the others, and ``--shards none`` merges in the end.
+the file and writes ``OUT/{N}_{shard}.jsonl``. By default all shards run here, and ``OUT/merge.jsonl`` gets their
+answers in the order of the questions. With ``--shards``, other machines run the others, and ``--shards none`` merges in the end.
 A shard that died goes on, on any machine, when its command is started again.
 """
 
@@ -98,7 +98,9 @@ def merge(out: Path, chunks: int) -> Path:
     problems: list[str] = []
     for shard, (file, run) in enumerate(zip(files, runs, strict=True)):
         if run is None or first is None:
-            problems.append(f"shard {shard} is missing" if not file.is_file() else f"{marker_of(file)} is missing")
+            problems.append(
+                f"shard {shard} is missing" if not file.is_file() else f"{marker_of(file)} is missing"
+            )
         elif unlike := difference(run.without_shard, first.without_shard):
             problems.append(f"shard {shard} is of another run ({unlike} differ)")
         elif (found := _count_lines(file)) != run.questions:

@@ -31,8 +31,8 @@ from dyvte.study.files import has_settings
 from dyvte.study.run import (
     add_limit,
     build_parser,
-    method_of,
     downloaded,
+    method_of,
     open_with_policy,
     provenance,
     read_items,

@@ -33,7 +33,9 @@ def main(args) -> None:
             prompt = chat.prompt(question, history)
             print(f"{model}: ", end="", flush=True)
             (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
-        except ValueError as error:  # of this turn alone: <image> typed once more, or the chat has become too long
+        except (
+            ValueError
+        ) as error:  # of this turn alone: <image> typed once more, or the chat has become too long
             print(f"[not asked: {error}]")
             continue
         history.append((question, answer.text))

@@ -48,10 +48,13 @@ def test_a_kill_while_answers_are_moved_aside_loses_none(tmp_path, monkeypatch, 
     answer = {"question_id": 1, "prompt": "What?", "model_id": "m", "text": "red"}
     with AnswersFile(str(path), {"k": "1"}, "m", items) as file:
         file.write([answer])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        with AnswersFile(str(path), {"k": "2"}, "m", items) as file:
-            patch.setattr(step, killed)
-            file.write([answer])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(KeyboardInterrupt),
+        AnswersFile(str(path), {"k": "2"}, "m", items) as file,
+    ):
+        patch.setattr(step, killed)
+        file.write([answer])
     (held,) = [file for file in tmp_path.glob("a*.jsonl") if file.read_bytes()]
     assert json.loads(held.read_text()) == answer
     if held == path:

@@ -17,9 +17,10 @@ from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.engine import run
 from dyvte.engine.answer import Answerer
 from dyvte.engine.questions import JSON_LINES
+from tests.fixtures.checkpoints import CORPUS
 
 STATUS = Path("/proc/self/status")
-WORDS = "What colour is the ball how many digits are there red three four five".split()
+WORDS = CORPUS[1].split()
 
 
 def resident_megabytes() -> float:
@@ -30,7 +31,9 @@ def resident_megabytes() -> float:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="reads Linux's figures of memory")
-@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize(
+    "count", [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+)
 def test_memory_stays_flat(checkpoint, tmp_path, monkeypatch, capsys, count):
     chance = random.Random(0)
     for index in range(8):
@@ -54,7 +57,9 @@ def test_memory_stays_flat(checkpoint, tmp_path, monkeypatch, capsys, count):
         return answers
 
     monkeypatch.setattr(Answerer, "complete", measured)
-    flags = f"--model-path {checkpoint} --question-file {tmp_path}/q.jsonl --image-folder {tmp_path} --device cpu"
+    flags = (
+        f"--model-path {checkpoint} --question-file {tmp_path}/q.jsonl --image-folder {tmp_path} --device cpu"
+    )
     flags += f" --answers-file {tmp_path}/a.jsonl --conv-mode vicuna_v1 --temperature 0 --max_new_tokens 6"
     flags += f" --gates {tmp_path}/gates --batch-size 4"
     args: argparse.Namespace = run.question_parser(JSON_LINES).parse_args(flags.split())

@@ -163,7 +163,9 @@ def test_prompts_that_would_lose_their_question_are_refused(checkpoint, image_fi
     given = ["--model-path", model, "--query", "red", "--temperature", 0, "--max_new_tokens", 2, "--sep", "|"]
     given += ["--conv-mode", "plain"]
     ask([*given, "--image-file", image_file])
-    with pytest.raises(ValueError, match="a prompt of .* tokens, of which 80 are of images, is longer than 60"):
+    with pytest.raises(
+        ValueError, match="a prompt of .* tokens, of which 80 are of images, is longer than 60"
+    ):
         ask([*given, "--image-file", "|".join([str(image_file)] * 20)])
 
 

@@ -52,7 +52,11 @@ def encoded():
 
 
 changes = st.lists(
-    st.tuples(st.sampled_from(["set", "cut", "put", "drop"]), st.floats(0, 1) | st.floats(0, 0.1), st.binary(max_size=4)),
+    st.tuples(
+        st.sampled_from(["set", "cut", "put", "drop"]),
+        st.floats(0, 1) | st.floats(0, 0.1),
+        st.binary(max_size=4),
+    ),
     max_size=4,
 )
 

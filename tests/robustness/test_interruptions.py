@@ -1,5 +1,5 @@
-"""Answering, killed at random times and with a disk that fills up: no answer is lost, doubled or out of order, and the
-end equals an uninterrupted run.
+"""Answering, killed at random times and with a disk that fills up: no answer is lost, doubled or out of order, and
+the end equals an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def start(argv, file_size=None):
     if process:
         return process
     try:
-        tqdm.set_lock(threading.RLock())  # the default one is shared, also with processes that were killed holding it
+        tqdm.set_lock(
+            threading.RLock()
+        )  # the default one is shared, also with processes that were killed holding it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         if file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
@@ -73,7 +75,9 @@ def whole_lines(folder, name="answers"):
     return found
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(36000)])])
+@pytest.mark.parametrize(
+    "kills", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(36000)])]
+)
 @pytest.mark.parametrize("kind", ["one run", "two runs", "full disk"])
 def test_answering(command, tmp_path, kind, kills):
     """In "two runs", another method is asked in between: its answers displace the others, which stay on the disk."""
@@ -117,7 +121,10 @@ def test_shards_of_a_killed_script(command, tmp_path):
         time.sleep(chance.uniform(0, 12))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert not (out / "merge.jsonl").exists() or len((out / "merge.jsonl").read_text().splitlines()) == QUESTIONS
+        assert (
+            not (out / "merge.jsonl").exists()
+            or len((out / "merge.jsonl").read_text().splitlines()) == QUESTIONS
+        )
     subprocess.run(run, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     merged = [json.loads(line)["question_id"] for line in (out / "merge.jsonl").read_text().splitlines()]
     assert merged == list(range(QUESTIONS))

@@ -14,16 +14,23 @@ from dyvte.engine.questions import JSON_LINES, check_items, prepare
 from tests.robustness.inputs import examine, many, right_or_refused
 
 any_text = st.text(st.characters(), max_size=12)  # with lone surrogates, NUL and line separators
-names = st.sampled_from(["a.png", "b/c.png", "../a.png", "/etc/passwd", "a.png\0", "b", ".", "a" * 300, "\ud83d"])
+names = st.sampled_from(
+    ["a.png", "b/c.png", "../a.png", "/etc/passwd", "a.png\0", "b", ".", "a" * 300, "\ud83d"]
+)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | any_text | names
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=2))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=2)
+)
 ids = st.integers(0, 9) | any_text | values
 texts = st.just("What is it?") | st.sampled_from(["<image>\nWhat?", "<image><image>", " ", ""]) | values
 images = names | st.lists(names, max_size=3) | values
 rows = st.fixed_dictionaries({}, optional={"question_id": ids, "text": texts, "image": images}) | values
-conversations = st.lists(st.fixed_dictionaries({}, optional={"from": texts, "value": texts}) | values, max_size=2)
+conversations = st.lists(
+    st.fixed_dictionaries({}, optional={"from": texts, "value": texts}) | values, max_size=2
+)
 entries = (
-    st.fixed_dictionaries({}, optional={"id": ids, "conversations": conversations | values, "image": images}) | values
+    st.fixed_dictionaries({}, optional={"id": ids, "conversations": conversations | values, "image": images})
+    | values
 )
 encodings = st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-32", "latin-1"])
 damages = st.none() | st.tuples(st.floats(0, 1), st.binary(max_size=3))  # where, and what is written there
@@ -63,7 +70,9 @@ def test_json_lines(folder, examples):
 
     def check(drawn):
         lines, ascii_only, encoding, damage = drawn
-        write(path, "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in lines), encoding, damage)
+        write(
+            path, "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in lines), encoding, damage
+        )
         with right_or_refused(str(path)):
             ask_all(JSON_LINES, path, folder)
             asked.append(len(lines))
@@ -88,7 +97,9 @@ def test_lists_of_conversations(folder, examples):
 @many(200)
 def test_bytes(folder, examples):
     path = folder / "bytes.jsonl"
-    pieces = st.sampled_from([b'{"question_id": 1, "text": "a"}\n', b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"\n"])
+    pieces = st.sampled_from(
+        [b'{"question_id": 1, "text": "a"}\n', b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"\n"]
+    )
 
     def check(content):
         path.write_bytes(b"".join(content))

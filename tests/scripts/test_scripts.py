@@ -19,7 +19,8 @@ STUB = f"""#!{sys.executable}
 import json, os, pathlib, sys
 arguments = sys.argv[1:]
 if arguments[:2] != ["-m", "llava.eval.model_vqa_loader"]:
-    if not os.environ.get("SCORE") and not {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards"}} & set(arguments):
+    real = {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards"}}
+    if not os.environ.get("SCORE") and not real & set(arguments):
         sys.exit()
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 flags = dict(zip(arguments[2::2], arguments[3::2]))
@@ -152,8 +153,10 @@ def test_two_copies_on_one_folder(gqa):
     with FileLock(gqa.out / ".lock"):
         done = gqa(CHUNKS="2")
     assert done.returncode != 0 and done.calls == []
-    assert done.stderr.strip().splitlines()[-1].endswith(
-        f"another run is at work in {gqa.out}; wait for it, or stop it"
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(f"another run is at work in {gqa.out}; wait for it, or stop it")
     )
 
 
