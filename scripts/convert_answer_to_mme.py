@@ -41,7 +41,7 @@ def convert(options: argparse.Namespace) -> None:
     answers_file = options.answers_file or options.data_dir / f"answers/{options.experiment}.jsonl"
     results_dir = options.results_dir or options.data_dir / f"eval_tool/answers/{options.experiment}"
     truths = read_ground_truth(options.data_dir / RELEASE)
-    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
+    answers, remarks = read_answers_and_remarks(answers_file, "prompt")
     replies, skipped = replies_by_task(answers, truths)
     if not replies:
         raise other_split(answers_file, options.data_dir / RELEASE)

@@ -5,8 +5,8 @@
 
 COMMAND is a command line that answers (``python -m llava.eval.model_vqa_loader ...``); every shard gets its place in
 the file and writes ``OUT/{N}_{shard}.jsonl``. By default all shards run here, and ``OUT/merge.jsonl`` gets their
-answers in the order of the questions. With ``--shards``, other machines run the others, and ``--shards none`` merges in the end.
-A shard that died goes on, on any machine, when its command is started again.
+answers in the order of the questions. With ``--shards``, other machines run the others, and ``--shards none`` merges
+in the end. A shard that died goes on, on any machine, when its command is started again.
 """
 
 from __future__ import annotations
