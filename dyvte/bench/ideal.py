@@ -52,13 +52,6 @@ def ideals(probes: Sequence[tuple[Probe, Probe]], exits: Sequence[int | None] | 
     return None if exits is None else [ideal_seconds(*pair, exits) for pair in probes]
 
 
-def ideals(
-    probes: Sequence[tuple[Probe, Probe]], exits: Sequence[int | None] | None
-) -> list[float] | None:
-    """:func:`ideal_seconds` of each round's probes; None for a method that is no exit."""
-    return None if exits is None else [ideal_seconds(*pair, exits) for pair in probes]
-
-
 def decoder_flops(config, tokens_per_layer: Sequence[Sequence[int]]) -> int:
     """FLOPs of all layers for [layer][sample] tokens."""
     return sum(layer_flops(config, tokens) for row in tokens_per_layer for tokens in row)

@@ -16,7 +16,7 @@ EVAL = ROOT / "scripts/v1_5/eval"
 # Stands for `python`: answers every question with its number, fails the shards named in FAIL, and notes what
 # it was asked. Files are really checked; scoring is really done only where SCORE is set, because it takes seconds.
 STUB = f"""#!{sys.executable}
-import json, os, pathlib, sys
+import json, os, sys
 arguments = sys.argv[1:]
 if arguments[:2] != ["-m", "llava.eval.model_vqa_loader"]:
     real = {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards"}}
@@ -35,10 +35,10 @@ with open(flags["--answers-file"], "w") as out:
     for row in rows:
         out.write(json.dumps(dict(question_id=row["question_id"], text=row["question_id"], metadata=meta)) +
         "\\n")
-from dyvte.engine.marker import Run
+from tests.fixtures.answering import mark
 settings = {{name: value for name, value in flags.items() if name != "--answers-file"}}
 settings["chunk_idx"] = settings.pop("--chunk-idx")
-Run(settings, len(rows)).write(pathlib.Path(flags["--answers-file"]))
+mark(flags["--answers-file"], settings)
 sys.exit(str(index) in os.environ.get("FAIL", "").split(","))
 """
 
