@@ -147,6 +147,16 @@ def test_shards_on_many_machines(gqa):
     assert "not among the 4 shards" in gqa(CHUNKS="4", SHARDS="2-4").stderr
 
 
+def test_shards_by_rank(gqa):
+    """As docs/evaluation.md has it for torchrun and accelerate: each process answers the shard of its rank."""
+    run = {"CHUNKS": "2"}
+    for rank in ("1", "0"):
+        assert gqa(**run, SHARDS=rank, CUDA_VISIBLE_DEVICES="4,5").flags[0]["gpu"] == ("4", "5")[int(rank)]
+    done = gqa(**run, SHARDS="none")
+    assert done.returncode == 0 and done.calls == []
+    assert len((gqa.out / "merge.jsonl").read_text().splitlines()) == 5
+
+
 def test_two_copies_on_one_folder(gqa):
     """The second says so in one line and touches nothing."""
     gqa.out.mkdir()
