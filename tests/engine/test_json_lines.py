@@ -14,7 +14,7 @@ COUNT = 20_000
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """24 bytes a question, while they are read, checked, answered and resumed; as Items they would take a thousand."""
+    """24 bytes a question, while they are read, checked, answered and resumed; as Items, about a thousand."""
     with (tmp_path / "q.jsonl").open("w") as file:
         for number in range(COUNT):
             file.write(json.dumps({"question_id": number, "text": "What is it? " * 9}) + "\n")
@@ -32,7 +32,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_slices_and_maps(tmp_path):
-    lines = ['{"question_id": 1, "text": "a"}', "", "  ", '{"question_id": 2, "text": "b"}', '{"question_id": 3}']
+    lines = [
+        '{"question_id": 1, "text": "a"}',
+        "",
+        "  ",
+        '{"question_id": 2, "text": "b"}',
+        '{"question_id": 3}',
+    ]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     items = JSON_LINES.read(SimpleNamespace(question_file=str(tmp_path / "q.jsonl")))
     assert [item.head["question_id"] for item in items] == [1, 2, 3]
