@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria
 
-from dyvte.engine.images import MAX_PIXELS, to_rgb
+from dyvte.engine.images import KEPT_PIXELS, open_image, to_rgb
 from dyvte.engine.model import model_name_of as get_model_name_from_path  # noqa: F401 - LLaVA's name of it
 from llava.constants import IMAGE_TOKEN_INDEX
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
     """Decode a base64 text into an image, in the mode it was stored in."""
-    return Image.open(io.BytesIO(base64.b64decode(image)))
+    return open_image(io.BytesIO(base64.b64decode(image)))
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
@@ -36,8 +36,8 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
     if len(background_color) == 3 and pil_img.mode != "RGB":
         pil_img = to_rgb(pil_img)
     side = max(width, height)
-    if side * side > MAX_PIXELS:
-        scale = math.isqrt(MAX_PIXELS) / side
+    if side * side > KEPT_PIXELS:
+        scale = math.isqrt(KEPT_PIXELS) / side
         logger.warning("an image of %dx%d pixels is made smaller before it is padded", width, height)
         width, height = max(1, int(width * scale)), max(1, int(height * scale))
         pil_img = pil_img.resize((width, height))
@@ -143,7 +143,7 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints) -> torch
 def _pixels(image: Image.Image, processor) -> torch.Tensor:
     """(3, H, W) from the processor."""
     side = processor.size["shortest_edge"]
-    if side * side * max(image.size) // min(image.size) > MAX_PIXELS:
+    if side * side * max(image.size) // min(image.size) > KEPT_PIXELS:
         raise ValueError(
             f"an image of {image.width}x{image.height} pixels is too elongated to be cropped: pad it"
         )

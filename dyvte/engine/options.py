@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -20,8 +21,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def add_model_arguments(parser: argparse.ArgumentParser, conv_mode: str | None, max_new_tokens: int) -> None:
     """LLaVA's flags for the model, its prompt template and how it generates, and those of the exit method."""
-    parser.add_argument("--model-path", default="facebook/opt-350m")
-    parser.add_argument("--model-base")
+    parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=os.path.expanduser)
     add_template_arguments(parser, conv_mode)
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--top_p", type=float)
@@ -47,7 +48,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings of the method, such as k=3 r=0.5; fastv.r=0.5 where several methods have r",
     )
-    parser.add_argument("--gates", help="folder with gates; default: the checkpoint's own")
+    parser.add_argument(
+        "--gates", type=os.path.expanduser, help="folder with gates; default: the checkpoint's own"
+    )
     parser.add_argument(
         "--threshold",
         type=float,

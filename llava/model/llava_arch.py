@@ -265,19 +265,34 @@ class LlavaMetaForCausalLM:
     def splice_images(
         self, input_ids, attention_mask=None, labels=None, images=None, image_sizes=None, padding_side=None
     ) -> Spliced:
-        """Encode ``images`` and splice them into the prompts; see :func:`splice` and :meth:`image_features`."""
+        """Encode ``images`` and splice them into the prompts; see :func:`splice` and :meth:`image_features`.
+
+        Samples with labels are cut to ``tokenizer_model_max_length``, as in LLaVA's training. A prompt without them
+        would lose its question so.
+
+        Raises:
+            ValueError: a prompt without labels is longer than that, or images and sentinels differ in number.
+        """
         config = self.config
+        longest = getattr(config, "tokenizer_model_max_length", None)
         has_tower = self.get_vision_tower() is not None
         features = self.image_features(images, image_sizes) if images is not None and has_tower else []
-        return splice(
+        spliced = splice(
             input_ids,
             features,
             self.get_model().embed_tokens,
             attention_mask=attention_mask,
             labels=labels,
-            max_length=getattr(config, "tokenizer_model_max_length", None),
+            max_length=longest if labels is not None else None,
             padding_side=padding_side or getattr(config, "tokenizer_padding_side", "right"),
         )
+        if labels is None and longest is not None and spliced.inputs_embeds.shape[1] > longest:
+            raise ValueError(
+                f"a prompt of {spliced.inputs_embeds.shape[1]} tokens, of which "
+                f"{int(spliced.visual_mask.sum(1).max())} are of images, is longer than {longest}, the model's "
+                "tokenizer_model_max_length: ask about fewer images, or with less text"
+            )
+        return spliced
 
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
