@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dyvte.decoding.packed import VISUAL, Layout, PackedRow
 
@@ -77,6 +78,24 @@ def _means(layout: Layout, states: tuple[str, ...]) -> Means:
     return made[states]
 
 
+FILL = 32
+"""Lists of tokens are filled up to a multiple of this. A choice, as in :mod:`dyvte.decoding.graphs.rows`."""
+
+
+def filled_means(layout: Layout, states: tuple[str, ...]) -> Means:
+    """As :func:`_means`, in few shapes: the list of tokens is filled up, and what fills it has a mean of its own."""
+    tokens, rows, counts = _means(layout, states)
+    more = (0, -len(tokens) % FILL)  # the first token of the row, again and again
+    return pad(tokens, more), pad(rows, more, value=len(counts)), pad(counts, (0, 0, 0, 1), value=1)
+
+
+def mean_states(hidden: Tensor, tokens: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """Means of states (T, D) as :func:`_means` lists them, (n * K, D). Sums run in float32."""
+    total = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device)
+    total.index_add_(0, rows, hidden.index_select(0, tokens).float())
+    return (total / counts).to(hidden.dtype)
+
+
 def gather_states(
     row: PackedRow, states: Sequence[str] = PAPER_STATES, attention: Mapping[str, Tensor] | None = None
 ) -> Tensor:
@@ -92,9 +111,7 @@ def gather_states(
     parts = {}
     if of_tokens:
         tokens, rows, counts = _means(row.layout, of_tokens)
-        total = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device)
-        total.index_add_(0, rows, hidden.index_select(0, tokens).float())
-        gathered = (total / counts).to(hidden.dtype).view(-1, len(of_tokens) * hidden.shape[-1])
+        gathered = mean_states(hidden, tokens, rows, counts).view(-1, len(of_tokens) * hidden.shape[-1])
         if len(of_tokens) == len(states):
             return gathered
         parts = dict(zip(of_tokens, gathered.chunk(len(of_tokens), -1), strict=True))

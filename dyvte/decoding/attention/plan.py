@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dyvte.decoding.attention import sdpa, varlen
@@ -42,6 +43,37 @@ class AttentionPlan(Protocol):
             (1, T, heads, head_dim).
         """
         ...
+
+
+class FilledPlan(AttentionPlan, Protocol):
+    """Attention of all rows of one shape, as recorded work needs it: what differs between them lies in buffers.
+
+    Attributes:
+        buffers: on the device.
+    """
+
+    buffers: tuple[Tensor, ...]
+
+    def load(self, layout: Layout) -> None:
+        """Take over where the sequences of a row lie."""
+        ...
+
+
+def make_filled_plan(
+    kernel: str, sequences: int, tokens: int, longest: int, rule: LayerRule, device: torch.device
+) -> FilledPlan:
+    """The plan of prefills of one shape, whose rows are filled up; for layers that see all tokens, without a bias.
+
+    Args:
+        kernel: one of :data:`KERNELS`.
+        sequences: in the row, besides its filler.
+        tokens: of the row, filled up.
+        longest: sequence that fits.
+    """
+    if kernel in varlen.KERNELS:
+        return varlen.Filled(varlen.KERNELS[kernel](), sequences, tokens, device)
+    attend = partial(sdpa.eager, softcap=rule.softcap) if kernel == "eager" else sdpa.sdpa
+    return sdpa.Filled(attend, sequences, tokens, longest, device)
 
 
 def make_plan(kernel: str, layout: Layout, continued: bool, rule: LayerRule = sdpa.CAUSAL) -> AttentionPlan:

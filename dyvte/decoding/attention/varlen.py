@@ -165,6 +165,30 @@ class Prefill:
         return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
 
 
+class Filled:
+    """:class:`Prefill` for rows of one shape, in which sequences may have any lengths: offsets lie in one place.
+
+    Args:
+        sequences: in the row, besides its filler, which is one more.
+        tokens: of the row, filled up.
+    """
+
+    def __init__(self, kernel: VarlenKernel, sequences: int, tokens: int, device: torch.device) -> None:
+        self._kernel, self._tokens = kernel, tokens
+        self.buffers = (torch.full((sequences + 2,), tokens, dtype=torch.int32, device=device),)
+
+    def load(self, layout: Layout) -> None:
+        """Take over where the sequences lie."""
+        self.buffers[0][:-1].copy_(layout.offsets)
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
+    ) -> Tensor:
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        offsets, longest = (self.buffers[0], self.buffers[0]), (self._tokens, self._tokens)
+        return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
+
+
 class Chunk:
     """Sequences that continue what the cache holds, whose keys and values are copied together."""
 
