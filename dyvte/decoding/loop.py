@@ -31,6 +31,7 @@ def run_layers(
     trace: ExitTrace | None = None,
     cache: RaggedCache | None = None,
     graphs: Graphs | None = None,
+    kernel: str | None = None,
 ) -> PackedRow:
     """Run a packed row through all layers and the final norm.
 
@@ -41,6 +42,7 @@ def run_layers(
         trace: where policy and loop write what they did; needed with a policy.
         cache: filled on the way, and attended to where it already holds tokens.
         graphs: replays layers with a policy's probes, where they were recorded.
+        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; by default that of the config.
 
     Returns:
         The row after the final norm, with the tokens that are left.
@@ -50,7 +52,7 @@ def run_layers(
     """
     if (policy is None) != (trace is None):
         raise ValueError("a policy needs a trace to write to, and a trace a policy")
-    with packed_layers(stack.config) as kernel, ExitStack() as stretch:
+    with packed_layers(stack.config, kernel) as kernel, ExitStack() as stretch:
         if policy is not None and trace is not None:
             row = policy.enter(row, trace)
         layers: Layers | RecordedLayers | None = None

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gc
 import threading
+from functools import partial
 from weakref import ref
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding.attention import varlen
 from dyvte.decoding.graphs import Graphs
+from dyvte.decoding.graphs import compiled as compiled_file
 from dyvte.decoding.graphs import graphs as graphs_file
 from dyvte.decoding.graphs import rows as rows_file
 from dyvte.decoding.policy import Policy
@@ -451,3 +454,25 @@ def test_nothing_is_kept_of_a_model_that_is_gone(gates):
     del model
     gc.collect()
     assert gone() is None and graphs.nbytes == 0
+
+
+def test_all_layers_of_a_shape_share_one_compilation(gates, monkeypatch):
+    """Compiled layers give what layers give, and four of them are compiled as often as one."""
+    torch._dynamo.reset()
+    found = []
+    for depth in (1, LAYERS):
+        counter = CompileCounterWithBackend("aot_eager")
+        compile_layers = partial(compiled_file.compiled, backend=counter)
+        monkeypatch.setattr(graphs_file, "compiled", compile_layers)
+        model, graphs = tiny_hf_llava(), Graphs(record, compile=True)
+        decoder = model.model.language_model
+        decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:depth], depth
+        policy = NoExit() if depth == 1 else LearnedExit(gates, threshold=1.0)
+        for prompts in (Prompts(MIXED[0]), Prompts(*MIXED)):
+            plain = prefill(model, policy, prompts.hf())
+            for _ in range(3):
+                check_equal(prefill(model, policy, prompts.hf(), graphs), plain)
+        assert graphs.recorded == 2 * depth
+        found.append(counter.frame_count)
+        torch._dynamo.reset()
+    assert found[0] == found[1] > 0

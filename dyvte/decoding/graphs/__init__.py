@@ -6,6 +6,7 @@ recording.
 
 - :mod:`graphs`: :class:`Graphs`, what a user makes: what was recorded of which decoder, within a budget;
 - :mod:`record`: how work is recorded;
+- :mod:`compiled`: decoder layers, compiled before they are recorded;
 - :mod:`rows`: the layers of a prefill, one graph for each;
 - :mod:`step`: a decoding step, one graph for all layers.
 """

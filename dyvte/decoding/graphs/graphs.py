@@ -12,7 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dyvte.cost.layers import EXPERTS
 from dyvte.decoding.cache.ragged import RaggedCache
+from dyvte.decoding.graphs.compiled import compiled
 from dyvte.decoding.graphs.record import CudaGraphs, Record, Replay
 from dyvte.decoding.graphs.rows import STORE_STEP, Bucket, RecordedLayers, Store, shape_of
 from dyvte.decoding.graphs.step import STEPS_BEFORE, RunLayers, Step
@@ -40,15 +42,18 @@ class Graphs:
     Args:
         record: how to record; CUDA graphs by default.
         most_bytes: for recorded layers of each decoder; see :data:`MOST_BYTES`.
+        compile: whether recorded layers are compiled before, which takes seconds for each bucket.
 
     Attributes:
         recorded, replayed: how often.
     """
 
-    def __init__(self, record: Record | None = None, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, record: Record | None = None, most_bytes: int = MOST_BYTES, *, compile: bool = False
+    ) -> None:
         self._record: Record = CudaGraphs() if record is None else record
         self._of: WeakKeyDictionary[Decoder, _OfDecoder] = WeakKeyDictionary()
-        self.most_bytes = most_bytes
+        self.most_bytes, self.compile = most_bytes, compile
         self.recorded = self.replayed = 0
 
     def close(self) -> None:
@@ -61,27 +66,36 @@ class Graphs:
         return sum(own.nbytes for own in self._of.values())
 
     def check(self, stack: Stack) -> None:
-        """Raise ValueError when the decoder's work cannot be recorded.
+        """Raise ValueError when the decoder's work cannot be recorded."""
+        reason = self.refuses(stack)
+        if reason is not None:
+            raise ValueError(reason)
+
+    def refuses(self, stack: Stack) -> str | None:
+        """Why a decoder's work cannot be recorded; None where it can.
 
         It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
         """
         decoder = stack.decoder
         kind = getattr(decoder.rotary_emb, "rope_type", "default")
         if kind in ("dynamic", "longrope"):
-            raise ValueError(
-                f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"
-            )
+            return f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"
         if not stack.plain:
-            raise ValueError(
+            return (
                 "graphs are for decoders whose layers are all alike and see all tokens: not for sliding windows, or "
                 "features added to tokens"
             )
+        if any(getattr(stack.config, name, None) for name in EXPERTS):
+            return "graphs are not for mixtures of experts, whose routing waits for the device"
+        if not all(parameter.is_floating_point() for parameter in decoder.parameters()):
+            return "graphs are not for quantized weights, whose kernels may wait for the device"
         devices = {parameter.device for parameter in decoder.parameters()}
         if isinstance(self._record, CudaGraphs) and (
             len(devices) > 1 or {device.type for device in devices} != {"cuda"}
         ):
             names = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"CUDA graphs need the whole decoder on one CUDA device, this one is on {names}")
+            return f"CUDA graphs need the whole decoder on one CUDA device, this one is on {names}"
+        return None
 
     def step(self, stack: Stack, row: PackedRow, cache: RaggedCache, run: RunLayers) -> PackedRow:
         """A decoding step of ``row``, one token per sample; ``run(stack, row, cache=cache)`` does it as usual."""
@@ -134,7 +148,7 @@ class Graphs:
         bucket = own.buckets[key]
         own.buckets.move_to_end(key)
         if bucket is None:
-            bucket = Bucket(plain, row, probes, plain.stack.layers)
+            bucket = Bucket(plain, row, probes, own.layers)
             if not own.make_room(bucket, plain.stack, first, self.most_bytes):
                 own.too_many = row.hidden.shape[1]
                 return None
@@ -163,14 +177,24 @@ class Graphs:
         """
         own = self._of.get(decoder)
         if own is None or own.moved() or (whole and own.addresses != _addresses(decoder)):
-            own = self._of[decoder] = _OfDecoder(decoder)
+            own = self._of[decoder] = _OfDecoder(decoder, self.compile)
         return own
 
     def _recorded(self, work: Callable[[], None], on: Tensor) -> Replay:
-        """Record work on the device of a tensor."""
+        """Record work on the device of a tensor.
+
+        Raises:
+            RuntimeError: it does what a graph cannot hold.
+        """
         self.recorded += 1
         with torch.cuda.device_of(on):
-            return self._record(work)
+            try:
+                return self._record(work)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"this model's layers cannot be recorded as CUDA graphs ({error}): attach with graphs=False, or "
+                    "run with --no-cuda-graphs"
+                ) from error
 
     def _play(self, replay: Replay) -> None:
         self.replayed += 1
@@ -181,6 +205,7 @@ class _OfDecoder:
     """What was recorded of one decoder.
 
     Attributes:
+        layers: its layers, or these compiled.
         addresses: of its weights.
         lock: held while layers are replayed: their buffers serve one prefill at a time.
         step: its last decoding step.
@@ -189,7 +214,8 @@ class _OfDecoder:
         buckets: its layers by shape, the least recently used first; None for a shape seen once.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, compile: bool) -> None:
+        self.layers = compiled(decoder.layers) if compile else decoder.layers
         self.addresses = _addresses(decoder)
         self._parameters = list(decoder.parameters())
         self._at = [parameter.data_ptr() for parameter in self._parameters]
