@@ -193,6 +193,16 @@ class Handle:
                 entry.register_forward_pre_hook(note_prompt, with_kwargs=True),
                 entry.register_forward_hook(forget_prompt, always_call=True),
             ]
+        self._encoder = adapter.encoder(model)
+        if self._encoder is not None:
+            plain = getattr(model, self._encoder)
+            parts = tuple(part for part in (tower, projector) if part is not None)
+
+            def encode(pixels: Tensor) -> Tensor:
+                graphs = self._usable_graphs()
+                return plain(pixels) if graphs is None else graphs.call(parts, plain, pixels)
+
+            vars(model)[self._encoder] = encode
         # plain attributes, so that neither enters the module tree or the state dict
         attributes = vars(self._decoder)
         self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
@@ -275,6 +285,8 @@ class Handle:
         del attributes["_exit_handle"], attributes["forward"]
         if self._own_forward is not None:
             attributes["forward"] = self._own_forward
+        if self._encoder is not None:
+            del vars(self._model)[self._encoder]
         for hook in self._hooks:
             hook.remove()
         if self._meter is not None:

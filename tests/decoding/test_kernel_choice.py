@@ -145,5 +145,5 @@ def test_a_layer_that_cannot_be_recorded_is_one_clear_error(hf_llava, monkeypatc
     monkeypatch.setattr(layer, "forward", lambda self, x: plain(self, x) * float(x.isfinite().all()))
     with torch.no_grad(), attach(hf_llava, NoExit(), Graphs(record)):
         hf_llava(**Prompts(MIXED[0]).hf())
-        with pytest.raises(RuntimeError, match="cannot be recorded as CUDA graphs .* graphs=False"):
+        with pytest.raises(RuntimeError, match="work cannot be recorded as CUDA graphs .* graphs=False"):
             hf_llava(**Prompts(MIXED[0]).hf())

@@ -8,6 +8,7 @@ recording.
 - :mod:`record`: how work is recorded;
 - :mod:`compiled`: decoder layers, compiled before they are recorded;
 - :mod:`rows`: the layers of a prefill, one graph for each;
+- :mod:`calls`: functions of one tensor, such as a vision tower;
 - :mod:`step`: a decoding step, one graph for all layers.
 """
 

@@ -10,12 +10,13 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyvte.cost.layers import EXPERTS
 from dyvte.decoding.cache.ragged import RaggedCache
+from dyvte.decoding.graphs.calls import Calls
 from dyvte.decoding.graphs.compiled import compiled
-from dyvte.decoding.graphs.record import CudaGraphs, Record, Replay
+from dyvte.decoding.graphs.record import CudaGraphs, Record, Replay, address_of
 from dyvte.decoding.graphs.rows import STORE_STEP, Bucket, RecordedLayers, Store, shape_of
 from dyvte.decoding.graphs.step import STEPS_BEFORE, RunLayers, Step
 from dyvte.decoding.loop import Layers
@@ -53,12 +54,14 @@ class Graphs:
     ) -> None:
         self._record: Record = CudaGraphs() if record is None else record
         self._of: WeakKeyDictionary[Decoder, _OfDecoder] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[nn.Module, Calls] = WeakKeyDictionary()
         self.most_bytes, self.compile = most_bytes, compile
         self.recorded = self.replayed = 0
 
     def close(self) -> None:
         """Give up all that was recorded, with its memory."""
         self._of.clear()
+        self._calls.clear()
 
     @property
     def nbytes(self) -> int:
@@ -141,7 +144,7 @@ class Graphs:
             return None
         until.callback(own.lock.release)
         probes = policy.probes(layout)
-        key = (*shape_of(plain, row, probes), *(_addresses(probe.weights) for probe in probes))
+        key = (*shape_of(plain, row, probes), *(address_of(probe.weights) for probe in probes))
         if key not in own.buckets:
             own.buckets[key] = None  # seen once
             return None
@@ -169,6 +172,19 @@ class Graphs:
         until.callback(recorded.close)
         return recorded
 
+    def call(
+        self, modules: tuple[nn.Module, ...], function: Callable[[Tensor], Tensor], value: Tensor
+    ) -> Tensor:
+        """``function(value)``, replayed where inputs of this shape came up before.
+
+        Args:
+            modules: whose weights the function uses; the first one stands for it.
+        """
+        calls = self._calls.get(modules[0])
+        if calls is None or not calls.fits(modules):
+            calls = self._calls[modules[0]] = Calls(modules)
+        return calls(function, value, lambda work: self._recorded(work, value), self._play)
+
     def _own(self, decoder: Decoder, whole: bool = False) -> _OfDecoder:
         """What was recorded of a decoder, as long as its weights are where they were: graphs hold addresses.
 
@@ -176,7 +192,7 @@ class Graphs:
             whole: look for modules and parameters that were replaced too, not only for moved ones.
         """
         own = self._of.get(decoder)
-        if own is None or own.moved() or (whole and own.addresses != _addresses(decoder)):
+        if own is None or own.moved() or (whole and own.addresses != address_of(decoder)):
             own = self._of[decoder] = _OfDecoder(decoder, self.compile)
         return own
 
@@ -192,7 +208,7 @@ class Graphs:
                 return self._record(work)
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"this model's layers cannot be recorded as CUDA graphs ({error}): attach with graphs=False, or "
+                    f"this model's work cannot be recorded as CUDA graphs ({error}): attach with graphs=False, or "
                     "run with --no-cuda-graphs"
                 ) from error
 
@@ -216,7 +232,7 @@ class _OfDecoder:
 
     def __init__(self, decoder: Decoder, compile: bool) -> None:
         self.layers = compiled(decoder.layers) if compile else decoder.layers
-        self.addresses = _addresses(decoder)
+        self.addresses = address_of(decoder)
         self._parameters = list(decoder.parameters())
         self._at = [parameter.data_ptr() for parameter in self._parameters]
         self.lock = Lock()
@@ -255,15 +271,3 @@ class _OfDecoder:
             self.store = Store(len(bucket.layers), key, value, capacity)
             return True
         return held.nbytes + bucket.nbytes <= most_bytes
-
-
-def _addresses(module: object) -> tuple[int, ...]:
-    """Where all weights of a module are. ``module.parameters()`` takes three times as long, at every prefill."""
-    found: list[int] = []
-    left = [module]
-    while left:
-        at = left.pop()
-        parts = vars(at)
-        found.extend(part.data_ptr() for part in parts["_parameters"].values() if part is not None)
-        left.extend(part for part in parts["_modules"].values() if part is not None)
-    return tuple(found)

@@ -61,3 +61,15 @@ def _capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any) -
             graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
     return graph
+
+
+def address_of(module: object) -> tuple[int, ...]:
+    """Where all weights of a module are. ``module.parameters()`` takes three times as long, at every prefill."""
+    found: list[int] = []
+    left = [module]
+    while left:
+        at = left.pop()
+        parts = vars(at)
+        found.extend(part.data_ptr() for part in parts["_parameters"].values() if part is not None)
+        left.extend(part for part in parts["_modules"].values() if part is not None)
+    return tuple(found)
