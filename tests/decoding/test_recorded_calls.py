@@ -1,4 +1,4 @@
-"""The vision tower with its projector, replayed from graphs, gives what it gives: by a tape, as a CPU has no graphs."""
+"""The vision tower with its projector, replayed from graphs (a tape, on a CPU), gives what it gives."""
 
 from __future__ import annotations
 
