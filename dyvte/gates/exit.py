@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from dyvte.decoding.policy import Policy, Probe, exit_sequences
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import filled_means, gather_states, mean_states, reads_attention
+from dyvte.gates.states import Means, gather_states, means_of, reads_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +73,15 @@ class LearnedExit(Policy):
             return ()
 
         def compute(layer: int, hidden: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-            means = mean_states(hidden, *inputs)[:-1]  # the last one is that of the filling tokens
+            means = Means(*inputs).of(hidden)[:-1]  # the last one is that of the filling tokens
             return gates.exit_probability(layer, means.view(-1, len(gates.states) * hidden.shape[-1]))
 
+        means = means_of(layout, gates.states, filled=True)
         return (
             Probe(
                 owner=self,
                 weights=gates,
-                inputs=filled_means(layout, gates.states),
+                inputs=(means.tokens, means.order, means.starts),
                 answers=len(layout.may_exit),
                 asks=lambda layer: self._asks(layer, layout),
                 compute=compute,
@@ -97,10 +100,15 @@ class LearnedExit(Policy):
             probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[sequence] for sequence in sequences]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
-        # a NaN compares as False: it never exits. Reading the decisions makes the host wait for the device.
-        decisions: list[bool] = (probabilities > cast(float, self.threshold)).tolist()
-        leaving = [sequence for sequence, decision in zip(sequences, decisions, strict=True) if decision]
+        # a NaN compares as False: it never exits. Reading the probabilities makes the host wait for the device.
+        pairs = zip(sequences, probabilities.tolist(), strict=True)
+        leaving = [sequence for sequence, probability in pairs if probability > self._limit]
         return exit_sequences(row, leaving, layer, trace)
+
+    @cached_property
+    def _limit(self) -> float:
+        """The threshold in the probabilities' precision, so that comparing on the host is comparing on the device."""
+        return float(np.float32(cast(float, self.threshold)))
 
     def _asks(self, layer: int, layout: Layout) -> bool:
         """Whether the layer's gate takes part, and some sample has an image that may leave."""

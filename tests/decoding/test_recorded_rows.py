@@ -421,7 +421,7 @@ class Launches(TorchDispatchMode):
 
 
 def test_nothing_is_launched_between_two_replays(hf_llava, gates):
-    """But for copying the answers within the host's memory, and comparing them there."""
+    """But for copying the answers within the host's memory."""
     policy, inputs, launches = LearnedExit(gates, threshold=1.0), Prompts(*MIXED).hf(), Launches()
 
     def counted(work):
@@ -442,7 +442,7 @@ def test_nothing_is_launched_between_two_replays(hf_llava, gates):
         hf_llava(**inputs, use_cache=True)
     before, *between, after = launches.between
     assert len(between) == LAYERS - 1 and before and after
-    assert {name for some in between for name in some} <= {"aten::clone", "aten::gt"}
+    assert {name for some in between for name in some} == {"aten::clone"}
 
 
 def test_nothing_is_kept_of_a_model_that_is_gone(gates):
