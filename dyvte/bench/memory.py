@@ -14,11 +14,11 @@ import torch
 from dyvte.bench.decode import Session, cache_bytes
 from dyvte.bench.settings import Measurements, Result, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import seconds_of
 from dyvte.bench.variants import Variant
 from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
+from dyvte.timing import seconds_of
 
 MIB = 2**20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

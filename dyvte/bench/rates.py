@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dyvte.bench.timing import seconds_of
 from dyvte.cost.flops import layer_params
+from dyvte.timing import seconds_of
 
 COPY_BYTES = 256 * 2**20
 """A choice: larger than the last-level caches of the machines measured, so that a copy reaches memory."""
@@ -99,7 +99,7 @@ def layer_load(config, dtype, tokens: int, samples: int, held: int, launches: in
 
 
 def rate_tasks(config, tokens: int, dtype, device: torch.device) -> dict[str, Callable[[], float]]:
-    """Tasks, for :func:`dyvte.bench.timing.interleaved`, that measure the rates for rows of ``tokens`` tokens."""
+    """Tasks, for :func:`dyvte.timing.interleaved`, that measure the rates for rows of ``tokens`` tokens."""
     left = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
     right = torch.randn(config.intermediate_size, config.hidden_size, device=device, dtype=dtype)
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)

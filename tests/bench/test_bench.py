@@ -20,10 +20,10 @@ from dyvte.bench.labels import frozen, with_answers
 from dyvte.bench.rates import Load, Rates, count_operations
 from dyvte.bench.settings import Settings
 from dyvte.bench.shapes import SHAPES, random_model, random_prompts
-from dyvte.bench.timing import LayerClock, Quartiles, interleaved
 from dyvte.bench.variants import check_kernels, make_variants, mixed_exits
 from dyvte.decoding.graphs import Graphs
 from dyvte.gates.supervision import supervise
+from dyvte.timing import LayerClock, Quartiles, interleaved
 from tests.fixtures.tape import record
 
 LAYERS = 4
@@ -166,7 +166,7 @@ def test_ideal_takes_each_layer_once():
 def test_layer_clock_counts_layers(model, prompts, monkeypatch):
     """With a clock that ticks once per reading, each layer takes one tick in each forward."""
     ticks = iter(range(1000))
-    monkeypatch.setattr("dyvte.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("dyvte.timing.time.perf_counter", lambda: float(next(ticks)))
     clock = LayerClock(model.model, torch.device("cpu"))
     with torch.no_grad(), clock.running():
         for _ in range(3):
