@@ -88,7 +88,6 @@ class LearnedExit(Policy):
             ),
         )
 
-    @torch.no_grad()
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
         if not self._asks(layer, row.layout):
