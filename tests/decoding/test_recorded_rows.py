@@ -11,6 +11,7 @@ import threading
 from functools import partial
 from weakref import ref
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -40,13 +41,14 @@ class Varlen:
         at = torch.arange(len(query))
         seen = (owners[0][:, None] == owners[1]) & (at[:, None] >= at)
         repeats = query.shape[1] // key.shape[1]
+        spoiled = ((owners[0][:, None] == owners[1]) & value.isnan().any(2).any(1)).any(
+            1
+        )  # 0 * NaN, as on a card
         key, value = (part.repeat_interleave(repeats, 1).nan_to_num() for part in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query, key) * scaling
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        return torch.einsum("hqk,khd->qhd", weights, value)
-
-    def step(self, query, key, value, lengths, scaling):
-        return varlen.TorchVarlen.step(self, query, key, value, lengths, scaling)
+        out = torch.einsum("hqk,khd->qhd", weights, value)
+        return out.masked_fill(spoiled[:, None, None], torch.nan)
 
 
 @pytest.fixture(params=["sdpa", "eager", "torch_varlen"])
@@ -140,6 +142,20 @@ def test_probes_of_combined_policies_are_asked_of_the_row_they_saw(model, gates)
         for _ in range(3):
             check_equal(prefill(model, Combine(policies), prompts.hf(), graphs), plain)
     assert graphs.replayed > graphs.recorded > 0
+
+    class DropsOne(Policy):
+        """An edit that needs no look at attention, so that its layer is replayed."""
+
+        def edit(self, layer, row, trace):
+            some = np.flatnonzero(np.arange(len(row.layout.kinds)) != row.layout.last_visual[0])
+            return row.select(some) if layer == 1 else row
+
+    torch.manual_seed(5)
+    visual = ExitGates(LAYERS, 64, 16, ["mean_visual", "last_visual", "last_text"], gain=5)
+    both = Combine((DropsOne(), LearnedExit(visual, threshold=1.0)))
+    plain = prefill(model, both, prompts.hf())
+    for _ in range(3):
+        check_equal(prefill(model, both, prompts.hf(), graphs), plain)
 
 
 def test_thresholds_and_ranges_of_layers_share_recordings(hf_llava, gates):
