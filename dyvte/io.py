@@ -56,17 +56,29 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
 
 
+def parse_json(text: str | bytes, place: str | Path) -> Any:
+    """The content of a JSON text.
+
+    Args:
+        place: the file, or the line of a file, for the message.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not valid JSON ({error}); write or download it again") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: it is not JSON; see :func:`parse_json`.
     """
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write or download it again") from None
+    return parse_json(read_text(path), path)
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

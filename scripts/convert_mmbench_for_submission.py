@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-from dyvte.benchmarks.files import read_json_lines
+from dyvte.benchmarks.files import ANSWER, read_json_lines
 from dyvte.benchmarks.mmbench import match_answers
 from dyvte.benchmarks.mmbench_table import read_table
 from dyvte.cli import run
@@ -65,7 +65,7 @@ def convert(options: argparse.Namespace) -> None:
     """
     source = answers_file(options.result_dir, options.experiment)
     table = read_table(options.annotation_file)
-    texts, remarks = match_answers(table["index"].tolist(), read_json_lines(source, ("question_id", "text")))
+    texts, remarks = match_answers(table["index"].tolist(), read_json_lines(source, ANSWER))
     if not texts:
         raise ValueError(f"{source} answers no question of {options.annotation_file}; wrong split?")
     write_sheet(upload_sheet(table, texts), options.upload_dir / f"{options.experiment}.xlsx")

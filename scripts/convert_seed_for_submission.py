@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 
 from dyvte.benchmarks.benchmark import REMARKS_SHOWN
-from dyvte.benchmarks.seed import read_annotations, score_answers_file, write_upload
+from dyvte.benchmarks.seed import score_files, write_upload
 from dyvte.cli import run
 
 
 def convert(options: argparse.Namespace) -> None:
     """Write the upload file, and print accuracies and remarks."""
-    annotations = read_annotations(options.annotation_file)
-    score, texts = score_answers_file(annotations, options.annotation_file, options.result_file)
+    score, annotations, texts = score_files(options.annotation_file, options.result_file)
     write_upload(annotations, texts, options.result_upload_file)
     for remark in score.remarks[:REMARKS_SHOWN]:
         print(f"{remark.question_id}: {remark.what}", file=sys.stderr)

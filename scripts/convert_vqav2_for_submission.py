@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.files import other_split, read_json_lines
+from dyvte.benchmarks.files import ID, other_split, read_json_lines
 from dyvte.benchmarks.vqa_text import normalise
 from dyvte.benchmarks.vqav2 import TEST_QUESTIONS
 from dyvte.cli import run
@@ -52,7 +52,7 @@ def convert(options: argparse.Namespace) -> None:
     target = options.dst or options.dir / "answers_upload" / options.split / f"{options.ckpt}.json"
     frame = options.dir / TEST_QUESTIONS
     texts, broken = read_texts(source)
-    names = [row["question_id"] for row in read_json_lines(frame, ["question_id"])]
+    names = [row["question_id"] for row in read_json_lines(frame, {"question_id": ID})]
     print(f"total results: {len(texts)}, total split: {len(names)}, error_line: {broken}")
     if texts.keys().isdisjoint(names):
         raise other_split(source, frame)

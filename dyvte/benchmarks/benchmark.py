@@ -94,7 +94,8 @@ def describe(title: str, score: Score) -> str:
         lines += [f"  {remark.question_id}: {remark.what}" for remark in score.remarks[:REMARKS_SHOWN]]
         if len(score.remarks) > REMARKS_SHOWN:
             lines.append(f"  ... and {len(score.remarks) - REMARKS_SHOWN} more (all of them with --json)")
-    return "\n".join(lines)
+    # half a surrogate pair, which JSON can hold, cannot be printed
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 class Scorer(Protocol):
@@ -165,3 +166,11 @@ def one_by_one(values: Iterable[float]) -> float:
 def mean(values: list[float]) -> float:
     """Plain mean, summed in order as the official scorers do; an empty list counts as 0."""
     return sum(values) / len(values) if values else 0.0
+
+
+def grouped(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    """The values of each group, groups in the order in which they first come."""
+    groups: dict[str, list[float]] = {}
+    for name, value in pairs:
+        groups.setdefault(name, []).append(value)
+    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from dyvte.cli import extra
@@ -25,6 +26,8 @@ ATTEMPTS = 10
 LONGEST_WAIT = 300.0
 """Seconds; of what a server asks for. Waits that it does not ask for end at 60."""
 LONGEST_DETAIL = 300
+SHORTEST_PART = 4
+"""Characters; servers quote a key's last four. Shorter keys are placeholders of servers that want none."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TryAgain(ConnectionError):
 
 
 class Endpoint:
-    """``POST <base URL>/chat/completions``. Neither address nor key stands in its messages.
+    """``POST <base URL>/chat/completions``. Neither address nor key, whole or in part, stands in messages or replies.
 
     OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
     for servers that want none. While trouble lasts, a question is sent again after growing waits with chance in them.
@@ -58,14 +61,21 @@ class Endpoint:
         say: told before each wait.
 
     Raises:
-        ValueError: neither variable is set.
+        ValueError: neither variable is set, or the key holds characters that cannot be sent.
     """
 
     def __init__(self, model: str, say: Callable[[str], None]) -> None:
-        base_url, self._key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
+        base_url, self._key = (
+            os.environ.get(name, "").strip() for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY")
+        )
         if not base_url and not self._key:
             raise ValueError(
                 "No judge: set OPENAI_API_KEY, or OPENAI_BASE_URL for a server of one's own (or both)."
+            )
+        if not all(character.isprintable() and ord(character) < 256 for character in self._key):
+            raise ValueError(
+                "OPENAI_API_KEY holds control characters or characters outside Latin-1, which no header can; "
+                "set it again."
             )
         self.model = model
         self._url = f"{(base_url or DEFAULT_URL).rstrip('/')}/chat/completions"
@@ -104,7 +114,7 @@ class Endpoint:
             requests.exceptions.ChunkedEncodingError,
         ) as error:
             raise TryAgain(f"The endpoint cannot be reached ({type(error).__name__}).") from None
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:
             raise ValueError(f"OPENAI_BASE_URL is no usable address ({type(error).__name__}).") from None
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
             what = "too many requests, or no quota left" if response.status_code == 429 else "server trouble"
@@ -113,25 +123,33 @@ class Endpoint:
             raise ValueError(f"{_refusal(response.status_code, self.model)}{self._detail(response)}")
         try:
             content = response.json()
-            return Reply(
-                str(content.get("model", self.model)), content["choices"][0]["message"].get("content")
-            )
-        except (requests.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+            text = content["choices"][0]["message"].get("content")
+            model = self._scrub(str(content.get("model", self.model)))
+            return Reply(model, self._scrub(text) if isinstance(text, str) else None)
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(
                 "The endpoint's reply is no chat completion; OPENAI_BASE_URL should end as .../v1 does."
             ) from None
 
     def _detail(self, response: requests.Response) -> str:
-        """What the server says about a refusal, without the key, which servers like to quote in part."""
+        """What the server says about a refusal."""
         if response.status_code in (401, 403):
             return ""
         try:
             text = str(response.json()["error"]["message"])
-        except (requests.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             return ""
-        for secret in filter(None, (self._key, self._url.removesuffix("/chat/completions"))):
-            text = text.replace(secret, "...")
-        return f" It says: {text[:LONGEST_DETAIL]}"
+        text = text.replace(self._url.removesuffix("/chat/completions"), "...")
+        return f" It says: {self._scrub(text)[:LONGEST_DETAIL]}"
+
+    def _scrub(self, text: str) -> str:
+        """The text without the parts of the key that are in it, which servers like to quote."""
+        size, hidden = SHORTEST_PART, set[int]()
+        for start in range(len(text) - size + 1):
+            if text[start : start + size] in self._key:
+                hidden.update(range(start, start + size))
+        runs = groupby(enumerate(text), key=lambda pair: pair[0] in hidden)
+        return "".join("..." if secret else "".join(letter for _, letter in run) for secret, run in runs)
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         # As `auth`, since a header alone would give way to what a .netrc file has for the host.

@@ -12,9 +12,17 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean, one_by_one
-from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks
-from dyvte.io import read_json
+from dyvte.benchmarks.benchmark import (
+    Benchmark,
+    File,
+    QuestionScore,
+    Remark,
+    Score,
+    grouped,
+    mean,
+    one_by_one,
+)
+from dyvte.benchmarks.files import check_known, other_split, read_annotations, read_answers_and_remarks
 
 QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
 QUESTIONS = "data/testdev_balanced_questions.json"
@@ -22,6 +30,15 @@ CHOICES = "data/testdev_balanced_choices.json"
 
 # Steps of a question's program that the official count of steps leaves out.
 _UNCOUNTED_STEPS = ("exist", "query: name", "choose name")
+
+_RECORD = {
+    "answer": str,
+    "question?": str,
+    "types?": {"structural?": str | None, "semantic?": str | None, "detailed?": str},
+    "semantic?": [{"operation": str, "argument": str}],
+    "groups?": {"global?": str | None},
+    "entailed?": [str],
+}
 
 # The official breakdowns, in the order in which they are printed.
 _BREAKDOWNS = {
@@ -47,13 +64,7 @@ def read_records(path: Path) -> Records:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a dict of records with answers.
     """
-    records = read_json(path)
-    if not isinstance(records, dict) or not records:
-        raise ValueError(f"{path} is not a dict of question records by id; take GQA's own file.")
-    for key, record in records.items():
-        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
-            raise ValueError(f"{path}: question {key} has no answer; is it a split with ground truth?")
-    return records
+    return read_annotations(path, {str: _RECORD}, "take GQA's own file, of a split with ground truth")
 
 
 def read_choices(path: Path, balanced: Records) -> Records | None:
@@ -64,13 +75,11 @@ def read_choices(path: Path, balanced: Records) -> Records | None:
     """
     if not path.is_file():
         return None
-    choices = read_json(path)
-    for key in balanced:
-        entry = choices.get(key) if isinstance(choices, dict) else None
-        if not isinstance(entry, dict) or not {"valid", "plausible"} <= entry.keys():
-            raise ValueError(
-                f"{path} has no valid and plausible answers for question {key}; remove or replace it."
-            )
+    choices = read_annotations(path, {str: {"valid": [str], "plausible": [str]}}, "remove or replace it")
+    if missing := [key for key in balanced if key not in choices]:
+        raise ValueError(
+            f"{path} has no valid and plausible answers for question {missing[0]}; remove or replace it."
+        )
     return choices
 
 
@@ -87,7 +96,7 @@ def score_predictions(records: Records, predictions: dict[str, str], choices: Re
     balanced = balanced_of(records)
     groups = correct_by_group(balanced, predictions)
     parts = {name: 100 * mean(groups.pop(name, [])) for name in ("accuracy", "binary", "open")}
-    parts.update({name: 100 * mean(scores) for name, scores in sorted(groups.items())})
+    parts |= {name: 100 * mean(scores) for name, scores in sorted(groups.items())}
     distribution = answer_distribution_distance(balanced, predictions)
     if distribution is not None:
         parts["distribution"] = distribution
@@ -97,20 +106,19 @@ def score_predictions(records: Records, predictions: dict[str, str], choices: Re
     if choices:
         for part, name in (("validity", "valid"), ("plausibility", "plausible")):
             fits = [
-                float(predictions.get(key) in _choices_of(record, choices[key], name))
-                for key, record in balanced.items()
+                predictions.get(key) in _choices_of(balanced[key], choices[key], name) for key in balanced
             ]
-            parts[part] = 100 * mean(fits)
+            parts[part] = 100 * mean([*map(float, fits)])
     return parts
 
 
 def correct_by_group(balanced: Records, predictions: dict[str, str]) -> dict[str, list[float]]:
     """1 or 0 for each question, for all of them ("accuracy") and for each breakdown."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for key, record in balanced.items():
-        for name in ("accuracy", *_groups_of(record)):
-            groups[name].append(float(predictions.get(key) == record["answer"]))
-    return dict(groups)
+    return grouped(
+        (name, float(predictions.get(key) == record["answer"]))
+        for key, record in balanced.items()
+        for name in ("accuracy", *_groups_of(record))
+    )
 
 
 def answer_distribution_distance(records: Records, predictions: dict[str, str]) -> float | None:

@@ -8,14 +8,13 @@ folder (the Chinese one, say) is scored too.
 from __future__ import annotations
 
 import string
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks import mmbench_table as tables
-from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import read_json_lines
+from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, grouped, mean
+from dyvte.benchmarks.files import ANSWER, read_json_lines
 from dyvte.benchmarks.mmbench_questions import TABLE
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
@@ -100,7 +99,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
             f"{path} has no answers (a test split): upload the xlsx that "
             "scripts/convert_mmbench_for_submission.py writes."
         )
-    answers = read_json_lines(answers_file, ("question_id", "text"))
+    answers = read_json_lines(answers_file, ANSWER)
     rows = table.to_dict("records")
     texts, remarks = match_answers([row["index"] for row in rows], answers)
     if not texts:
@@ -139,10 +138,8 @@ def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> 
     """Fractions of questions hit: overall, by level-2 category and by category, in the official order."""
     figures = {"overall": mean([hits[row["index"]] for row in bases])}
     for column in ("l2-category", "category"):
-        members: dict[str, list[float]] = defaultdict(list)
-        for row in bases:
-            if isinstance(row.get(column), str):
-                members[row[column]].append(hits[row["index"]])
+        named = (row for row in bases if isinstance(row.get(column), str))
+        members = grouped((row[column], hits[row["index"]]) for row in named)
         figures |= {ABBREVIATIONS.get(name, name): mean(members[name]) for name in sorted(members)}
     return figures
 

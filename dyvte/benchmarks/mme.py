@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, one_by_one
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
+from dyvte.benchmarks.files import ANSWER, numbered_lines, other_split, read_answers_and_remarks
 from dyvte.benchmarks.mme_pairs import Key, Reply, TaskScore, score_lines, score_task
 from dyvte.io import read_text
 
@@ -155,7 +155,7 @@ def report(scores: dict[str, TaskScore]) -> str:
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """See ``Scorer``."""
     truths = read_ground_truth(data_dir / RELEASE)
-    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
+    answers, remarks = read_answers_and_remarks(answers_file, "prompt")
     replies, skipped = replies_by_task(answers, truths)
     if not replies:
         raise other_split(answers_file, data_dir / RELEASE)
@@ -185,7 +185,7 @@ def check_questions(data_dir: Path) -> None:
     """Questions and texts must be about the same."""
     truths = read_ground_truth(data_dir / RELEASE)
     asked = set()
-    for number, row in numbered_lines(data_dir / QUESTIONS, ("question_id", "text")):
+    for number, row in numbered_lines(data_dir / QUESTIONS, ANSWER):
         key = key_of(row["question_id"], row["text"], truths)
         if key not in truths:
             raise ValueError(

@@ -16,9 +16,14 @@ from typing import Any
 
 from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks, read_json_lines
+from dyvte.benchmarks.files import (
+    ID,
+    other_split,
+    read_annotations,
+    read_answers_and_remarks,
+    read_json_lines,
+)
 from dyvte.engine.questions import OPEN_QUESTIONS
-from dyvte.io import read_json
 
 SAMPLES = "mm-vet.json"
 SUBSET = "bard_set.json"
@@ -26,6 +31,7 @@ QUESTIONS = "llava-mm-vet.jsonl"
 GRADES = "grades"
 ALL, BARD_SET = "all", "bardset"
 
+_SAMPLE = {"question": str, "answer": str, "capability": [str]}
 Samples = dict[str, dict[str, Any]]
 
 
@@ -48,20 +54,11 @@ def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
         ValueError: a file is broken; the message names file and sample.
     """
     path = data_dir / SAMPLES
-    samples = read_json(path)
-    if not isinstance(samples, dict) or not samples:
-        raise ValueError(f"{path} is no object of samples by id; download it again.")
-    for key, sample in samples.items():
-        fields = sample if isinstance(sample, dict) else {}
-        needed = fields.get("capability")
-        if not all(isinstance(fields.get(name), str) for name in ("question", "answer")):
-            raise ValueError(f"{path}: {key} lacks a question or an answer; download it again.")
-        if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
-            raise ValueError(f"{path}: {key} has no list of capabilities; download it again.")
+    samples = read_annotations(path, {str: _SAMPLE}, "download it again")
     if variant != BARD_SET:
         return samples
-    subset = read_json(data_dir / SUBSET)
-    if not isinstance(subset, (list, dict)) or not (chosen := [key for key in samples if key in subset]):
+    subset = read_annotations(data_dir / SUBSET, list | dict, "download it again")
+    if not (chosen := [key for key in samples if key in subset]):
         raise ValueError(f"{data_dir / SUBSET} names no sample of {SAMPLES}; download it again.")
     return {key: samples[key] for key in chosen}
 
@@ -188,7 +185,7 @@ def check_questions(data_dir: Path) -> None:
     samples = read_samples(data_dir)
     asked = Counter(
         sample_id(row["question_id"])
-        for row in read_json_lines(data_dir / QUESTIONS, ("question_id", "image", "text"))
+        for row in read_json_lines(data_dir / QUESTIONS, {"question_id": ID, "image": object, "text": object})
     )
     for key in asked:
         if key not in samples:

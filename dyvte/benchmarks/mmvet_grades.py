@@ -7,8 +7,6 @@ answers were graded, so that grades of other answers are not taken for theirs.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import Counter
@@ -18,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from dyvte.io import read_json, write_whole
+from dyvte.benchmarks.files import read_annotations
+from dyvte.cli import needs
+from dyvte.io import write_whole
 
 DECIMALS = 1
 TOTAL = "total"
+_GRADE = {"model": [str | None], "content": list, "score": [int | float]}
 
 Grades = dict[str, dict[str, list[Any]]]
 
@@ -72,17 +73,16 @@ def _percent(groups: dict[str, list[str]], grades: Grades, rounds: int) -> dict[
     sizes = Counter(name for names in groups.values() for name in names)
     order = [*(name for name, _ in sizes.most_common()), TOTAL]
     sizes[TOTAL] = len(groups)
-    sums = {name: [0.0] * rounds for name in order}
+    sums = {name: np.zeros(rounds) for name in order}
     for key, grade in grades.items():
         for name in (*groups[key], TOTAL) if key in groups else ():
-            for index in range(rounds):
-                sums[name][index] += grade["score"][index]
-    return {name: np.array(values) / sizes[name] * 100 for name, values in sums.items()}
+            sums[name] += grade["score"][:rounds]
+    return {name: values / sizes[name] * 100 for name, values in sums.items()}
 
 
 def table(name: str, row: dict[str, str]) -> str:
     """A one-line table as text, its columns aligned."""
-    widths = [max(len(column), len(cell)) for column, cell in row.items()]
+    widths = [max(map(len, cell)) for cell in row.items()]
     head = "  ".join(column.rjust(width) for column, width in zip(row, widths, strict=True))
     cells = "  ".join(cell.rjust(width) for cell, width in zip(row.values(), widths, strict=True))
     return f"{' ' * len(name)}  {head}\n{name}  {cells}"
@@ -90,10 +90,7 @@ def table(name: str, row: dict[str, str]) -> str:
 
 def csv_text(name: str, row: dict[str, str]) -> str:
     """The same table as the official evaluator's csv file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([["", *row], [name, *row.values()]])
-    return text.getvalue()
+    return needs("pandas", "eval").DataFrame([row], index=[name]).to_csv()
 
 
 def grade_path(folder: Path, name: str, judge: str, rounds: int) -> Path:
@@ -138,21 +135,14 @@ def read_grades(path: Path) -> Grades:
         FileNotFoundError: there is no such file.
         ValueError: it is no grade file, or a score is not a number between 0 and 1.
     """
-    grades = read_json(path)
-    if not isinstance(grades, dict):
-        raise ValueError(f"{path} is no grade file: it holds no object by sample; delete it and grade again.")
+    grades = read_annotations(path, {str: _GRADE}, "delete it and grade again")
     for key, grade in grades.items():
-        if not _is_grade(grade):
+        if len({*map(len, grade.values())}) > 1:
             raise ValueError(f"{path}: {key} does not have as many models as contents and scores.")
         for value in grade["score"]:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if not 0 <= value <= 1:
                 raise ValueError(f"{path}: {key} has the score {value!r}, which is not between 0 and 1.")
     return grades
-
-
-def _is_grade(grade: Any) -> bool:
-    lists = [grade.get(name) for name in ("model", "content", "score")] if isinstance(grade, dict) else [None]
-    return all(isinstance(entry, list) for entry in lists) and len({len(entry or []) for entry in lists}) == 1
 
 
 def write_grades(path: Path, grades: Grades) -> None:
@@ -193,7 +183,4 @@ def _source_of(grades: Path) -> dict[str, str] | None:
     path = source_path(grades)
     if not path.is_file():
         return None
-    source = read_json(path)
-    if not isinstance(source, dict) or not {"answers_sha256", "model"} <= source.keys():
-        raise ValueError(f"{path} does not say which answers were graded; delete it with its grades.")
-    return source
+    return read_annotations(path, {"answers_sha256": str, "model": str}, "delete it with its grades")

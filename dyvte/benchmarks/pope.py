@@ -30,7 +30,7 @@ def read_labels(folder: str | Path) -> Labels:
         ValueError: a label file is broken.
     """
     return {
-        split: [row["label"] != "no" for row in read_json_lines(path, ["label"])]
+        split: [row["label"] != "no" for row in read_json_lines(path, {"label": object})]
         for split, path in label_files(folder).items()
     }
 
@@ -56,12 +56,8 @@ def read_categories(path: str | Path) -> Categories:
         FileNotFoundError: there is no such file.
         ValueError: a line is broken.
     """
-    categories: Categories = {}
-    for number, row in numbered_lines(path, ("question_id", "category")):
-        if not isinstance(row["question_id"], (str, int)) or not isinstance(row["category"], str):
-            raise ValueError(f"{path}, line {number}: question_id or category is of a wrong type.")
-        categories[row["question_id"]] = row["category"]
-    return categories
+    rows = read_json_lines(path, {"question_id": int | str, "category": str})
+    return {row["question_id"]: row["category"] for row in rows}
 
 
 def score_files(label_folder: Path, question_file: Path, answers_file: Path, variant: str) -> Outcome:
@@ -128,18 +124,18 @@ def check_questions(data_dir: Path) -> None:
     """See ``Benchmark``; where label files hold image and question, these must be the asked ones, in order."""
     path = data_dir / QUESTIONS
     files = label_files(data_dir / LABELS)
-    labels = {split: numbered_lines(file, ["label"]) for split, file in files.items()}
+    labels = {split: numbered_lines(file, {"label": object}) for split, file in files.items()}
     for split, file in files.items():
         for number, row in labels[split]:
             if row["label"] not in ("yes", "no"):
                 raise ValueError(f"{file}, line {number}: the label {row['label']!r} is neither yes nor no.")
-    read_categories(path)
     places: Counter[str] = Counter()
-    for number, row in numbered_lines(path, ("question_id", "text", "category")):
+    asked = numbered_lines(path, {"question_id": int | str, "text": str, "category": str})
+    for number, row in asked:
         split = row["category"]
         if split not in files:
             raise ValueError(
-                f"{path}, line {number}: there is no {data_dir / LABELS}/{LABEL_FILE_PREFIX}{split}.json."
+                f"{path}, line {number}: {data_dir / LABELS} has no {f'{LABEL_FILE_PREFIX}{split}.json'!r}."
             )
         place, places[split] = places[split], places[split] + 1
         if place >= len(labels[split]):
@@ -149,7 +145,7 @@ def check_questions(data_dir: Path) -> None:
             )
         line, label = labels[split][place]
         same_image = label.get("image", row.get("image")) == row.get("image")
-        if not same_image or not str(row["text"]).startswith(str(label.get("text", ""))):
+        if not same_image or not row["text"].startswith(str(label.get("text", ""))):
             raise ValueError(
                 f"{path}, line {number} asks what {files[split]}, line {line} does not label; take the labels of "
                 "commit e3e3926."

@@ -59,11 +59,37 @@ class SplitScore:
 
 @dataclass
 class Outcome:
-    """What answers and labels give: scores by split, questions in the order of the answers, and remarks."""
+    """What answers and labels give: scores by split, questions in the order of the answers, and remarks.
 
-    splits: dict[str, SplitScore]
+    Attributes:
+        pairs: (split, reply, label) of each question that is scored.
+        replies: (split, reply) of each answer, before it meets a label.
+    """
+
+    remarks: list[Remark]
     questions: list[QuestionScore] = field(default_factory=list)
-    remarks: list[Remark] = field(default_factory=list)
+    pairs: Counter[tuple[str, bool, bool]] = field(default_factory=Counter)
+    replies: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    splits: dict[str, SplitScore] = field(default_factory=dict)
+
+    def add(self, question_id: str | int, split: str, reply: bool, wanted: bool) -> None:
+        """Score one question."""
+        self.pairs[split, reply, wanted] += 1
+        self.questions.append(QuestionScore(question_id, float(reply == wanted)))
+
+    def sum_up(self, labels: Labels) -> Outcome:
+        """With the scores of all splits."""
+        for split in labels:
+            said_yes, said_no = (self.replies[split, reply] for reply in (True, False))
+            self.splits[split] = SplitScore(
+                true_positive=self.pairs[split, True, True],
+                false_positive=self.pairs[split, True, False],
+                true_negative=self.pairs[split, False, False],
+                false_negative=self.pairs[split, False, True],
+                answers=said_yes + said_no,
+                said_yes=said_yes,
+            )
+        return self
 
 
 def says_yes(text: str) -> bool:
@@ -75,10 +101,8 @@ def says_yes(text: str) -> bool:
 def score_by_position(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
     """Give the answers of a split the split's labels one by one, as LLaVA does; what is left over has no part."""
     asked = {split: [key for key, own in categories.items() if own == split] for split in labels}
-    replies: list[tuple[str, bool]] = []
-    pairs: list[tuple[str, bool, bool]] = []
+    outcome = Outcome(_missing_and_repeated(labels, categories, answers, by_position=True))
     given: Counter[str] = Counter()
-    questions, remarks = [], _missing_and_repeated(labels, categories, answers, by_position=True)
     for answer in answers:
         question_id = answer["question_id"]
         split = categories.get(question_id, "")
@@ -86,18 +110,18 @@ def score_by_position(labels: Labels, categories: Categories, answers: list[dict
             continue
         place, reply = given[split], says_yes(answer["text"])
         given[split] += 1
-        replies.append((split, reply))
+        outcome.replies[split, reply] += 1
         if place >= len(labels[split]):
             what = "more answers than labels: counts in the yes ratio alone"
-            remarks.append(Remark(question_id, what, skipped=True))
+            outcome.remarks.append(Remark(question_id, what, skipped=True))
             continue
         owner = asked[split][place] if place < len(asked[split]) else None
         if owner != question_id:
-            remarks.append(Remark(question_id, f"scored by the label of question {owner}, by position"))
-        wanted = labels[split][place]
-        pairs.append((split, reply, wanted))
-        questions.append(QuestionScore(question_id, float(reply == wanted)))
-    return Outcome(_split_scores(labels, pairs, replies), questions, remarks)
+            outcome.remarks.append(
+                Remark(question_id, f"scored by the label of question {owner}, by position")
+            )
+        outcome.add(question_id, split, reply, labels[split][place])
+    return outcome.sum_up(labels)
 
 
 def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
@@ -116,23 +140,20 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
         first[split] = min(key, first.get(split, key))
     said = {answer["question_id"]: says_yes(answer["text"]) for answer in answers}
     order = [key for key in said if key in categories] + [key for key in categories if key not in said]
-    replies: list[tuple[str, bool]] = []
-    pairs: list[tuple[str, bool, bool]] = []
-    questions, remarks = [], _missing_and_repeated(labels, categories, answers, by_position=False)
+    outcome = Outcome(_missing_and_repeated(labels, categories, answers, by_position=False))
     for key in order:
         split = categories[key]
         if split not in labels:
             continue
         place = key - first[split]
         if place >= len(labels[split]):
-            remarks.append(Remark(key, "its split has no label for it: left out", skipped=True))
+            outcome.remarks.append(Remark(key, "its split has no label for it: left out", skipped=True))
             continue
         wanted = labels[split][place]
         if key in said:
-            replies.append((split, said[key]))
-        pairs.append((split, said.get(key, not wanted), wanted))
-        questions.append(QuestionScore(key, float(said.get(key) == wanted)))
-    return Outcome(_split_scores(labels, pairs, replies), questions, remarks)
+            outcome.replies[split, said[key]] += 1
+        outcome.add(key, split, said.get(key, not wanted), wanted)
+    return outcome.sum_up(labels)
 
 
 PAIRINGS: dict[str, Callable[[Labels, Categories, list[dict[str, Any]]], Outcome]] = {
@@ -161,24 +182,6 @@ def _missing_and_repeated(
         elif count > 1:
             remarks.append(Remark(key, f"answered {count} times: {repeated}"))
     return remarks
-
-
-def _split_scores(
-    labels: Labels, pairs: list[tuple[str, bool, bool]], replies: list[tuple[str, bool]]
-) -> dict[str, SplitScore]:
-    """By split, from (split, reply, label) of what is scored and (split, reply) of what was said."""
-    counts, said = Counter(pairs), Counter(replies)
-    return {
-        split: SplitScore(
-            counts[split, True, True],
-            counts[split, True, False],
-            counts[split, False, False],
-            counts[split, False, True],
-            said[split, True] + said[split, False],
-            said[split, True],
-        )
-        for split in labels
-    }
 
 
 def _ratio(numerator: float, denominator: float) -> float:

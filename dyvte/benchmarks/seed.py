@@ -13,18 +13,29 @@ its own name. Papers that write SEED print ``total``, those that write SEED-IMG 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks, read_json_lines
-from dyvte.io import read_json, write_whole
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, grouped, mean
+from dyvte.benchmarks.files import (
+    check_known,
+    last_answers,
+    other_split,
+    read_annotations,
+    read_answers_and_remarks,
+    read_json_lines,
+)
+from dyvte.io import write_whole
 
 ANNOTATIONS = "SEED-Bench.json"
 QUESTIONS = "llava-seed-bench.jsonl"
 
+_SHAPE = {
+    "question_type": {str: int},
+    "questions": [{"question_id": int | str, "question_type_id": int, "data_type": str, "answer": str}],
+}
 _SOURCE = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 _FRAMES = "the videos' sources and scripts/extract_seed_video_frames.py"
 _REVISION = "LLaVA-1.5 was scored on an older revision of 19,242 questions, 5,009 of them on videos"
@@ -54,39 +65,39 @@ class Annotations:
         return [self.types[number] for number in sorted({question.type for question in self.questions})]
 
 
-def read_annotations(path: str | Path) -> Annotations:
+def read_seed(path: Path) -> Annotations:
     """Read ``SEED-Bench.json``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is broken; the message names the question.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"questions", "question_type"} <= content.keys():
-        raise ValueError(f"{path} lacks questions or question_type; download it again from {_SOURCE}.")
+    advice = f"download it again from {_SOURCE}"
+    content = read_annotations(path, _SHAPE, advice)
     types = {number: name for name, number in content["question_type"].items()}
-    questions = []
-    for place, row in enumerate(content["questions"], start=1):
-        try:
-            about = row["question_type_id"], row["data_type"], row["answer"]
-            question = Question(number_of(row["question_id"]), row["question_id"], *about)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}, question {place} of the list is broken ({error!r}).") from None
+    questions = [
+        Question(
+            _number_of(row["question_id"]),
+            row["question_id"],
+            *(row[name] for name in ("question_type_id", "data_type", "answer")),
+        )
+        for row in content["questions"]
+    ]
+    for question in questions:
         if question.type not in types:
             raise ValueError(
-                f"{path}, question {question.id!r} is of type {question.type}, which has no name."
+                f"{path}: question {question.id!r} is of type {question.type}, which has no name; {advice}."
             )
-        questions.append(question)
     if not questions:
-        raise ValueError(f"{path} holds no questions; download it again from {_SOURCE}.")
+        raise ValueError(f"{path} holds no questions; {advice}.")
     return Annotations(questions, types)
 
 
-def number_of(question_id: Any) -> Any:
+def _number_of(question_id: int | str) -> int | str:
     """The id as a number where it is one; otherwise (``v12``) as it is."""
     try:
         return int(question_id)
-    except (TypeError, ValueError):
+    except ValueError:
         return question_id
 
 
@@ -96,53 +107,39 @@ def score_questions(annotations: Annotations, texts: dict[Any, str]) -> dict[str
     Args:
         texts: replies by question id; a question without one is wrong.
     """
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for question in annotations.questions:
-        for name in ("total", question.data_type, annotations.types[question.type]):
-            groups[name].append(texts.get(question.id) == question.answer)
+    groups = grouped(
+        (name, texts.get(question.id) == question.answer)
+        for question in annotations.questions
+        for name in ("total", question.data_type, annotations.types[question.type])
+    )
     names = ("total", "image", "video", *annotations.asked_types)
-    return {name: sum(groups[name]) / len(groups[name]) * 100 for name in names if name in groups}
+    return {name: mean(groups[name]) * 100 for name in names if name in groups}
 
 
 def report(annotations: Annotations, parts: dict[str, float]) -> str:
     """What LLaVA's script prints."""
-    lines = [f"{name}: {parts[name]:.2f}%" for name in annotations.asked_types]
-    kinds = [kind for kind in ("total", "image", "video") if kind in parts]
+    titles = dict.fromkeys(annotations.asked_types, "{}") | {
+        "total": "Total accuracy",
+        "image": "image accuracy",
+        "video": "video accuracy",
+    }
     return "\n".join(
-        lines + [f"{kind.replace('total', 'Total')} accuracy: {parts[kind]:.2f}%" for kind in kinds]
+        f"{title.format(name)}: {parts[name]:.2f}%" for name, title in titles.items() if name in parts
     )
 
 
-def remarks_on(
-    annotations: Annotations, answers: list[dict[str, Any]], texts: dict[Any, str]
-) -> list[Remark]:
-    """What is remarkable about answers: unknown, repeated or missing, and types over which LLaVA's script stops."""
-    known = {question.id for question in annotations.questions}
-    last = {answer["question_id"]: answer for answer in answers}
-    remarks = []
-    for answer in answers:
-        question_id = answer["question_id"]
-        if question_id not in known:
-            hint = "; its id should be a number" if number_of(question_id) in known else ""
-            remarks.append(
-                Remark(question_id, f"not a question of {ANNOTATIONS}: ignored{hint}", skipped=True)
-            )
-        elif last[question_id] is not answer:
-            remarks.append(Remark(question_id, "a later answer counts instead of this one", skipped=True))
-    missing = [question.id for question in annotations.questions if question.id not in texts]
-    remarks += [Remark(question_id, "no answer: counted as wrong") for question_id in dict.fromkeys(missing)]
+def remarks_on(annotations: Annotations, texts: dict[Any, str]) -> list[Remark]:
+    """Missing answers, and types over which LLaVA's script stops."""
+    missing = dict.fromkeys(question.id for question in annotations.questions if question.id not in texts)
+    remarks = [Remark(question_id, "no answer: counted as wrong") for question_id in missing]
     for number, name in annotations.types.items():
         of_type = [question for question in annotations.questions if question.type == number]
         if all(question.id in texts and texts[question.id] != question.answer for question in of_type):
             what = f"wrong, as all answers of type {name}, over which LLaVA's script stops: 0.00%"
             remarks += [Remark(question.id, what) for question in of_type]
     kinds = {question.data_type for question in annotations.questions}
-    remarks += [
-        Remark(kind, f"no {kind} questions in {ANNOTATIONS}: no accuracy, where LLaVA's script stops")
-        for kind in ("image", "video")
-        if kind not in kinds
-    ]
-    return remarks
+    what = f"no {{}} questions in {ANNOTATIONS}: no accuracy, where LLaVA's script stops"
+    return remarks + [Remark(kind, what.format(kind)) for kind in ("image", "video") if kind not in kinds]
 
 
 def write_upload(annotations: Annotations, texts: dict[Any, str], path: str | Path) -> None:
@@ -156,32 +153,32 @@ def write_upload(annotations: Annotations, texts: dict[Any, str], path: str | Pa
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """See ``Scorer``."""
-    annotations = read_annotations(data_dir / ANNOTATIONS)
-    return score_answers_file(annotations, data_dir / ANNOTATIONS, answers_file)[0]
+    return score_files(data_dir / ANNOTATIONS, answers_file)[0]
 
 
-def score_answers_file(
-    annotations: Annotations, annotations_file: Path, answers_file: Path
-) -> tuple[Score, dict[Any, str]]:
-    """The score of an answers file, and the replies by question id."""
+def score_files(annotations_file: Path, answers_file: Path) -> tuple[Score, Annotations, dict[Any, str]]:
+    """The score of an answers file, the annotations, and the replies by question id, known or not."""
+    annotations = read_seed(annotations_file)
     answers, remarks = read_answers_and_remarks(answers_file)
-    texts = {answer["question_id"]: answer["text"] for answer in answers}
-    if not any(question.id in texts for question in annotations.questions):
+    last, unused = last_answers(answers, {question.id for question in annotations.questions})
+    if not last:
         raise other_split(answers_file, annotations_file)
-    remarks += remarks_on(annotations, answers, texts)
+    texts = {name: answer["text"] for name, answer in last.items()}
     parts = score_questions(annotations, texts)
     places = {question_id: place for place, question_id in enumerate(texts)}
     in_order = sorted(annotations.questions, key=lambda question: places.get(question.id, len(places)))
     questions = [
         QuestionScore(question.id, float(texts.get(question.id) == question.answer)) for question in in_order
     ]
+    remarks += unused + remarks_on(annotations, texts)
     lines = report(annotations, parts)
-    return Score("seed", BENCHMARK.metric, parts["total"], parts, questions, lines, "", remarks), texts
+    score = Score("seed", BENCHMARK.metric, parts["total"], parts, questions, lines, "", remarks)
+    return score, annotations, {answer["question_id"]: answer["text"] for answer in answers}
 
 
 def check_questions(data_dir: Path) -> None:
     """Questions and annotations must be of the same revision."""
-    annotations = read_annotations(data_dir / ANNOTATIONS)
+    annotations = read_seed(data_dir / ANNOTATIONS)
     ids, path = Counter(question.id for question in annotations.questions), data_dir / QUESTIONS
     videos = sum(question.data_type == "video" for question in annotations.questions)
     revisions = (

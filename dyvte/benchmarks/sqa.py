@@ -10,16 +10,20 @@ The figures by subject, context and grade are those of ScienceQA's own paper, ov
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, grouped, mean
+from dyvte.benchmarks.files import (
+    last_answers,
+    misfit,
+    other_split,
+    read_annotations,
+    read_answers_and_remarks,
+)
 from dyvte.benchmarks.sqa_questions import CONVERSATIONS
-from dyvte.io import read_json
 
 PROBLEMS = "problems.json"
 SPLITS = "pid_splits.json"
@@ -88,43 +92,33 @@ def read_problems(folder: Path, split: str = "test", options: Sequence[str] = OP
         FileNotFoundError: a file is missing.
         ValueError: there is no such split, or a file is broken; the message names the problem.
     """
-    splits, problems = read_json(folder / SPLITS), read_json(folder / PROBLEMS)
-    if not isinstance(problems, dict):
-        raise ValueError(f"{folder / PROBLEMS} is not an object of problems by id.")
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list) or not splits[split]:
-        raise ValueError(f"{folder / SPLITS} has no list of ids {split!r}.")
-    for name in splits[split]:
-        problem = problems.get(name) if isinstance(name, str) else None
-        if not isinstance(problem, dict) or not isinstance(problem.get("choices"), list):
-            raise ValueError(f"{folder / PROBLEMS} has no problem {name!r} with choices; {SPLITS} names it.")
-        answer = problem.get("answer")
-        if not isinstance(answer, int) or not 0 <= answer < len(options):
-            raise ValueError(f"{folder / PROBLEMS}: the answer of problem {name!r} is {answer!r}, no index.")
-    return {name: problems[name] for name in splits[split]}
+    names = read_annotations(folder / SPLITS, {split: [str]}, "take ScienceQA's own file")[split]
+    if not names:
+        raise ValueError(f"{folder / SPLITS} has no ids in {split!r}.")
+    path = folder / PROBLEMS
+    problems = read_annotations(path, dict, "take ScienceQA's own file")
+    problems = {name: problems.get(name) for name in names}
+    if wrong := misfit(problems, {str: {"choices": list, "answer": int}}, path):
+        raise ValueError(f"{wrong}; {SPLITS} names it.")
+    for name, problem in problems.items():
+        if not 0 <= problem["answer"] < len(options):
+            raise ValueError(f"{path}: the answer of problem {name!r} is {problem['answer']}, no index.")
+    return problems
 
 
 def judge(
-    problems: Problems, answers: Iterable[dict[str, Any]], options: Sequence[str] = OPTIONS
+    problems: Problems, answers: Mapping[str, dict[str, Any]], options: Sequence[str] = OPTIONS
 ) -> tuple[list[Outcome], list[Remark]]:
-    """What each problem's last answer says, in the order of the problems."""
-    last, remarks = {}, []
-    for answer in answers:
-        name = answer["question_id"]
-        if name not in problems:
-            hint = "" if isinstance(name, str) else " (a number; ScienceQA's ids are strings)"
-            remarks.append(Remark(name, f"no such question{hint}: left out", skipped=True))
-            continue
-        if name in last:
-            remarks.append(Remark(name, "answered again: only the last answer counts", skipped=True))
-        last[name] = answer
-    outcomes = []
+    """What each problem's answer says, in the order of the problems."""
+    outcomes, remarks = [], []
     for name, problem in problems.items():
-        answer = last.get(name, {"text": FAILED, "prompt": NO_PROMPT})
-        prompt = answer.get("prompt") if isinstance(answer.get("prompt"), str) else NO_PROMPT
+        answer = answers.get(name, {"text": FAILED, "prompt": NO_PROMPT})
+        prompt = answer.get("prompt")
+        asked = prompt if isinstance(prompt, str) else NO_PROMPT
         letter = letter_of(answer["text"], options)
         index = index_of(letter, problem["choices"], options)
-        outcomes.append(Outcome(name, problem, letter, index, prompt, answer["text"]))
-        remarks += _remarks(outcomes[-1], name in last, answer.get("prompt"))
+        outcomes.append(Outcome(name, problem, letter, index, asked, answer["text"]))
+        remarks += _remarks(outcomes[-1], name in answers, prompt)
     return outcomes, remarks
 
 
@@ -132,15 +126,11 @@ def figures(outcomes: list[Outcome]) -> dict[str, float]:
     """In percent: ``accuracy``, ``IMG-accuracy`` where a prompt has an image, and the breakdowns for which the
     problems have the fields.
     """
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for outcome in outcomes:
-        groups["accuracy"].append(outcome.correct)
-        if outcome.has_image:
-            groups["IMG-accuracy"].append(outcome.correct)
-    for outcome in outcomes:  # after these two, whose place in the figures is the first
-        for name in _groups_of(outcome.problem):
-            groups[name].append(outcome.correct)
-    return {name: sum(correct) / len(correct) * 100 for name, correct in groups.items()}
+    pairs = [("accuracy", outcome) for outcome in outcomes]
+    pairs += [("IMG-accuracy", outcome) for outcome in outcomes if outcome.has_image]
+    pairs += [(name, outcome) for outcome in outcomes for name in _groups_of(outcome.problem)]
+    groups = grouped((name, outcome.correct) for name, outcome in pairs)
+    return {name: mean(correct) * 100 for name, correct in groups.items()}
 
 
 def report_of(outcomes: list[Outcome], parts: dict[str, float]) -> str:
@@ -164,11 +154,12 @@ def score_file(
     """
     problems = read_problems(folder, split, options)
     answers, remarks = read_answers_and_remarks(answers_file)
-    if not any(answer["question_id"] in problems for answer in answers):
+    last, unused = last_answers(answers, problems)
+    if not last:
         raise other_split(answers_file, folder / PROBLEMS)
-    outcomes, found = judge(problems, answers, options)
+    outcomes, found = judge(problems, last, options)
     parts = figures(outcomes)
-    remarks += found
+    remarks += unused + found
     if "IMG-accuracy" not in parts:
         remarks.append(Remark("all", "no prompt has an image: the accuracy on images is given as 0"))
     questions = [QuestionScore(outcome.problem_id, float(outcome.correct)) for outcome in outcomes]
@@ -185,15 +176,12 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 def check_questions(data_dir: Path) -> None:
     """See ``Benchmark``."""
     problems, path = read_problems(data_dir), data_dir / QUESTIONS
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} is not a list of questions.")
-    for number, row in enumerate(rows):
-        name = row.get("id") if isinstance(row, dict) else None
-        if not isinstance(name, str) or name not in problems:
+    advice = "take both files of the same release"
+    for number, row in enumerate(read_annotations(path, [{"id": str}], advice)):
+        if row["id"] not in problems:
             raise ValueError(
-                f"{path}: entry {number} has the id {name!r}, which is none of the test split in "
-                f"{data_dir / SPLITS}; take both files of the same release."
+                f"{path}: entry {number} has the id {row['id']!r}, which is none of the test split in "
+                f"{data_dir / SPLITS}; {advice}."
             )
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks
+from dyvte.benchmarks.files import numbered_lines, other_split, read_annotations, read_answers_and_remarks
 from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise
-from dyvte.io import read_json
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 QUESTION_FILE = "llava_textvqa_val_v051_ocr.jsonl"
@@ -41,7 +40,7 @@ def question_of(prompt: Any) -> str:
     raise ValueError(f"No TextVQA question can be read from this prompt: {prompt!r}.")
 
 
-def read_annotations(path: str | Path) -> dict[Key, list[str]]:
+def read_humans(path: Path) -> dict[Key, list[str]]:
     """Normalised human answers by (image id, lower-cased question); of two with the same key the last one
     counts.
 
@@ -49,21 +48,15 @@ def read_annotations(path: str | Path) -> dict[Key, list[str]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no TextVQA annotation file with ten answers to each question.
     """
-    content = read_json(path)
-    rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f'{path} has no list "data" of questions; take TextVQA\'s own file.')
+    advice = "take TextVQA's own file, of a split with ground truth"
+    rows = read_annotations(path, {"data": [{"image_id": str, "question": str, "answers": [str]}]}, advice)[
+        "data"
+    ]
     humans: dict[Key, list[str]] = {}
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not all(_is_text(row.get(key)) for key in ("image_id", "question")):
-            raise ValueError(f"{path}: entry {number} of data lacks image_id or question.")
-        answers = row.get("answers")
-        if not isinstance(answers, list) or len(answers) != HUMANS or not all(map(_is_text, answers)):
-            raise ValueError(
-                f"{path}: entry {number} of data (image {row['image_id']}) does not have {HUMANS} answers; "
-                "is it a split with ground truth?"
-            )
-        humans[row["image_id"], row["question"].lower()] = [normalise(answer) for answer in answers]
+        if len(row["answers"]) != HUMANS:
+            raise ValueError(f"{path}: data[{number}] does not have {HUMANS} answers; {advice}.")
+        humans[row["image_id"], row["question"].lower()] = [normalise(answer) for answer in row["answers"]]
     return humans
 
 
@@ -74,8 +67,8 @@ def score_file(annotation_file: Path, answers_file: Path) -> Score:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken, or no answer belongs to an annotated question.
     """
-    answers, remarks = read_answers_and_remarks(answers_file, ("question_id", "prompt", "text"))
-    humans = read_annotations(annotation_file)
+    answers, remarks = read_answers_and_remarks(answers_file, "prompt")
+    humans = read_humans(annotation_file)
     questions, answered = [], set()
     for answer in answers:
         question_id = answer["question_id"]
@@ -112,22 +105,18 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 def check_questions(data_dir: Path) -> None:
     """See ``Benchmark``."""
-    humans = read_annotations(data_dir / ANNOTATIONS)
+    humans = read_humans(data_dir / ANNOTATIONS)
     path = data_dir / QUESTION_FILE
-    for number, row in numbered_lines(path, ("question_id", "text")):
+    for number, row in numbered_lines(path, {"question_id": str, "text": object}):
         try:
             question = question_of(row["text"])
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-        if not _is_text(row["question_id"]) or (row["question_id"], question) not in humans:
+        if (row["question_id"], question) not in humans:
             raise ValueError(
                 f"{path}, line {number}: no annotation for {question!r} on image {row['question_id']!r} in "
                 f"{data_dir / ANNOTATIONS}; take both files of the same split."
             )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 BENCHMARK = Benchmark(

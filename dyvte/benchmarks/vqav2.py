@@ -13,15 +13,23 @@ in what they normalise once more before they compare, which is what the variants
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score
+from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, grouped
 from dyvte.benchmarks.check import EVAL_ZIP
-from dyvte.benchmarks.files import check_known, other_split, read_answers_and_remarks, read_json_lines
+from dyvte.benchmarks.files import (
+    ID,
+    check_known,
+    last_answers,
+    other_split,
+    read_annotations,
+    read_answers_and_remarks,
+    read_json_lines,
+)
 from dyvte.benchmarks.vqa_text import (
     DIGITS_WITH_COMMAS,
     HUMANS_FOR_FULL_CREDIT,
@@ -29,7 +37,6 @@ from dyvte.benchmarks.vqa_text import (
     normalise_words,
     strip_punctuation,
 )
-from dyvte.io import read_json
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 VAL_QUESTIONS = "llava_vqav2_mscoco_val2014.jsonl"
@@ -40,10 +47,14 @@ UPLOAD_ADVICE = (
     "scripts/convert_vqav2_for_submission.py writes, to the phase test-dev of EvalAI's challenge 830"
 )
 
-_FIELDS = ("question_id", "question_type", "answer_type", "answers")
+_RECORD = {
+    "question_id": int,
+    "question_type": object,
+    "answer_type": object,
+    "answers": [{"answer": str}],
+}
 _DIGITS_WITH_ONE_COMMA = re.compile(r"\d,\d")
 
-Predictions = dict[int, str]
 Forms = tuple[str, list[str]]
 """A prediction and the human answers, in annotator order, as they are compared."""
 
@@ -92,71 +103,49 @@ def accuracy_of(prediction: str, answers: list[dict[str, Any]], variant: str) ->
     return sum(credits) / len(credits)
 
 
-def read_annotations(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of an official annotation file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no annotation file of VQA; the message names the entry.
     """
+    source = "take it from visualqa.org/download.html"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; take it from visualqa.org/download.html. {UPLOAD_ADVICE}."
-        )
-    content = read_json(path)
-    records = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(records, list) or not records:
-        raise ValueError(f'{path} has no list "annotations"; take it from visualqa.org/download.html.')
-    seen = set()
+        raise FileNotFoundError(f"{path} does not exist; {source}. {UPLOAD_ADVICE}.")
+    records = read_annotations(path, {"annotations": [_RECORD]}, source)["annotations"]
+    counts = Counter(record["question_id"] for record in records)
     for number, record in enumerate(records):
-        missing = [key for key in _FIELDS if key not in record] if isinstance(record, dict) else [*_FIELDS]
-        if missing:
-            raise ValueError(f"{path}: entry {number} of annotations lacks {', '.join(missing)}.")
-        name = record["question_id"]
-        if not isinstance(name, int) or name in seen:
-            raise ValueError(f"{path}: entry {number} has question_id {name!r}: not a number, or used twice.")
-        seen.add(name)
-        answers = record["answers"]
-        if (
-            not isinstance(answers, list)
-            or not answers
-            or not all(
-                isinstance(answer, dict) and isinstance(answer.get("answer"), str) for answer in answers
-            )
-        ):
-            raise ValueError(f"{path}: question {name} has no list of answers, each of them a text.")
+        if counts[record["question_id"]] > 1 or not record["answers"]:
+            what = "has no answers" if not record["answers"] else "has a question_id that is used twice"
+            raise ValueError(f"{path}: annotations[{number}] {what} ({record['question_id']}); {source}.")
+    if not records:
+        raise ValueError(f"{path} holds no annotations; {source}.")
     return records
 
 
-def uploaded(answers: list[dict[str, Any]]) -> tuple[Predictions, list[Remark]]:
-    """What LLaVA uploads of its answers, by question id; of several answers to one question the last one."""
-    predictions, remarks = _last_of_each(answers, "text")
-    return {name: normalise(text) for name, text in predictions.items()}, remarks
+def uploaded(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers in LLaVA's format as LLaVA uploads them."""
+    return [{"question_id": answer["question_id"], "answer": normalise(answer["text"])} for answer in answers]
 
 
-def read_results(path: Path) -> tuple[Predictions, list[Remark]]:
-    """The predictions of an official results file.
+def read_results(path: Path) -> tuple[list[dict[str, Any]], list[Remark]]:
+    """The answers of an official results file, each a string.
 
     Raises:
         ValueError: it is not a list of objects with question_id and answer; the message names the entry.
     """
-    rows, remarks = read_json(path), []
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
-            raise ValueError(f"{path}: entry {number} is no object with question_id and answer.")
-        name = row["question_id"]
-        if not isinstance(row["question_id"], (int, float, str)):
-            raise ValueError(f"{path}: question_id of entry {number} is neither a number nor a string.")
+    rows, remarks = read_annotations(path, [{"question_id": ID, "answer": object}], "write it again"), []
+    for row in rows:
         if not isinstance(row["answer"], str):
             what = f"answer is {row['answer']!r:.40}, not a string: taken as an empty answer"
-            remarks.append(Remark(name, what))
-            rows[number] = {**row, "answer": ""}
-    predictions, repeated = _last_of_each(rows, "answer")
-    return predictions, remarks + repeated
+            remarks.append(Remark(row["question_id"], what))
+            row["answer"] = ""
+    return rows, remarks
 
 
-def read_predictions(path: Path) -> tuple[Predictions, list[Remark], bool]:
-    """(predictions, remarks, whether they are official results) of an answers file in either format.
+def read_predictions(path: Path) -> tuple[list[dict[str, Any]], list[Remark], bool]:
+    """(answers by ``question_id`` and ``answer``, remarks, whether they are official results) in either format.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -165,8 +154,7 @@ def read_predictions(path: Path) -> tuple[Predictions, list[Remark], bool]:
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace").lstrip().startswith("["):
         return *read_results(path), True
     answers, remarks = read_answers_and_remarks(path)
-    predictions, repeated = uploaded(answers)
-    return predictions, remarks + repeated, False
+    return uploaded(answers), remarks, False
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
@@ -178,28 +166,24 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """
     variant = BENCHMARK.variant(variant)
     path, answers_file = Path(data_dir) / ANNOTATIONS, Path(answers_file)
-    records = read_annotations(path)
-    predictions, remarks, official = read_predictions(answers_file)
-    known = {record["question_id"] for record in records}
-    if known.isdisjoint(predictions):
+    records = read_records(path)
+    answers, remarks, official = read_predictions(answers_file)
+    predictions, unused = last_answers(answers, {record["question_id"] for record in records})
+    if not predictions:
         raise ValueError(f"{other_split(answers_file, path)} {UPLOAD_ADVICE}.")
-    for name in predictions:
-        if name not in known:
-            hint = " (a string; VQAv2's ids are numbers)" if isinstance(name, str) else ""
-            remarks.append(Remark(name, f"no such question{hint}: left out", skipped=True))
-    questions, by_type = [], defaultdict(list)
+    remarks += unused
+    empty = None if official else {"answer": ""}
+    questions, pairs = [], []
     for record in records:
         name = record["question_id"]
-        if name in predictions:
-            accuracy = accuracy_of(predictions[name], record["answers"], variant)
-        else:
-            accuracy = 0.0 if official else accuracy_of("", record["answers"], variant)
+        answer = predictions.get(name, empty)
+        accuracy = accuracy_of(answer["answer"], record["answers"], variant) if answer else 0.0
+        if name not in predictions:
             remarks.append(Remark(name, "no answer: " + ("wrong" if official else "scored as an empty one")))
         questions.append(QuestionScore(name, accuracy))
-        by_type[f"question_type.{record['question_type']}"].append(accuracy)
-        by_type[f"answer_type.{record['answer_type']}"].append(accuracy)
-    parts = {"overall": _percent([question.score for question in questions])}
-    parts |= {name: _percent(scores) for name, scores in by_type.items()}
+        kinds = ("question_type", "answer_type")
+        pairs += [("overall", accuracy), *((f"{kind}.{record[kind]}", accuracy) for kind in kinds)]
+    parts = {name: 100 * sum(scores) / len(scores) for name, scores in grouped(pairs).items()}
     report = report_of(parts)
     if official:
         report += f"\n\n{answers_file.name} is an official results file: its answers are taken as they are."
@@ -227,9 +211,9 @@ def check_questions(data_dir: Path) -> None:
         raise FileNotFoundError(f"{data_dir} needs {needs}; docs/evaluation.md says where they come from.")
     for asked, frame in there:
         if frame == ANNOTATIONS:
-            known = {record["question_id"] for record in read_annotations(data_dir / frame)}
+            known = {record["question_id"] for record in read_records(data_dir / frame)}
         else:
-            known = {row["question_id"] for row in read_json_lines(data_dir / frame, ["question_id"])}
+            known = {row["question_id"] for row in read_json_lines(data_dir / frame, {"question_id": ID})}
         check_known(data_dir / asked, known, f"is not in {frame}; take both files of the same split.")
 
 
@@ -240,20 +224,6 @@ def _one_line(text: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def _plain(text: str, digits_with_comma: re.Pattern[str] = _DIGITS_WITH_ONE_COMMA) -> str:
     return normalise_words(strip_punctuation(text, digits_with_comma))
-
-
-def _percent(scores: list[float]) -> float:
-    return 100 * sum(scores) / len(scores)
-
-
-def _last_of_each(rows: list[dict[str, Any]], key: str) -> tuple[Predictions, list[Remark]]:
-    texts, remarks = {}, []
-    for row in rows:
-        name = row["question_id"]
-        if name in texts:
-            remarks.append(Remark(name, "answered again: only the last answer counts", skipped=True))
-        texts[name] = row[key]
-    return texts, remarks
 
 
 BENCHMARK = Benchmark(

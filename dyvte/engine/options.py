@@ -56,14 +56,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit above this gate probability; default: what the gates were calibrated to, else 0.5",
     )
     parser.add_argument("--exit-layer", type=int, help="zero-based layer for --method fixed")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
-    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
-    parser.add_argument(
-        "--attn-implementation",
-        choices=KERNELS,
-        help="attention kernel; default: on a GPU in half precision torch_varlen or flash_attention_2, whichever is "
-        "there, else sdpa",
-    )
+    add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,
@@ -74,6 +67,18 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action="store_true",
         help="compile the decoder layers within CUDA graphs: some seconds for each new length of prompts",
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags for where, in which precision and with which attention to run."""
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
+    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
+    parser.add_argument(
+        "--attn-implementation",
+        choices=KERNELS,
+        help="attention kernel; default: on a GPU in half precision torch_varlen or flash_attention_2, whichever is "
+        "there, else sdpa",
     )
 
 

@@ -200,8 +200,9 @@ def test_other_split_is_an_error(folder, files):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "not a dict of question records"),
-        ('{"1": {"question": "?"}}', "question 1 has no answer"),
+        ("[]", "is a list, not an object; take GQA's own file"),
+        ("{}", "is empty"),
+        ('{"1": {"question": "?"}}', "\\['1'\\] lacks answer; .* a split with ground truth"),
         ('{"1":\n{"answer" "red"}}', "not valid JSON.*line 2"),
     ],
 )
@@ -210,6 +211,35 @@ def test_broken_annotations(folder, files, content, message):
     (folder / gqa.QUESTIONS).write_text(content)
     with pytest.raises(ValueError, match=f"testdev_balanced_questions.json.*{message}"):
         gqa.score(folder, file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("answer", ["red"], "answer is a list, not a string"),
+        ("question", 7, "question is a whole number, not a string"),
+        ("types", "query", "types is a string, not an object"),
+        ("types", {"structural": 1.5}, "types.structural is a number, not a string or null"),
+        ("types", {"detailed": None}, "types.detailed is null, not a string"),
+        ("semantic", [{"operation": "select"}], r"semantic\[0\] lacks argument"),
+        ("semantic", [["select"]], r"semantic\[0\] is a list, not an object"),
+        ("groups", None, "groups is null, not an object"),
+        ("groups", {"global": {}}, "groups.global is an object, not a string or null"),
+        ("entailed", {"1": True}, "entailed is an object, not a list"),
+        ("entailed", [[]], r"entailed\[0\] is a list, not a string"),
+    ],
+)
+def test_wrong_types_inside_annotations(folder, files, field, value, message):
+    records = {"1": record("red"), "2": {**record("blue"), field: value}}
+    files.json(folder / gqa.QUESTIONS, records)
+    with pytest.raises(ValueError, match=rf"testdev_balanced_questions.json: \['2'\].{message}; take GQA's"):
+        gqa.score(folder, answers_file(folder, files, ("1", "red")))
+
+
+def test_wrong_types_inside_choices(folder, files):
+    files.json(folder / gqa.CHOICES, {"1": {"valid": ["red", 1], "plausible": []}})
+    with pytest.raises(ValueError, match=r"choices.json: \['1'\].valid\[1\] is a whole number, not a string"):
+        gqa.score(folder, answers_file(folder, files, ("1", "red")))
 
 
 def test_check_before_inference(folder, files):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -214,6 +217,41 @@ def test_what_retrying_does_not_help(endpoint, place, naps, outcome, message):
     assert KEY not in str(error.value) and endpoint.url not in str(error.value)
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " \t{} "])
+def test_a_key_with_blanks_around_it_is_sent_without_them(endpoint, place, monkeypatch, around):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format(KEY))
+    judge.main(place.arguments())
+    assert {header for _, header in endpoint.headers} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-one\nsk-two", "sk-\x07bell", "sk-\u20ac-euro", "sk-\x85line", "sk-\udcff"]
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_quoted(endpoint, place, monkeypatch, capfd, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(SystemExit, match="OPENAI_API_KEY holds control characters") as error:
+        judge.main(place.arguments())
+    said = str(error.value) + "".join(capfd.readouterr())
+    assert "sk-" not in said and "two" not in said and endpoint.requests == []
+
+
+def test_no_part_of_the_key_is_shown_or_stored(endpoint, place, capfd):
+    """Servers quote keys in their errors, in part; one that quotes it in replies is a badly set proxy."""
+    place.answer("a", {"v1_1": "answer 1"})
+    message = f"key sk-very...cret, or {KEY[-6:]}, or {KEY[3:]}{KEY} is wrong; ask the hoster"
+    endpoint.answer = lambda request, number: (400, {}, json.dumps({"error": {"message": message}}))
+    with pytest.raises(SystemExit, match=r"It says: key \.+, or \.\.\., or \.\.\. is wrong; ask the hoster"):
+        judge.main(place.arguments())
+    choice = {"choices": [{"message": {"content": f"0.7 {KEY}"}}], "model": f"by-{KEY[:9]}"}
+    endpoint.answer = lambda request, number: (200, {}, json.dumps(choice))
+    judge.main(place.arguments())
+    assert place.grades()["v1_1"] == {"model": ["by-..."], "content": ["0.7"], "score": [0.7]}
+    said = "".join(capfd.readouterr())
+    stored = b"".join(path.read_bytes() for path in place.path.rglob("*") if path.is_file())
+    for start in range(len(KEY) - 3):
+        assert KEY[start : start + 4] not in said and KEY[start : start + 4].encode() not in stored
+
+
 def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
     child = []
 
@@ -236,6 +274,59 @@ def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
     assert len(endpoint.paid) == 2 * SAMPLES and max(Counter(endpoint.paid).values()) == 2
     assert all(grade["score"] == [0.5, 0.5] for grade in place.grades("a", 2).values())
     assert list(place.grades("a", 2)) == list(place.texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_times(endpoint, place, monkeypatch, seed):
+    """Grades only ever grow, nothing but what was under way is paid twice, and the end is the uninterrupted one."""
+    chance = random.Random(seed)
+    samples = {f"v1_{n}": {"question": f"Q{n}?", "answer": "x", "capability": ["rec"]} for n in range(12)}
+    (place.data / "mm-vet.json").write_text(json.dumps(samples))
+    for name in ("a", "b"):
+        place.answer(name, {key: f"answer {key}" for key in samples})
+    store = place.data / "killed.sqlite"
+
+    def reply(request, number):
+        # the same each time: some are no number at first, and so asked again
+        time.sleep(0.01)
+        asked = json.dumps([request["messages"], request["temperature"]])
+        value = zlib.crc32(asked.encode())
+        return "well" if value % 3 == 0 and request["temperature"] < 1 else f"0.{value % 10}"
+
+    endpoint.answer = reply
+    judge.main(place.arguments("b", 3))
+    whole, asked_once = place.grades("b", 3), Counter(endpoint.paid)
+    endpoint.paid.clear()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [
+        sys.executable,
+        "-m",
+        "dyvte.benchmarks.judge",
+        *place.arguments("a", 3, "--store", str(store)),
+    ]
+    held, under_way, kills = 0, Counter(), 0
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, began = len(endpoint.paid), time.monotonic()
+        while len(endpoint.paid) == before and process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.002)
+        try:
+            assert process.wait(timeout=chance.uniform(0, 0.15)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        kills += 1
+        assert kills < 60, "no progress from one start to the next"
+        time.sleep(0.05)  # for a request that has arrived to be answered
+        under_way[endpoint.paid[-1]] += 1
+        grades = place.grades("a", 3) if list(place.path.glob("a/grades/*runs.json")) else {}
+        for key, grade in grades.items():
+            assert grade["score"] == whole[key]["score"][: len(grade["score"])]
+        assert held <= (held := sum(len(grade["score"]) for grade in grades.values()))
+    assert kills > 3 and place.grades("a", 3) == whole
+    assert Counter(endpoint.paid) - asked_once <= under_way
 
 
 def test_interrupted_between_paying_and_saving(endpoint, place, monkeypatch):

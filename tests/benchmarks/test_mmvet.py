@@ -216,7 +216,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_broken_grades(data, answer, grade):
     answers = answer()
     put_grades(answers, {**grades_of(TWO_ROUNDS), "v1_1": grade}, 2, texts=TEXTS)
-    with pytest.raises(ValueError, match="runs.json: v1_1"):
+    with pytest.raises(ValueError, match="runs.json: .*v1_1"):
         mmvet.score(data, answers)
 
 
@@ -228,7 +228,7 @@ def test_wrong_files(data, answer, files):
     with pytest.raises(ValueError, match=r"merge.jsonl, line 5"):
         mmvet.score(data, broken)
     files.json(data / "mm-vet.json", {"v1_0": sample(["rec"]), "v1_1": {"question": "?", "answer": "x"}})
-    with pytest.raises(ValueError, match=r"mm-vet.json: v1_1 has no list of capabilities"):
+    with pytest.raises(ValueError, match=r"mm-vet.json: \['v1_1'\] lacks capability"):
         mmvet.score(data, answer())
 
 

@@ -188,7 +188,7 @@ def test_check_before_inference(folder, files):
     with pytest.raises(ValueError, match="llava_pope_test.jsonl, line 9: .*random.json has only 2 labels"):
         pope.check_questions(folder)
     questions.write_text(good + json.dumps({**row, "category": "odd"}) + "\n")
-    with pytest.raises(ValueError, match="line 9: there is no .*coco_pope_odd.json"):
+    with pytest.raises(ValueError, match="line 9: .*coco has no .coco_pope_odd.json"):
         pope.check_questions(folder)
     questions.write_text(good)
     labels = [

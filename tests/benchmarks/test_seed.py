@@ -73,8 +73,8 @@ def test_missing_repeated_and_unknown(accuracy):
     ]
     told = {(remark.question_id, remark.skipped): remark.what for remark in score.remarks}
     assert set(told) == {("v1", True), (99, True), ("13", True), ("v9", True), (11, False), (13, False)}
-    assert "later answer counts" in told["v1", True] and "counted as wrong" in told[13, False]
-    assert "should be a number" in told["13", True] and "number" not in told[99, True]
+    assert "only the last answer counts" in told["v1", True] and "counted as wrong" in told[13, False]
+    assert "ids are numbers" in told["13", True] and "number" not in told[99, True]
 
 
 def test_order_does_not_matter_but_is_kept(accuracy):
@@ -113,15 +113,30 @@ def test_images_alone(accuracy):
 def test_refused_files(accuracy, tmp_path, files):
     with pytest.raises(ValueError, match="another split"):
         accuracy([("11", "A"), (99, "B")])
-    with pytest.raises(ValueError, match="SEED-Bench.json, question 2 of the list is broken .*answer"):
+    with pytest.raises(ValueError, match=r"SEED-Bench.json: questions\[1\] lacks answer; download"):
         accuracy(RIGHT, [FOUR[0], {"question_id": "1", "question_type_id": 1, "data_type": "image"}])
     with pytest.raises(ValueError, match="question 'v7' is of type 12, which has no name"):
         accuracy(RIGHT, [*FOUR, annotation("v7", 12)])
     with pytest.raises(ValueError, match="holds no questions"):
         accuracy(RIGHT, [])
-    for broken in ([], {"questions": []}):
-        with pytest.raises(ValueError, match="lacks questions or question_type"):
-            seed.read_annotations(files.json(tmp_path / "broken.json", broken))
+    types, row = {"question_type": TYPES}, FOUR[0]
+    for broken, what in (
+        ([], "is a list, not an object"),
+        ({"questions": []}, "lacks question_type"),
+        ({"question_type": [], "questions": []}, ": question_type is a list, not an object"),
+        (
+            {"question_type": {"x": [1]}, "questions": []},
+            r": question_type\['x'\] is a list, not a whole number",
+        ),
+        ({**types, "questions": 7}, ": questions is a whole number, not a list"),
+        ({**types, "questions": [row, 7]}, r": questions\[1\] is a whole number, not an object"),
+        ({**types, "questions": [{**row, "question_id": {}}]}, r": questions\[0\].question_id is an object"),
+        ({**types, "questions": [{**row, "question_type_id": "1"}]}, r"\[0\].question_type_id is a string"),
+        ({**types, "questions": [{**row, "data_type": []}]}, r"\[0\].data_type is a list, not a string"),
+        ({**types, "questions": [{**row, "answer": None}]}, r"\[0\].answer is null, not a string"),
+    ):
+        with pytest.raises(ValueError, match=f"broken.json{'' if what[0] == ':' else '.*'}{what}"):
+            seed.read_seed(files.json(tmp_path / "broken.json", broken))
 
 
 def test_questions_and_annotations_are_of_one_revision(tmp_path, files):
@@ -134,7 +149,7 @@ def test_questions_and_annotations_are_of_one_revision(tmp_path, files):
         ValueError, match="does not ask question 11.* has 5 questions, 1 of them on videos, and .* 4"
     ):
         seed.check_questions(tmp_path)
-    for stranger in ("11", "v5", 14, None):
+    for stranger in ("11", "v5", 14):
         files.lines(tmp_path / seed.QUESTIONS, [*rows, {"question_id": stranger, "text": "?"}])
         with pytest.raises(
             ValueError, match=rf"line 6: question {stranger!r} has no annotation.*19,242 questions"

@@ -137,7 +137,7 @@ def test_what_is_miscounted_is_counted_alike_and_named(folder, files):
     assert score.remarks == [
         Remark("5", "text is null, not a string: taken as an empty answer", False),
         Remark("7", "answered again: only the last answer counts", True),
-        Remark(3, "no such question (a number; ScienceQA's ids are strings): left out", True),
+        Remark(3, "no such question (a number; ids are strings): left out", True),
         Remark("nowhere", "no such question: left out", True),
         Remark("1", "no such question: left out", True),
         Remark("3", "no answer: wrong, and without a part in the accuracy on images", True),
@@ -158,16 +158,21 @@ def test_no_prompt_with_an_image(folder, files):
     [
         ("a.jsonl", [answer(7, "A")], "No answer in .*a.jsonl"),
         ("a.jsonl", [{"question_id": "7"}], "line 1 lacks text"),
-        (sqa.SPLITS, {"val": ["7"]}, "no list of ids 'test'"),
-        (sqa.SPLITS, {"test": ["7", "6"]}, "no problem '6'"),
+        (sqa.SPLITS, {"val": ["7"]}, "lacks test"),
+        (
+            sqa.SPLITS,
+            {"test": ["7", "6"]},
+            r"problems.json: \['6'\] is null, not an object; pid_splits.json names it",
+        ),
         (sqa.PROBLEMS, [], "not an object"),
         (sqa.PROBLEMS, {"7": {"choices": ["x"], "answer": 5}}, "answer of problem '7' is 5"),
         (sqa.PROBLEMS, {"7": {"choices": ["x"], "answer": -1}}, "answer of problem '7' is -1"),
-        (sqa.PROBLEMS, {"7": {"answer": 0}}, "no problem '7' with choices"),
+        (sqa.PROBLEMS, {"7": {"answer": 0}}, r"problems.json: \['7'\] lacks choices"),
     ],
 )
 def test_broken_files(folder, files, file, content, message):
     answers = files.lines(folder / "a.jsonl", [answer("7", "A", True)])
+    files.json(folder / sqa.SPLITS, {"test": ["7"]})
     (files.lines if file.endswith("jsonl") else files.json)(folder / file, content)
     with pytest.raises(ValueError, match=message):
         sqa.score(folder, answers)
@@ -218,7 +223,7 @@ def test_command_line_knows_splits_and_options(folder, files, capsys):
     outputs = ["--output-file", folder / "o", "--output-result", folder / "r"]
     eval_science_qa.main([str(flag) for flag in flags + outputs])
     assert "Total: 2, Correct: 1, Accuracy: 50.00%" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no list of ids 'test'"):
+    with pytest.raises(SystemExit, match="lacks test"):
         eval_science_qa.main([str(flag) for flag in [*flags[:4], *outputs]])
 
 

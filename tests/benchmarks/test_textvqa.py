@@ -92,9 +92,9 @@ def test_other_split_is_an_error(folder, files):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], 'no list "data"'),
-        ({"data": [{"image_id": "i1"}]}, "entry 0 of data lacks image_id or question"),
-        ({"data": [{"image_id": "i1", "question": "a?"}]}, "does not have 10 answers"),
+        ([], "is a list, not an object; take TextVQA's own file"),
+        ({"data": [{"image_id": "i1"}]}, "data\\[0\\] lacks question"),
+        ({"data": [{"image_id": "i1", "question": "a?"}]}, "lacks answers; .* a split with ground truth"),
         ({"data": [{"image_id": "i1", "question": "a?", "answers": ["x"] * 9}]}, "does not have 10 answers"),
     ],
 )
@@ -134,9 +134,12 @@ def test_llava_command_line_scores_the_lines_there_are(folder, files, capsys):
         ('{"question_id": "i1", "prompt": "a", "te', "line 1 is not valid JSON"),
         ('{"question_id": "i1", "prompt": "a"}', "line 1 lacks text"),
         ('{"prompt": "a", "text": "b"}', "line 1 lacks question_id"),
-        ('{"question_id": null, "prompt": "a", "text": "b"}', "line 1: question_id is neither"),
+        (
+            '{"question_id": null, "prompt": "a", "text": "b"}',
+            "line 1: question_id is null, not a number or a string",
+        ),
         ('{"question_id": "i1", "prompt": "a", "text": "\udcff"}', "is not UTF-8"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "line 1 is a list, not an object"),
     ],
 )
 def test_broken_answers_name_the_file(folder, capsys, content, message):

@@ -109,7 +109,7 @@ def test_figures_remarks_and_report(folder, files):
     assert (score.value, score.variant) == (score.parts["overall"], "2021")
     assert sorted(score.remarks, key=lambda remark: str(remark.question_id)) == [
         Remark(1, "answered again: only the last answer counts", True),
-        Remark("2", "no such question (a string; VQAv2's ids are numbers): left out", True),
+        Remark("2", "no such question (a string; ids are numbers): left out", True),
         Remark(4, "no answer: scored as an empty one", False),
         Remark(77, "no such question: left out", True),
     ]
@@ -178,8 +178,8 @@ def test_no_public_answers(tmp_path, folder, files):
         ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "line 2 is not valid JSON"),
         ('{"question_id": 1}', "line 1 lacks text"),
         ('[{"question_id": 1, "answer": "a"}', "results is not valid JSON"),
-        ('[{"question_id": 1, "answer": "a"}, {"question_id": 1}]', "entry 1 is no object"),
-        ('[{"question_id": [1], "answer": "a"}]', "entry 0 is neither"),
+        ('[{"question_id": 1, "answer": "a"}, {"question_id": 1}]', r"results: \[1\] lacks answer"),
+        ('[{"question_id": [1], "answer": "a"}]', r"\[0\].question_id is a list, not a number or a string"),
         ("", "holds no answers"),
     ],
 )
@@ -192,15 +192,21 @@ def test_broken_answers(folder, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], 'no list "annotations"'),
-        ({"annotations": []}, 'no list "annotations"'),
-        ({"annotations": [{"question_id": 1}]}, "entry 0 of annotations lacks question_type"),
-        ({"annotations": [annotation(1, humans(*"abcdefghij"))] * 2}, "entry 1 .* used twice"),
+        ([], "is a list, not an object; take it from visualqa.org"),
+        ({"annotations": []}, "holds no annotations"),
+        ({"annotations": [{"question_id": 1}]}, r"annotations\[0\] lacks question_type"),
+        (
+            {"annotations": [annotation(1, humans(*"abcdefghij"))] * 2},
+            r"annotations\[0\] has a question_id that is used twice",
+        ),
         (
             {"annotations": [{**annotation(1, humans(*"abcdefghij")), "answers": []}]},
-            "question 1 has no list",
+            r"annotations\[0\] has no answers \(1\)",
         ),
-        ({"annotations": [annotation(1, [{"answer": None}])]}, "question 1 has no list of answers"),
+        (
+            {"annotations": [annotation(1, [{"answer": None}])]},
+            r"annotations\[0\].answers\[0\].answer is null, not a string",
+        ),
     ],
 )
 def test_broken_annotations(tmp_path, files, content, message):

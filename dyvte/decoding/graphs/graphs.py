@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dyvte.cost.layers import EXPERTS
 from dyvte.decoding.cache.ragged import RaggedCache
@@ -80,6 +81,8 @@ class Graphs:
         It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
         """
         decoder = stack.decoder
+        if any(isinstance(layer, FSDPModule) for layer in stack.layers):
+            return "graphs cannot be used for a model that processes share: layers come and go"
         kind = getattr(decoder.rotary_emb, "rope_type", "default")
         if kind in ("dynamic", "longrope"):
             return f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"

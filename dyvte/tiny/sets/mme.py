@@ -6,7 +6,8 @@ is like. The other seven ask yes or no in words that are new to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,44 +57,31 @@ def _next_pair(
             return scene, lines if rng.random() < 0.5 else lines[::-1]
 
 
-def nothing_shared(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing shares neither color nor digit with any that is there."""
-    colors, digits = {thing.color for thing in scene.things}, {thing.digit for thing in scene.things}
-    absent = [f"{c} {d}" for c in COLORS if c not in colors for d in range(10) if d not in digits]
-    return _presence(scene, pick(scene.things, rng), absent, rng)
+def _nothing_shared(scene: Scene, thing: Thing) -> list[str]:
+    colors, digits = {other.color for other in scene.things}, {other.digit for other in scene.things}
+    return [f"{c} {d}" for c in COLORS if c not in colors for d in range(10) if d not in digits]
 
 
-def other_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing is the present one in another color."""
-    thing = pick(scene.things, rng)
-    return _presence(scene, thing, [f"{color} {thing.digit}" for color in COLORS], rng)
+ABSENT: dict[str, Callable[[Scene, Thing], list[str]]] = {
+    "existence": _nothing_shared,
+    "color": lambda scene, thing: [f"{color} {thing.digit}" for color in COLORS],
+    "posters": lambda scene, thing: [f"{thing.color} {digit}" for digit in range(10)],
+    "celebrity": lambda scene, thing: absent_mixtures(scene),
+    "scene": lambda scene, thing: absent_mixtures(scene) if len(scene.things) >= _MANY else [],
+    "landmark": lambda scene, thing: absent_mixtures(scene) if len(scene.things) <= _FEW else [],
+    "artwork": lambda scene, thing: [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"],
+}
+"""Tasks that ask whether a thing is there, with what is asked for in place of a present thing: what shares nothing
+with any that is there, the same in another color, another digit in its color, a mixture of two things (of any scene,
+of one with many things, of one with few), what looks alike.
+"""
 
 
-def other_digit(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing is another digit in the color of the present one."""
-    thing = pick(scene.things, rng)
-    return _presence(scene, thing, [f"{thing.color} {digit}" for digit in range(10)], rng)
-
-
-def mixture(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing mixes the color of one thing and the digit of another."""
-    return _presence(scene, pick(scene.things, rng), absent_mixtures(scene), rng)
-
-
-def mixture_of_many(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """As ``mixture``, where there are many things."""
-    return mixture(scene, rng) if len(scene.things) >= _MANY else None
-
-
-def mixture_of_few(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """As ``mixture``, where there are few things."""
-    return mixture(scene, rng) if len(scene.things) <= _FEW else None
-
-
-def look_alike(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The absent thing has the color of the present one, and a digit that looks like its."""
-    thing = pick(scene.things, rng)
-    return _presence(scene, thing, [f"{thing.color} {_LOOK_ALIKE[thing.digit]}"], rng)
+def presence(task: str, scene: Scene, rng: np.random.Generator) -> Pair | None:
+    """Questions about a thing and about one that is absent; None where nothing fits that is absent."""
+    thing, there = pick(scene.things, rng), {other.name for other in scene.things}
+    absent = [name for name in ABSENT[task](scene, thing) if name not in there]
+    return (presence_question(thing.name), presence_question(pick(absent, rng))) if absent else None
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -133,8 +121,8 @@ def sum_of_two(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def digit_in_words(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """As ``other_digit``, the digit in words."""
-    pair = other_digit(scene, rng)
+    """Another digit in the color of the present one, in words."""
+    pair = presence("posters", scene, rng)
     if not pair:
         return None
     yes, no = (
@@ -151,15 +139,10 @@ def grid_element(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 TASKS: dict[str, Callable[[Scene, np.random.Generator], Pair | None]] = {
-    "existence": nothing_shared,
+    "existence": partial(presence, "existence"),
     "count": count,
     "position": position,
-    "color": other_color,
-    "posters": other_digit,
-    "celebrity": mixture,
-    "scene": mixture_of_many,
-    "landmark": mixture_of_few,
-    "artwork": look_alike,
+    **{task: partial(presence, task) for task in ABSENT},  # "existence" stays first
     "OCR": line_reads,
     "commonsense_reasoning": parity,
     "numerical_calculation": sum_of_two,
@@ -168,13 +151,6 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Pair | None]] = {
 }
 WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
 """Tasks whose images and texts lie in folders of their own, as in the original."""
-
-
-def _presence(scene: Scene, thing: Thing, absent: Sequence[str], rng: np.random.Generator) -> Pair | None:
-    """Questions about a thing and about one of the ``absent``, without those that are there after all."""
-    there = {thing.name for thing in scene.things}
-    absent = [name for name in absent if name not in there]
-    return (presence_question(thing.name), presence_question(pick(absent, rng))) if absent else None
 
 
 def _claims(question: Question | None, claim: str, rng: np.random.Generator) -> Pair | None:
