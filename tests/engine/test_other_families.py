@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def answers_of(folder, *flags):
-    given = ["--model-path", "words", "--image-folder", folder, "--question-file", folder / "questions.jsonl"]
+    given = ["--model-path", folder, "--image-folder", folder, "--question-file", folder / "questions.jsonl"]
     given += ["--answers-file", folder / "answers.jsonl", "--temperature", 0, "--max_new_tokens", 5, *flags]
     args = question_parser(JSON_LINES).parse_args([str(word) for word in given])
     answer_items(args, JSON_LINES.read(args))
@@ -70,7 +70,7 @@ def test_questions_are_answered_and_runs_resume(words_model, folder):
 def test_what_calibration_foresees_happens(words_model, folder, gates):
     """Embeddings of a family's own ``embed`` give the exits and changes that its ``generate`` then has."""
     gates.save_pretrained(folder / "gates")
-    given = ["--model-path", "words", "--gates", folder / "gates", "--data-path", folder / "sample.json"]
+    given = ["--model-path", folder, "--gates", folder / "gates", "--data-path", folder / "sample.json"]
     given += ["--image-folder", folder, "--max_new_tokens", 4, "--batch-size", 4, "--budget", 0.9]
     args = calibrate.build_parser().parse_args([str(word) for word in given])
     result = calibrate.calibrate(args)
