@@ -19,7 +19,7 @@ from dyvte.io import write_whole
 
 logger = logging.getLogger(__name__)
 
-_NOT_SETTINGS = ("answers_file", "device", "dtype")
+_NOT_SETTINGS = ("answers_file", "device", "dtype", "workers")
 
 
 def run_settings(args: argparse.Namespace) -> str:

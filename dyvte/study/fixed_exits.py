@@ -35,12 +35,13 @@ def answer_at_layers(
     image_folder: str,
     batch_size: int,
     model_name: str,
+    workers: int | None = None,
 ) -> None:
     """Write each layer's answers to the questions that its file does not hold yet."""
     assert answerer.handle is not None
     done = min(file.kept for file in files.values())
     with tqdm(total=(len(items) - done) * len(files), desc="fixed exits", unit="q") as progress:
-        for asked, batch in prepared_batches(items[done:], batch_size, answerer.chat, image_folder):
+        for asked, batch in prepared_batches(items[done:], batch_size, answerer.chat, image_folder, workers):
             for layer, file in files.items():
                 if file.kept < done + len(batch):
                     answerer.handle.policy = FixedExit(layer)
@@ -67,7 +68,7 @@ def sweep(args: argparse.Namespace) -> None:
             path = args.output / f"exit{layer}" / "merge.jsonl"
             file = AnswersFile(str(path), run_settings(_of_layer(args, layer)), model_name, items)
             files[layer] = stack.enter_context(file)
-        answer_at_layers(answerer, items, files, image_folder, args.batch_size, model_name)
+        answer_at_layers(answerer, items, files, image_folder, args.batch_size, model_name, args.workers)
     for layer in layers:
         _score(benchmark, args, layer)
 
