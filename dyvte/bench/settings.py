@@ -7,10 +7,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
-from dyvte.bench.shapes import VISUAL_TOKENS, MaskedLlama, Prompts, random_model, random_prompts
-from dyvte.bench.variants import Variant, check_kernels, make_variants
+from dyvte.bench.shapes import VISUAL_TOKENS, MaskedLlama, Prompts, random_model, random_prompts, random_vlm
+from dyvte.bench.variants import STOCK, Variant, check_kernels, make_variants, missing, usual_names
+from dyvte.engine.run import default_workers
 
+FROM_IMAGES = ("ttft", "throughput")
+"""Commands that measure more than the decoder."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -27,7 +31,7 @@ class Settings:
     exit_layers: list[int | str] = field(default_factory=list)
     variants: list[str] | None = None
     prompt_tokens: int = 60
-    visual_tokens: int = VISUAL_TOKENS
+    visual_tokens: int = VISUAL_TOKENS["llava-1.5"]
     answer_tokens: int = 16
     attn: str = "sdpa"
     gate_width: int = 2048
@@ -35,28 +39,38 @@ class Settings:
     rounds: int = 7
     warmup: int = 1
     allow_unequal_kernels: bool = False
+    images: str | None = None
+    questions: int = 128
+    workers: list[int] = field(default_factory=lambda: [default_workers()])
     progress: bool = False
 
-    def make_model(self) -> MaskedLlama:
-        """The model to measure, with the baseline's attention kernel."""
-        model = random_model(self.model, self.layers, DTYPES[self.dtype], self.device)
-        model.set_attn_implementation(self.attn)
+    def make_model(self) -> MaskedLlama | LlavaForConditionalGeneration:
+        """The model to measure, with a tower where the command begins at images, with the baseline's kernel."""
+        make = random_vlm if self.command in FROM_IMAGES else random_model
+        model = make(self.model, self.layers, DTYPES[self.dtype], self.device)
+        model.set_attn_implementation(STOCK.get(self.attn, self.attn))
         return model
 
     def make_prompts(self, model, batch: int) -> Prompts:
         """``batch`` prompts of the lengths that were asked for."""
         return random_prompts(model, batch, self.prompt_tokens, self.visual_tokens)
 
-    def make_variants(self, model, batch: int) -> list[Variant]:
+    def make_variants(self, model, batch: int, out: Measurements) -> list[Variant]:
         """The variants, by default with one exit in the middle of the decoder, and mixed exits.
+
+        Those that this version of the code does not have are noted in ``out``.
 
         Raises:
             ValueError: when they use different attention kernels and that was not allowed.
         """
-        if self.command != "prefill" and "paper" in (self.variants or ()):
-            raise ValueError(f"the paper's way is a prefill: leave it out of --variants of {self.command}")
-        exits = self.exit_layers or [(model.config.num_hidden_layers - 1) // 2, "mixed"]
-        found = make_variants(model, batch, exits, self.attn, self.variants, self.gate_width)
+        middle = (model.config.get_text_config().num_hidden_layers - 1) // 2
+        exits, names = (
+            self.exit_layers or [middle, "mixed"],
+            self.variants or usual_names(model, self.command),
+        )
+        out.left_out |= {name: reason for name in names if (reason := missing(name))}
+        names = [name for name in names if name not in out.left_out]
+        found = make_variants(model, batch, exits, self.attn, names, self.gate_width, self.command)
         check_kernels(found, self.allow_unequal_kernels)
         return found
 
@@ -98,11 +112,13 @@ class Measurements:
     Attributes:
         regimes: what limits a layer, a line for each batch size; see :mod:`dyvte.bench.rates`.
         layers: seconds per layer by name, medians over rounds.
+        left_out: variants that were asked for and cannot be measured, with the reason.
     """
 
     results: list[Result] = field(default_factory=list)
     regimes: list[dict[str, Any]] = field(default_factory=list)
     layers: dict[str, list[float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def result_of(variant: Variant, batch: int, seconds: list[float], ideal: list[float] | None = None) -> Result:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from dyvte.bench import prefill, rates, summary, variants
+from dyvte.bench import prefill, rates, summary, throughput, ttft, variants
 from dyvte.bench.__main__ import main
 from dyvte.bench.decode import Session
 from dyvte.bench.generate import generate
@@ -112,6 +112,7 @@ def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
     found = variants_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
     assert [name for name in found if name.startswith("graphs")] == [
         "graphs, no exit",
+        "graphs, never fire",
         "graphs, exit 1",
         "graphs, mixed exits",
     ]
@@ -190,11 +191,12 @@ def test_rounds_interleave():
 
 def test_regime_is_the_longest_bound():
     load = Load(flops=8e9, bytes=2e6, launches=40)
-    fast = Rates(flops=1e12, bytes=1e9, launch=1e-5)
+    fast = Rates(flops=1e12, bytes=1e9, launch=4e-4)
     assert load.bounds(fast) == pytest.approx({"arithmetic": 8e-3, "bytes": 2e-3, "launches": 4e-4})
     assert load.regime(fast) == "arithmetic"
-    assert load.regime(Rates(1e15, 1e9, 1e-5)) == "bytes"
-    assert load.regime(Rates(1e15, 1e13, 1e-5)) == "launches"
+    assert load.regime(Rates(1e15, 1e9, 4e-4)) == "bytes"
+    assert load.regime(Rates(1e15, 1e13, 4e-4)) == "launches"
+    assert load.regime(Rates(1e12, 1e9, 9e-3)) == "launches"  # as soon as launches exceed arithmetic
 
 
 def test_load_of_a_layer(model):
@@ -221,14 +223,16 @@ def test_unequal_kernels_are_refused(model, prompts):
     check_kernels(variants[:1], allow_unequal=False)
     with pytest.raises(SystemExit, match="different attention kernels"):
         main(["prefill", "--model", "tiny", "--layers", "1", "--variants", "baseline", "paper"])
-    with pytest.raises(SystemExit, match="paper's way is a prefill"):
+    with pytest.raises(
+        SystemExit, match="paper is a variant of prefill: leave it out of --variants of decode"
+    ):
         main(["decode", "--model", "tiny", "--layers", "1", "--variants", "paper"])
 
 
 def test_wrong_sizes_are_refused(model, prompts):
     with pytest.raises(ValueError, match=r"layers 0\.\.3"):
         variants_of(model, prompts, [4])
-    with pytest.raises(ValueError, match="7b, 13b, tiny"):
+    with pytest.raises(ValueError, match="7b, 13b, tiny, qwen2.5-vl-7b, internvl3-8b, qwen3-vl-8b"):
         random_model("70b")
     with pytest.raises(ValueError, match="at least 1"):
         random_model("tiny", layers=0)
