@@ -6,7 +6,7 @@ replayed from graphs is not compared with layers that wait for their launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class OneGraph:
-    """transformers' own prefill under one graph, recorded at its first call; it fills no cache.
+    """transformers' own prefill under one graph, recorded at its first call.
 
     Args:
         record: CUDA graphs by default.
@@ -36,11 +36,14 @@ class OneGraph:
     def prefill(self, model, prompts: Prompts):
         """The output, logits (B, 1, vocabulary) of the next token, in memory that the next call overwrites."""
         if self._replay is None:
+            # libraries choose and load kernels at a first call, and the cache takes its type from it
+            cache = model(**prompts.inputs(), use_cache=True, logits_to_keep=1).past_key_values
+            rewind = rewinder(cache.layers, prompts.inputs_embeds.shape[1])
 
             def work() -> None:
-                self._out = model(**prompts.inputs(), use_cache=False, logits_to_keep=1)
+                rewind()
+                self._out = model(**prompts.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-            work()  # libraries choose and load kernels at a first call
             with torch.cuda.device_of(prompts.inputs_embeds):
                 self._replay = self._record(work)
         self._replay()
@@ -51,7 +54,7 @@ class GraphedLayers:
     """The layers of one forward, each a graph of its own, over the first one's states and its own cache.
 
     Args:
-        forward: of transformers, without a policy; it may fill or continue a dynamic cache.
+        forward: of transformers, without a policy; it fills or continues a dynamic cache.
         record: CUDA graphs by default.
     """
 
@@ -97,17 +100,22 @@ class GraphedLayers:
         return Probe(marks.seconds(len(self._replays) + 1), total)
 
 
+def rewinder(layers: Sequence[Any], tokens: int) -> Callable[[], None]:
+    """What lets layers of a dynamic cache hold what they held before the last ``tokens``."""
+    held = [(layer, layer.keys[:, :, :-tokens], layer.values[:, :, :-tokens]) for layer in layers]
+
+    def rewind() -> None:
+        for layer, keys, values in held:
+            layer.keys, layer.values = keys, values
+
+    return rewind
+
+
 def _recorded(
     record: Record, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
 ) -> Callable[[], None]:
     """One layer; its cache holds afterwards what it held before the layer ran, and so at every replay."""
-    cache = kwargs.get("past_key_values")
-    own = None if cache is None else cache.layers[index]
-    held = None if own is None else [part[:, :, : -hidden.shape[1]] for part in (own.keys, own.values)]
-
-    def rewind() -> None:
-        if own is not None and held is not None:
-            own.keys, own.values = held
+    rewind = rewinder(kwargs["past_key_values"].layers[index : index + 1], hidden.shape[1])
 
     def work() -> None:
         rewind()
