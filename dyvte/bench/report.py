@@ -93,7 +93,6 @@ def _regime_text(line: dict[str, Any]) -> str:
 
 def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
     """All measurements with what they were taken on."""
-    commit, dirty = git_state()
     results = []
     for result in measured.results:
         entry = asdict(result)
@@ -106,14 +105,22 @@ def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
     flags["contenders"] = flags.pop("variants")
     return {
         "settings": flags,
-        "commit": commit,
-        "modified": dirty,
-        "versions": versions(),
-        "hardware": {**hardware(), "threads": torch.get_num_threads()},
+        **provenance(),
         "results": results,
         "regimes": measured.regimes,
         "seconds_per_layer": measured.layers,
         "left_out": measured.left_out,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """The code that measures, and the machine."""
+    commit, dirty = git_state()
+    return {
+        "commit": commit,
+        "modified": dirty,
+        "versions": versions(),
+        "hardware": {**hardware(), "threads": torch.get_num_threads()},
     }
 
 
