@@ -1,4 +1,4 @@
-"""Which part may import which: the method knows nothing of LLaVA, models know nothing of training."""
+"""Which part may import which: docs/layout.md draws it, and the method knows no model, no training and no study."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW_LLAVA = ("dyvte/decoding", "dyvte/families", "dyvte/reduction", "dyvte/cost", "dyvte/gates")
+
+
+def drawn_parts() -> list[list[str]]:
+    """The drawing in docs/layout.md: rows of folders (or modules), each of which imports only rows below."""
+    page = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
+    drawing = page.split("## Which part may import which")[1].split("```text\n")[1].split("```")[0]
+    return [
+        re.findall(r"(?:llava|dyvte(?:/\w+)?)(?=\s|$)", row.split("   ")[0] if "LLaVA" in row else row)
+        for row in drawing.splitlines()
+    ]
 
 
 def imported(path: Path) -> set[str]:
-    """All modules that a file imports, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """All modules that a file imports, also inside functions, but not those that only type checkers import."""
+    names, nodes = set(), [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING":
+            continue
+        nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -25,35 +38,41 @@ def imported(path: Path) -> set[str]:
 
 
 def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    return sorted((ROOT / folder).rglob("*.py")) or [(ROOT / folder).with_suffix(".py")]
+
+
+PARTS = drawn_parts()
+
+
+def test_every_part_is_drawn():
+    drawn = {part for row in PARTS for part in row}
+    parts = {f"dyvte/{p.stem}" for p in (ROOT / "dyvte").iterdir() if not p.name.startswith("__")}
+    assert drawn == parts | {"llava"}
 
 
 @pytest.mark.parametrize(
-    "path", [p for f in BELOW_LLAVA for p in files(f)], ids=lambda p: str(p.relative_to(ROOT))
+    ("above", "part"),
+    [(PARTS[:i], part) for i, row in enumerate(PARTS) for part in row],
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_the_method_knows_no_llava(path):
-    above = ("llava", "dyvte.benchmarks", "dyvte.study", "dyvte.report", "dyvte.tiny")
-    assert not [name for name in imported(path) if name.startswith(above)]
+def test_imports_point_down(above, part):
+    forbidden = tuple(other.replace("/", ".") for row in above for other in row)
+    for path in files(part):
+        wrong = [
+            name for name in imported(path) if any(name == f or name.startswith(f + ".") for f in forbidden)
+        ]
+        assert not wrong, path
 
 
 @pytest.mark.parametrize("path", files("llava/model"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_models_know_no_training(path):
-    above = ("llava.train", "llava.eval", "llava.serve", "dyvte.benchmarks", "dyvte.study", "dyvte.report")
+    above = ("llava.train", "llava.eval", "llava.serve")
     assert not [name for name in imported(path) if name.startswith(above)]
 
 
 @pytest.mark.parametrize("path", files("dyvte/decoding"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_loop_knows_no_method(path):
     assert not [name for name in imported(path) if name.startswith(("dyvte.gates", "dyvte.reduction"))]
-
-
-@pytest.mark.parametrize("path", files("dyvte/report"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_reports_know_no_studies(path):
-    """Studies use records, tables and figures; the page reads what studies stored."""
-    above = ("dyvte.study", "dyvte.bench", "dyvte.reproduce", "dyvte.tiny")
-    assert not [
-        name for name in imported(path) if name in above or name.startswith(tuple(f"{a}." for a in above))
-    ]
 
 
 @pytest.mark.parametrize("path", files("dyvte"), ids=lambda p: str(p.relative_to(ROOT)))

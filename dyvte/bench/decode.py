@@ -19,8 +19,8 @@ from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers
 from dyvte.bench.rates import layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import LayerClock, interleaved, seconds_of
 from dyvte.bench.variants import Variant
+from dyvte.timing import LayerClock, interleaved, seconds_of
 
 
 class Session:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dyvte.bench.settings import Measurements, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import LayerClock, interleaved, seconds_of
 from dyvte.bench.variants import Variant
 from dyvte.decoding.attach import is_attached
+from dyvte.timing import LayerClock, interleaved, seconds_of
 
 
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dyvte.bench.ideal import Probe
 from dyvte.bench.shapes import Prompts
-from dyvte.bench.timing import Marks, seconds_of
 from dyvte.decoding.graphs import CudaGraphs
+from dyvte.timing import Marks, seconds_of
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 """Records the device's work of a function, and gives what replays it."""

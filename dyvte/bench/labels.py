@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dyvte.bench.settings import Measurements, Result, Settings
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import LayerClock, interleaved, seconds_of
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
+from dyvte.timing import LayerClock, interleaved, seconds_of
 
 FROZEN, ALL, RANDOM = "frozen forward", "labels of all layers", "label of one random layer"
 

@@ -11,11 +11,11 @@ from dyvte.bench.decode import Session, cache_bytes
 from dyvte.bench.peak import MIB, Peak
 from dyvte.bench.settings import Measurements, Result, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import seconds_of
 from dyvte.bench.variants import Variant
 from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
+from dyvte.timing import seconds_of
 
 
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:

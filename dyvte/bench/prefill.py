@@ -11,8 +11,8 @@ from dyvte.bench.ideal import Probe, decoder_flops, ideals
 from dyvte.bench.rates import Load, Rates, count_operations, layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, fill_flops_ideal, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.timing import LayerClock, interleaved, seconds_of
 from dyvte.bench.variants import STOCK, Variant
+from dyvte.timing import LayerClock, interleaved, seconds_of
 
 WITH, WITHOUT = "layers with image", "layers without image"
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dyvte.bench.timing import LayerClock, seconds_of
 from dyvte.cost.flops import layer_params
 from dyvte.cost.layers import LayerCost
+from dyvte.timing import LayerClock, seconds_of
 
 COPY_BYTES = 256 * 2**20
 """A choice: larger than the last-level caches of the machines measured, so that a copy reaches memory."""
@@ -110,7 +110,7 @@ def narrow_copy(model) -> Any:
 
 
 def rate_tasks(model, tokens: int) -> dict[str, Callable[[], float]]:
-    """Tasks, for :func:`dyvte.bench.timing.interleaved`, that measure the rates for rows of ``tokens`` tokens."""
+    """Tasks, for :func:`dyvte.timing.interleaved`, that measure the rates for rows of ``tokens`` tokens."""
     config, dtype, device = model.config, model.dtype, model.device
     left = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
     right = torch.randn(config.intermediate_size, config.hidden_size, device=device, dtype=dtype)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dyvte.bench.settings import Measurements, Result, Settings
-from dyvte.bench.timing import Quartiles
 from dyvte.cli import needs
 from dyvte.provenance import git_state, hardware, versions
 from dyvte.report.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
 from dyvte.report.tables import to_markdown
+from dyvte.timing import Quartiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

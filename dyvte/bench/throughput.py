@@ -22,7 +22,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dyvte.bench.settings import Measurements, Result, Settings, result_of
 from dyvte.bench.shapes import END, FIRST_WORD, IMAGE
-from dyvte.bench.timing import interleaved, seconds_of
 from dyvte.bench.variants import Variant
 from dyvte.engine.answer import Answerer
 from dyvte.engine.chat_format import ChatFormat
@@ -30,6 +29,7 @@ from dyvte.engine.model import Batch, Generation
 from dyvte.engine.processor_model import ProcessorModel
 from dyvte.engine.questions import Item
 from dyvte.engine.run import prepared_batches
+from dyvte.timing import interleaved, seconds_of
 
 ALONE = "reading alone"
 PHOTO = 640, 480

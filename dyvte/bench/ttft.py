@@ -14,9 +14,9 @@ from transformers import LlavaForConditionalGeneration
 
 from dyvte.bench.settings import Measurements, Settings, result_of
 from dyvte.bench.shapes import PixelPrompts, pixel_prompts
-from dyvte.bench.timing import Clock, interleaved, seconds_of
 from dyvte.bench.variants import Variant
 from dyvte.families.base import adapter_for
+from dyvte.timing import Clock, interleaved, seconds_of
 
 PARTS = ("tower", "projector", "splice", "decoder", "head")
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyvte.bench.timing import interleaved, seconds_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.model import Batch, ChatModel
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
+from dyvte.timing import interleaved, seconds_of
 
 NEVER, AT_ONCE, ASKED = "no exit", "exit after layer 0", "gates that never fire"
 

@@ -34,11 +34,11 @@ from dyvte.bench.shapes import (
     random_prompts,
     random_vlm,
 )
-from dyvte.bench.timing import LayerClock, Quartiles, interleaved
 from dyvte.bench.variants import check_kernels, make_variants, mixed_exits
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.model import Generation
 from dyvte.gates.supervision import supervise
+from dyvte.timing import LayerClock, Quartiles, interleaved
 from tests.fixtures.tape import record
 
 LAYERS = 4
@@ -160,7 +160,7 @@ def test_layers_as_graphs_do_the_work_of_layers(model, prompts, monkeypatch):
     """Each layer, over the first one's states and its own cache, which every replay finds as it was."""
     own = variants_of(model, prompts, [0], ["baseline"])["baseline"]
     made, moments = [], iter(range(1000))
-    monkeypatch.setattr("dyvte.bench.timing.time.perf_counter", lambda: float(next(moments)))
+    monkeypatch.setattr("dyvte.timing.time.perf_counter", lambda: float(next(moments)))
 
     def recorded(work):
         made.append(count_operations(work))
@@ -197,7 +197,7 @@ def test_on_a_gpu_probes_are_graphs(model, prompts, monkeypatch):
     probers = [lambda: prefill.prober(own, model, prompts), lambda: session.prober(2)]
     assert all("GraphedLayers" not in prober().__qualname__ for prober in probers)
     monkeypatch.setattr(type(model), "device", property(lambda model: SimpleNamespace(type="cuda")))
-    monkeypatch.setattr("dyvte.bench.timing.Marks.__init__", lambda marks, device: None)
+    monkeypatch.setattr("dyvte.timing.Marks.__init__", lambda marks, device: None)
     assert all(prober().__qualname__ == "GraphedLayers.probe" for prober in probers)
 
 
@@ -291,7 +291,7 @@ def test_parts_of_the_first_token(monkeypatch):
     prompts = pixel_prompts(model, 2, 9, 162)
     assert prompts.pixel_values.shape == (4, 3, 72, 72)
     ticks = iter(range(1000))
-    monkeypatch.setattr("dyvte.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("dyvte.timing.time.perf_counter", lambda: float(next(ticks)))
     for variant in make_variants(model, 2, [1], "sdpa", ["baseline", "gates"], gate_width=4, command="ttft"):
         total, parts = ttft.timed(variant, model, prompts)
         assert parts == {"tower": 1, "projector": 1, "splice": 2, "decoder": 1, "head": 1} and total == 8
@@ -400,7 +400,7 @@ def test_ideal_takes_each_layer_once():
 def test_layer_clock_counts_layers(model, prompts, monkeypatch):
     """With a clock that ticks once per reading, each layer takes one tick in each forward."""
     ticks = iter(range(1000))
-    monkeypatch.setattr("dyvte.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("dyvte.timing.time.perf_counter", lambda: float(next(ticks)))
     clock = LayerClock(model.model, torch.device("cpu"))
     with torch.no_grad(), clock.running():
         for _ in range(3):

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dyvte import FixedExit, NoExit, attach
 from dyvte.cost.flops import prefill_flops
+from dyvte.decoding.attention.logits import causal_logits
 from dyvte.engine.processor_model import embedded_call
 from dyvte.families.base import adapter_for
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
@@ -118,6 +119,37 @@ def test_no_exit_is_the_stock_model(family):
         torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
     # detached again, bit for bit
     assert torch.equal(model(**inputs, **prompts.positions(inputs), use_cache=False).logits[real], stock)
+
+
+class Watch(NoExit):
+    """Notes the attention weights of every layer, (1, heads, T, T)."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def observes(self, layer, layout):
+        return True
+
+    def observe(self, layer, inputs, trace):
+        count = inputs.query.shape[2]
+        self.weights[layer] = causal_logits(inputs, torch.arange(count), 0, count).softmax(-1)[None]
+
+
+@torch.no_grad()
+def test_observed_attention_is_the_stock_model_s(family):
+    model, prompts = family
+    inputs, config = prompts.inputs(0), adapter_for(model).decoder(model).config
+    kernel, config._attn_implementation_internal = config._attn_implementation_internal, "eager"
+    try:
+        expected = model(**inputs, use_cache=False, output_attentions=True).attentions
+    finally:
+        config._attn_implementation_internal = kernel
+    watch = Watch()
+    with attach(model, watch):
+        model(**inputs, use_cache=False)
+    assert len(expected) == len(watch.weights)
+    for layer, weights in watch.weights.items():
+        torch.testing.assert_close(weights, expected[layer], rtol=0, atol=TOLERANCE)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ class AttentionInputs:
         value: (1, kv_heads, T, head_dim).
         layout: of the row's T tokens.
         scaling: of the dot products.
+        rule: of the layer.
     """
 
     query: Tensor
@@ -44,6 +45,7 @@ class AttentionInputs:
     value: Tensor
     layout: Layout
     scaling: float
+    rule: LayerRule = CAUSAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +103,10 @@ def packed_attention(
     if sliding_window not in (None, rule.window) or softcap != rule.softcap:
         _refuse(sliding_window=sliding_window, softcap=softcap)
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if packed.observe is not None:
-        packed.observe(AttentionInputs(query, key, value, layout, scale))
     if packed.rescale is not None:
         query = packed.rescale(module, query, layout)
+    if packed.observe is not None:
+        packed.observe(AttentionInputs(query, key, value, layout, scale, rule))
     held = None
     if packed.cache is not None:
         layer = packed.cache.layers[module.layer_idx]
