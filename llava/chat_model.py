@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.model import (
     Batch,
@@ -81,7 +82,7 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         raise ValueError(f"unknown conversation mode {template!r}: use one of {', '.join(conv_templates)}")
     loading: dict[str, Any] = {"dtype": options.dtype}
     if options.attn_implementation:
-        loading["attn_implementation"] = options.attn_implementation
+        loading["attn_implementation"] = STOCK.get(options.attn_implementation, options.attn_implementation)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         options.model_path,
         options.model_base,

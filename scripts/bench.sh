@@ -43,8 +43,8 @@ fi
 
 # what a card is judged by, the most telling rows first
 main_rows() {
-    local model=${MODEL:-7b} extra=${EXTRA:-} one="" static="" middle=1 more="0"
-    if [ "$DEVICE" != cpu ]; then one="one-graph" static="static" middle=15 more="7 15 23"; fi
+    local batched="" model=${MODEL:-7b} extra="--attn auto ${EXTRA:-}" one="" static="" middle=1 more="0"
+    if [ "$DEVICE" != cpu ]; then one="one-graph" static="static" middle=15 more="7 15 23" batched="graphs"; fi
     # shellcheck disable=SC2086 # the lists are several words each
     {
         bench "prefill-$model" prefill --model "$model" --batch 1 --exit-layers $more $extra \
@@ -54,15 +54,11 @@ main_rows() {
         bench "decode-$model" decode --model "$model" --batch 1 --exit-layers $middle $extra \
             --variants baseline packed gates $graphs
         bench "prefill-$model-batch" prefill --model "$model" --batch $large --exit-layers $middle mixed $extra \
-            --variants baseline packed gates
+            --variants baseline packed gates $batched
         bench "throughput-$model" throughput --model "$model" --batch ${large##* } --exit-layers $middle $extra \
-            --rounds 2 --variants baseline gates
+            --rounds 2 --variants baseline gates $batched
         bench "generate-$model" generate --model "$model" --batch 1 --exit-layers $middle $extra \
             --rounds 3 --answer-tokens 64 --variants baseline $static packed gates $graphs
-        if [ "$DEVICE" != cpu ]; then
-            bench "prefill-$model-batch-varlen" prefill --model "$model" --batch $large --attn torch_varlen \
-                --exit-layers $middle mixed $extra --variants baseline packed gates
-        fi
     }
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=16,
         help="tokens to decode, or of the answers that labels compare",
     )
-    add("--attn", default="sdpa", choices=KERNELS, help="attention kernel")
+    add(
+        "--attn", default="sdpa", choices=(*KERNELS, "auto"), help="attention kernel; auto: what attach takes"
+    )
     add("--gate-width", type=int, default=2048, help="hidden units of each gate")
     add("--threads", type=int, help="CPU threads; None: torch's choice")
     add("--rounds", type=int, default=7, help="measurements of each variant")
@@ -112,6 +114,8 @@ def run_command(options: argparse.Namespace) -> None:
     if options.plot:
         cli.needs("matplotlib", "study")  # before hours of measuring
     settings = Settings(**{name: getattr(options, name) for name in names}, progress=True)
+    if settings.attn == "auto":
+        settings = replace(settings, attn=settings.usual_kernel())
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model, measured = settings.make_model(), Measurements()

@@ -73,7 +73,7 @@ class Session:
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
     """Measure one batch size."""
     prompts, count = settings.make_prompts(model, batch), settings.answer_tokens
-    variants = settings.make_variants(model, batch, out)
+    variants = settings.make_variants(model, batch)
     sessions = {variant.name: Session(variant, model, prompts) for variant in variants}
     baseline = probed(settings, batch)
     probes = {

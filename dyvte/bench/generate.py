@@ -23,7 +23,7 @@ from dyvte.timing import LayerClock, interleaved, seconds_of
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
     """Measure one batch size."""
     prompts, count = settings.make_prompts(model, batch), settings.answer_tokens
-    variants = settings.make_variants(model, batch, out)
+    variants = settings.make_variants(model, batch)
     tasks: dict[str, Callable[[], Any]] = {
         variant.name: lambda variant=variant: _seconds(variant, model, prompts, count) for variant in variants
     }

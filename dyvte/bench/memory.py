@@ -21,7 +21,7 @@ from dyvte.timing import seconds_of
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
     """Measure one batch size, each variant once: bytes do not vary."""
     prompts = settings.make_prompts(model, batch)
-    for variant in settings.make_variants(model, batch, out):
+    for variant in settings.make_variants(model, batch):
         out.results.append(_bytes_of(variant, model, prompts, settings.answer_tokens))
 
 

@@ -11,7 +11,8 @@ from dyvte.bench.ideal import Probe, decoder_flops, ideals
 from dyvte.bench.rates import Load, Rates, count_operations, layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, fill_flops_ideal, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
-from dyvte.bench.variants import STOCK, Variant
+from dyvte.bench.variants import Variant
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.timing import LayerClock, interleaved, seconds_of
 
 WITH, WITHOUT = "layers with image", "layers without image"
@@ -20,7 +21,7 @@ WITH, WITHOUT = "layers with image", "layers without image"
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
     """Measure one batch size."""
     prompts = settings.make_prompts(model, batch)
-    variants = settings.make_variants(model, batch, out)
+    variants = settings.make_variants(model, batch)
     flops: dict[str, float] = {}
     tasks: dict[str, Callable[[], Any]] = {
         variant.name: lambda variant=variant: _timed(variant, model, prompts, flops) for variant in variants

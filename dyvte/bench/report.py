@@ -60,8 +60,7 @@ def table(measured: Measurements) -> str:
             row += [_median(result.ideal, "{:.4g}"), _median(result.efficiency, "{:.3f}")]
         row += [result.kernel] if kernels else []
         rows.append(row + [_cell(result, name) for name in names])
-    left_out = [f"\nleft out: {name}: {reason}" for name, reason in measured.left_out.items()]
-    return to_markdown(rows) + "".join([*(_regime_text(line) for line in measured.regimes), *left_out])
+    return to_markdown(rows) + "".join(_regime_text(line) for line in measured.regimes)
 
 
 def _against(result: Result, measured: Measurements) -> str:
@@ -109,7 +108,6 @@ def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
         "results": results,
         "regimes": measured.regimes,
         "seconds_per_layer": measured.layers,
-        "left_out": measured.left_out,
     }
 
 

@@ -9,8 +9,17 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from dyvte.bench.shapes import VISUAL_TOKENS, MaskedLlama, Prompts, random_model, random_prompts, random_vlm
-from dyvte.bench.variants import STOCK, Variant, check_kernels, make_variants, missing, usual_names
+from dyvte.bench.shapes import (
+    VISUAL_TOKENS,
+    MaskedLlama,
+    Prompts,
+    config_of,
+    random_model,
+    random_prompts,
+    random_vlm,
+)
+from dyvte.bench.variants import Variant, check_kernels, make_variants
+from dyvte.decoding.attention.plan import STOCK, choose_kernel
 from dyvte.engine.run import default_workers
 
 FROM_IMAGES = ("ttft", "throughput")
@@ -51,26 +60,25 @@ class Settings:
         model.set_attn_implementation(STOCK.get(self.attn, self.attn))
         return model
 
+    def usual_kernel(self) -> str:
+        """The attention kernel that ``attach`` takes for this model where nobody names one."""
+        config = config_of(self.model, 1)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return choose_kernel(None, torch.device(self.device), DTYPES[self.dtype], width)
+
     def make_prompts(self, model, batch: int) -> Prompts:
         """``batch`` prompts of the lengths that were asked for."""
         return random_prompts(model, batch, self.prompt_tokens, self.visual_tokens)
 
-    def make_variants(self, model, batch: int, out: Measurements) -> list[Variant]:
+    def make_variants(self, model, batch: int) -> list[Variant]:
         """The variants, by default with one exit in the middle of the decoder, and mixed exits.
-
-        Those that this version of the code does not have are noted in ``out``.
 
         Raises:
             ValueError: when they use different attention kernels and that was not allowed.
         """
         middle = (model.config.get_text_config().num_hidden_layers - 1) // 2
-        exits, names = (
-            self.exit_layers or [middle, "mixed"],
-            self.variants or usual_names(model, self.command),
-        )
-        out.left_out |= {name: reason for name in names if (reason := missing(name))}
-        names = [name for name in names if name not in out.left_out]
-        found = make_variants(model, batch, exits, self.attn, names, self.gate_width, self.command)
+        exits = self.exit_layers or [middle, "mixed"]
+        found = make_variants(model, batch, exits, self.attn, self.variants, self.gate_width, self.command)
         check_kernels(found, self.allow_unequal_kernels)
         return found
 
@@ -112,13 +120,11 @@ class Measurements:
     Attributes:
         regimes: what limits a layer, a line for each batch size; see :mod:`dyvte.bench.rates`.
         layers: seconds per layer by name, medians over rounds.
-        left_out: variants that were asked for and cannot be measured, with the reason.
     """
 
     results: list[Result] = field(default_factory=list)
     regimes: list[dict[str, Any]] = field(default_factory=list)
     layers: dict[str, list[float]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def result_of(variant: Variant, batch: int, seconds: list[float], ideal: list[float] | None = None) -> Result:

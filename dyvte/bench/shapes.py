@@ -164,7 +164,7 @@ def random_model(
     Raises:
         ValueError: on an unknown shape, or a depth below 1.
     """
-    config = _config(name, layers)
+    config = config_of(name, layers)
     return _random(lambda: KINDS[config.model_type][1](config), dtype, device, seed)
 
 
@@ -176,7 +176,7 @@ def random_vlm(
     Raises:
         ValueError: also on a shape without a tower.
     """
-    text = _config(name, layers)
+    text = config_of(name, layers)
     if name not in TOWERS:
         raise ValueError(f"{name} has no tower here: choose one of {', '.join(TOWERS)}")
     sizes: dict[str, Any] = {**TOWERS[name]}
@@ -187,7 +187,8 @@ def random_vlm(
     return model
 
 
-def _config(name: str, layers: int | None) -> Any:
+def config_of(name: str, layers: int | None) -> Any:
+    """The config of a decoder, as :func:`random_model` makes it."""
     if name not in SHAPES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(SHAPES)}")
     sizes = {"model_type": "llama", **SHAPES[name]}

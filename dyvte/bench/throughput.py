@@ -46,7 +46,7 @@ CHAT = (
 def run(settings: Settings, model: LlavaForConditionalGeneration, batch: int, out: Measurements) -> None:
     """Measure one batch size."""
     chat = make_chat(model)
-    variants = settings.make_variants(model, batch, out)
+    variants = settings.make_variants(model, batch)
     text = " ".join(["word"] * settings.prompt_tokens)
     with image_folder(settings.images, settings.questions) as folder:
         found = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS]

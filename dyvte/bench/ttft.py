@@ -24,7 +24,7 @@ PARTS = ("tower", "projector", "splice", "decoder", "head")
 def run(settings: Settings, model: LlavaForConditionalGeneration, batch: int, out: Measurements) -> None:
     """Measure one batch size."""
     prompts = pixel_prompts(model, batch, settings.prompt_tokens, settings.visual_tokens)
-    variants = settings.make_variants(model, batch, out)
+    variants = settings.make_variants(model, batch)
     tasks: dict[str, Callable[[], Any]] = {
         variant.name: lambda variant=variant: timed(variant, model, prompts) for variant in variants
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from dyvte.bench.paper_way import PaperWay
 from dyvte.bench.peak import Peak
 from dyvte.bench.shapes import PixelPrompts, Prompts
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.families.base import stack_of
@@ -31,8 +31,6 @@ NAMES = (
 )
 ONLY = {"one-graph": ("prefill",), "static": ("generate",), "paper": ("prefill",)}
 """Commands that a variant is for, where it is not for all."""
-STOCK = {"torch_varlen": "sdpa"}
-"""What transformers' own forward runs instead of a kernel that it does not have. On a GPU both are FlashAttention."""
 MIXED = "mixed"
 WARM = 3
 """Runs after which all is recorded that is recorded."""
@@ -70,8 +68,7 @@ class Variant:
         if self.policy is None:
             yield None
             return
-        stack_of(model).config._attn_implementation_internal = self.kernel
-        with attach(model, self.policy, self.graphs) as handle:
+        with attach(model, self.policy, self.graphs or False, self.kernel) as handle:
             yield handle
 
     def prefill(self, model, prompts: Prompts | PixelPrompts):
@@ -131,13 +128,6 @@ def usual_names(model, command: str) -> list[str]:
     return [name for name in NAMES if name not in left_out and command in ONLY.get(name, (command,))]
 
 
-def missing(name: str) -> str | None:
-    """Why a variant cannot be measured with this version of the code; None where it can."""
-    if name == "compiled" and "compile" not in inspect.signature(Graphs).parameters:
-        return "Graphs has no option to compile layers yet"
-    return None
-
-
 def make_variants(
     model,
     batch: int,
@@ -156,8 +146,8 @@ def make_variants(
         command: that measures them.
 
     Raises:
-        ValueError: on an unknown name, one that the command cannot measure or that is missing, an exit layer that the
-            model does not have, or graphs without a CUDA device.
+        ValueError: on an unknown name, one that the command cannot measure, an exit layer that the model does not
+            have, or graphs without a CUDA device.
     """
     depth = model.config.get_text_config().num_hidden_layers
     names = names or usual_names(model, command)
@@ -168,8 +158,6 @@ def make_variants(
             raise ValueError(
                 f"{name} is a variant of {', '.join(ONLY[name])}: leave it out of --variants of {command}"
             )
-        if reason := missing(name):
-            raise ValueError(f"{name} cannot be measured: {reason}")
     layers = [int(layer) for layer in exit_layers if layer != MIXED]
     for layer in layers:
         if not 0 <= layer < depth:
@@ -232,8 +220,7 @@ def mixed_exits(batch: int, num_layers: int) -> Exits:
 
 
 def _with_graphs(model, variant: Variant, name: str) -> Variant:
-    options: dict[str, Any] = {"compile": True} if name == "compiled" else {}
-    graphs = Graphs(**options)
+    graphs = Graphs(compile=name == "compiled")
     graphs.check(stack_of(model))
     return replace(variant, name=f"{name}, " + variant.name.partition(", ")[2], graphs=graphs)
 

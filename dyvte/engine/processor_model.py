@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils.import_utils import is_torchvision_available
 
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.chat_format import ChatCollator, ChatFormat, ChatSamples
 from dyvte.engine.model import (
@@ -118,7 +119,7 @@ def load_model(options: ModelOptions, fields: dict[str, Any]) -> Any:
     if on_gpu:
         loading["device_map"] = "auto" if options.device == "cuda" else {"": options.device}
     if options.attn_implementation:
-        loading["attn_implementation"] = options.attn_implementation
+        loading["attn_implementation"] = STOCK.get(options.attn_implementation, options.attn_implementation)
     if options.load_8bit or options.load_4bit:
         loading["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=options.load_8bit and not options.load_4bit, load_in_4bit=options.load_4bit

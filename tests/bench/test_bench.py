@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,7 +25,6 @@ from dyvte.bench.ideal import Probe, ideal_seconds, image_shares
 from dyvte.bench.labels import frozen, with_answers
 from dyvte.bench.peak import Peak
 from dyvte.bench.rates import Load, Rates, count_operations
-from dyvte.bench.report import table as table_of
 from dyvte.bench.settings import FROM_IMAGES, Measurements, Settings
 from dyvte.bench.shapes import (
     END,
@@ -123,7 +124,7 @@ def test_graphs_give_what_launching_gives(model, prompts, monkeypatch):
     with pytest.raises(ValueError, match="CUDA"):
         variants_of(model, prompts, [1], ["graphs"])
     assert not any(name.startswith("graphs") for name in variants_of(model, prompts, [1]))
-    monkeypatch.setattr(variants, "Graphs", lambda: Graphs(record))
+    monkeypatch.setattr(variants, "Graphs", lambda compile: Graphs(record, compile=compile))
     found = variants_of(model, prompts, [1, "mixed"], ["packed", "gates", "graphs"])
     assert [name for name in found if name.startswith("graphs")] == [
         "graphs, no exit",
@@ -215,18 +216,25 @@ def test_a_static_cache_gives_the_same_tokens(model, prompts):
         variants_of(model, prompts, [1], ["static"])
 
 
-def test_compiled_layers_are_left_out_until_graphs_can_compile(model, monkeypatch):
-    out = Measurements()
-    settings = Settings("prefill", variants=["baseline", "compiled"])
-    monkeypatch.setattr(variants, "Graphs", lambda: Graphs(record))
-    assert [found.name for found in settings.make_variants(model, 2, out)] == ["baseline"]
-    assert "left out: compiled: Graphs has no option" in table_of(out)
-    with pytest.raises(ValueError, match="compiled cannot be measured: Graphs has no option"):
-        make_variants(model, 2, [1], "sdpa", ["compiled"])
+def test_compiled_layers_are_asked_for(model, monkeypatch):
     asked = []
-    monkeypatch.setattr(variants, "Graphs", lambda compile=False: asked.append(compile) or Graphs(record))
-    names = [found.name for found in settings.make_variants(model, 2, Measurements())]
-    assert names[1:3] == ["compiled, no exit", "compiled, never fire"] and set(asked) == {True}
+    monkeypatch.setattr(variants, "Graphs", lambda compile: asked.append(compile) or Graphs(record))
+    names = [found.name for found in make_variants(model, 2, [1], "sdpa", ["compiled", "graphs"])]
+    kinds = ["no exit", "never fire", "exit 1"]
+    assert names == [f"{name}, {kind}" for name in ("compiled", "graphs") for kind in kinds]
+    assert asked == [True] * 3 + [False] * 3
+
+
+def test_what_has_no_graphs_launches():
+    """Also on a GPU, where ``attach`` takes graphs by itself."""
+    given = []
+    with patch("dyvte.bench.variants.attach", lambda *args: given.append(args) or nullcontext()):
+        small = random_model("tiny", 2)
+        for variant in make_variants(small, 2, [1], "torch_varlen", ["packed", "gates"], gate_width=4):
+            with variant.ready(small):
+                pass
+    assert [args[2:] for args in given] == [(False, "torch_varlen")] * 2
+    assert Settings("prefill").usual_kernel() == "sdpa"
 
 
 def test_a_gpu_gets_more_variants(model, monkeypatch):

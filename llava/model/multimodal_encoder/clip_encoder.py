@@ -17,7 +17,10 @@ class CLIPVisionTower(SelectingTower):
 
     Attributes:
         vision_tower: the ``CLIPVisionModel``; absent until loaded.
+        recordable: whether encoding launches kernels and nothing else; see ``Adapter.encoder``.
     """
+
+    recordable = True
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         """Load the tower, or only its config with ``delay_load``.
