@@ -74,29 +74,15 @@ class Quartiles:
         return cls(float(median), float(low), float(high))
 
 
-class LayerClock:
-    """Seconds of each decoder layer within a forward, from a mark at the start of each layer and of the final norm.
+class Marks:
+    """Moments of a run. On a GPU they are events in its stream, so that nothing waits."""
 
-    On a GPU the marks are events in its stream, so that nothing waits.
-    """
-
-    def __init__(self, decoder: Any, device: torch.device):
-        self._modules: list[Any] = [*decoder.layers, decoder.norm]
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[Any] = []
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Take marks in the forwards of this block."""
-        self._marks = []
-        hooks = [module.register_forward_pre_hook(self._mark) for module in self._modules]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _mark(self, *_) -> None:
+    def __call__(self, *_: object) -> None:
+        """Take a mark; also as a hook."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -104,15 +90,51 @@ class LayerClock:
         else:
             self._marks.append(time.perf_counter())
 
-    def seconds(self) -> list[float]:
-        """Seconds per layer, summed over the forwards that ran."""
+    def seconds(self, stride: int) -> list[float]:
+        """Seconds from each mark to the next, summed over the forwards, which took ``stride`` marks each."""
         synchronize(self._device)
-        stride = len(self._modules)
         totals = [0.0] * (stride - 1)
         for start in range(0, len(self._marks), stride):
             marks = self._marks[start : start + stride]
-            for layer, (one, other) in enumerate(zip(marks, marks[1:], strict=False)):
-                totals[layer] += (
+            for place, (one, other) in enumerate(zip(marks, marks[1:], strict=False)):
+                totals[place] += (
                     one.elapsed_time(other) / 1000 if self._device.type == "cuda" else other - one
                 )
         return totals
+
+
+class Clock:
+    """Seconds between marks at the beginning or the end of modules, within forwards.
+
+    Args:
+        points: modules in the order in which they run, each with whether its end is meant.
+    """
+
+    def __init__(self, points: Sequence[tuple[Any, bool]], device: torch.device) -> None:
+        self._points, self._device = points, device
+        self._marks = Marks(device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take marks in the forwards of this block."""
+        self._marks = marks = Marks(self._device)
+        hooks = [
+            module.register_forward_hook(marks) if end else module.register_forward_pre_hook(marks)
+            for module, end in self._points
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def seconds(self) -> list[float]:
+        """Seconds from each point to the next, summed over the forwards that ran."""
+        return self._marks.seconds(len(self._points))
+
+
+class LayerClock(Clock):
+    """Seconds of each decoder layer, from marks at the start of each layer and of the final norm."""
+
+    def __init__(self, decoder: Any, device: torch.device) -> None:
+        super().__init__([(module, False) for module in (*decoder.layers, decoder.norm)], device)

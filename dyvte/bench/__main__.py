@@ -1,26 +1,32 @@
-"""python -m dyvte.bench prefill|decode|generate|labels|memory: see docs/performance.md."""
+"""python -m dyvte.bench prefill|decode|generate|ttft|throughput|labels|memory: see docs/performance.md."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dyvte import cli
-from dyvte.bench import decode, generate, labels, memory, prefill
+from dyvte.bench import decode, generate, labels, memory, prefill, throughput, ttft
 from dyvte.bench.report import as_json, plot, table
 from dyvte.bench.settings import DTYPES, Measurements, Settings
 from dyvte.bench.shapes import SHAPES, VISUAL_TOKENS
 from dyvte.bench.variants import MIXED, NAMES
+from dyvte.decoding.attention.plan import KERNELS
+from dyvte.engine.run import default_workers, worker_count
 from dyvte.io import write_json
 from dyvte.report.plotting import save
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[Settings, Any, int, Measurements], None]] = {
     "prefill": prefill.run,
     "decode": decode.run,
     "generate": generate.run,
+    "ttft": ttft.run,
+    "throughput": throughput.run,
     "labels": labels.run,
     "memory": memory.run,
 }
@@ -29,6 +35,11 @@ COMMANDS = {
 def exit_layer(text: str) -> int | str:
     """A layer, or "mixed"."""
     return MIXED if text == MIXED else int(text)
+
+
+def visual_tokens(text: str) -> int:
+    """A number, or one of the prompts that have a name."""
+    return VISUAL_TOKENS[text] if text in VISUAL_TOKENS else int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,14 +70,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="None: all with the baseline's attention kernel",
     )
     add("--prompt-tokens", type=int, default=60, help="text tokens of a prompt")
-    add("--visual-tokens", type=int, default=VISUAL_TOKENS, help="visual tokens of a prompt")
+    add(
+        "--visual-tokens",
+        type=visual_tokens,
+        default=VISUAL_TOKENS["llava-1.5"],
+        help=f"visual tokens of a prompt: a number, or {', '.join(VISUAL_TOKENS)}",
+    )
     add(
         "--answer-tokens",
         type=int,
         default=16,
         help="tokens to decode, or of the answers that labels compare",
     )
-    add("--attn", default="sdpa", choices=["sdpa", "eager", "flash_attention_2"], help="attention kernel")
+    add(
+        "--attn", default="sdpa", choices=(*KERNELS, "auto"), help="attention kernel; auto: what attach takes"
+    )
     add("--gate-width", type=int, default=2048, help="hidden units of each gate")
     add("--threads", type=int, help="CPU threads; None: torch's choice")
     add("--rounds", type=int, default=7, help="measurements of each variant")
@@ -75,6 +93,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--allow-unequal-kernels",
         action="store_true",
         help="compare different attention kernels all the same",
+    )
+    add("--images", help="folder of images for throughput; None: photos made for it")
+    add("--questions", type=int, default=128, help="questions that throughput asks, one image each")
+    add(
+        "--workers",
+        type=worker_count,
+        nargs="+",
+        default=[default_workers()],
+        help="threads that read images in throughput, each number a measurement of its own",
     )
     add("--json", type=Path, help="write all measurements here")
     add("--plot", type=Path, help="write a plot here (PNG, PDF or SVG)")
@@ -87,6 +114,8 @@ def run_command(options: argparse.Namespace) -> None:
     if options.plot:
         cli.needs("matplotlib", "study")  # before hours of measuring
     settings = Settings(**{name: getattr(options, name) for name in names}, progress=True)
+    if settings.attn == "auto":
+        settings = replace(settings, attn=settings.usual_kernel())
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model, measured = settings.make_model(), Measurements()

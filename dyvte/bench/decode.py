@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyvte.bench.generate import generate
+from dyvte.bench.graphed import GraphedLayers
 from dyvte.bench.ideal import Probe, ideals
-from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers, regime_line
+from dyvte.bench.prefill import WITH, WITHOUT, launches_per_layer, median_layers, probed, regime_line
 from dyvte.bench.rates import layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
@@ -52,6 +54,13 @@ class Session:
         self.forget(count)
         return total / count
 
+    def prober(self, count: int) -> Callable[[], Probe]:
+        """What times each layer of a step; on a GPU of graphs, as in :func:`dyvte.bench.prefill.prober`."""
+        if self.model.device.type != "cuda":
+            return lambda: self.probe(count)
+        with self.variant.ready(self.model):
+            return GraphedLayers(self.model, lambda: self.steps(1)).probe
+
     def probe(self, count: int) -> Probe:
         """As :meth:`seconds`, with a clock at every layer."""
         clock = LayerClock(self.model.model, self.model.device)
@@ -66,7 +75,7 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
     prompts, count = settings.make_prompts(model, batch), settings.answer_tokens
     variants = settings.make_variants(model, batch)
     sessions = {variant.name: Session(variant, model, prompts) for variant in variants}
-    baseline = Variant("probe", settings.attn, None, [None] * batch)
+    baseline = probed(settings, batch)
     probes = {
         WITH: Session(baseline, model, prompts),
         WITHOUT: Session(baseline, model, prompts.text_only()),
@@ -74,14 +83,15 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
     tasks: dict[str, Callable[[], Any]] = {
         name: lambda session=session: session.seconds(count) for name, session in sessions.items()
     }
-    tasks |= {name: lambda session=session: session.probe(count) for name, session in probes.items()}
-    tasks |= rate_tasks(model.config, batch, model.dtype, model.device)
+    tasks |= {name: session.prober(count) for name, session in probes.items()}
+    tasks |= rate_tasks(model, batch)
     measured = interleaved(tasks, settings.rounds, settings.warmup, settings.progress)
 
     pairs = list(zip(measured[WITH], measured[WITHOUT], strict=True))
     for variant in variants:
         result = result_of(variant, batch, measured[variant.name], ideals(pairs, variant.exits))
-        result.numbers["kv_mib"] = cache_bytes(sessions[variant.name].cache) / 2**20
+        result.numbers["kv_mib"] = cache_bytes(sessions.pop(variant.name).cache) / 2**20
+        result.numbers |= variant.memory(model, lambda: generate(model, prompts, count))
         out.results.append(result)
     for name in (WITH, WITHOUT):
         out.layers[f"batch {batch}, {name}"] = median_layers(measured[name])

@@ -1,17 +1,14 @@
 """Bytes of keys and values after prefill and after decoding: held, counted by the formula, allocated, and the peak.
 
 *Held* are the tokens in the cache, *counted* is :mod:`dyvte.cost.kv` on the prefill's trace plus one token per sample
-and layer for each step, and *allocated* are the buffers, which have room to grow once decoding began. The peak is the
-most that the device allocated during the run, or on a CPU the process's resident memory, above what there was before.
+and layer for each step, and *allocated* are the buffers, which have room to grow once decoding began. The peak is
+that of :mod:`dyvte.bench.peak` over both.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
 from dyvte.bench.decode import Session, cache_bytes
+from dyvte.bench.peak import MIB, Peak
 from dyvte.bench.settings import Measurements, Result, Settings, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
 from dyvte.bench.variants import Variant
@@ -19,9 +16,6 @@ from dyvte.cost.kv import kv_bytes
 from dyvte.decoding.packed import pack
 from dyvte.decoding.trace import ExitTrace
 from dyvte.timing import seconds_of
-
-MIB = 2**20
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -> None:
@@ -32,20 +26,19 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
 
 
 def _bytes_of(variant: Variant, model, prompts: Prompts, steps: int) -> Result:
-    before = reset_peak(model.device)
     sessions: list[Session] = []
-    seconds = seconds_of(lambda: sessions.append(Session(variant, model, prompts)), model.device)
-    session = sessions[0]
-    result = result_of(variant, prompts.batch, [seconds])
-    trace = session.trace or _without_exit(model, prompts)
-    counted = sum(kv_bytes(model.config, trace, model.dtype))
-    per_step = counted // int(trace.tokens_per_layer.sum()) * trace.num_layers * prompts.batch
-    _note(result, "prefill", session.cache, counted)
-    with variant.ready(model):
-        session.steps(steps)
-    _note(result, "decode", session.cache, counted + steps * per_step)
-    peak = peak_bytes(model.device)
-    result.numbers["peak_mib"] = None if peak is None or before is None else (peak - before) / MIB
+    with Peak(model.device) as peak:
+        seconds = seconds_of(lambda: sessions.append(Session(variant, model, prompts)), model.device)
+        session = sessions[0]
+        result = result_of(variant, prompts.batch, [seconds])
+        trace = session.trace or _without_exit(model, prompts)
+        counted = sum(kv_bytes(model.config, trace, model.dtype))
+        per_step = counted // int(trace.tokens_per_layer.sum()) * trace.num_layers * prompts.batch
+        _note(result, "prefill", session.cache, counted)
+        with variant.ready(model):
+            session.steps(steps)
+        _note(result, "decode", session.cache, counted + steps * per_step)
+    result.numbers |= peak.numbers
     return result
 
 
@@ -63,29 +56,3 @@ def _without_exit(model, prompts: Prompts) -> ExitTrace:
     for _ in range(trace.num_layers):
         trace.record_layer(layout)
     return trace
-
-
-def reset_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; returns the bytes in use, None where the system cannot say."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        _CLEAR.write_text("5")  # Linux: the peak of resident memory starts again from here
-    except OSError:
-        return None
-    return _resident("VmRSS")
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """The most in use since :func:`reset_peak`, None where the system cannot say."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-
-
-def _resident(field: str) -> int | None:
-    if not _STATUS.is_file():
-        return None
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024 * int(line.split()[1])
-    return None

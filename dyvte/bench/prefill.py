@@ -6,11 +6,13 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from dyvte.bench.graphed import GraphedLayers
 from dyvte.bench.ideal import Probe, decoder_flops, ideals
 from dyvte.bench.rates import Load, Rates, count_operations, layer_load, rate_tasks, rates_of
 from dyvte.bench.settings import Measurements, Settings, fill_flops_ideal, result_of
 from dyvte.bench.shapes import MaskedLlama, Prompts
 from dyvte.bench.variants import Variant
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.timing import LayerClock, interleaved, seconds_of
 
 WITH, WITHOUT = "layers with image", "layers without image"
@@ -24,17 +26,19 @@ def run(settings: Settings, model: MaskedLlama, batch: int, out: Measurements) -
     tasks: dict[str, Callable[[], Any]] = {
         variant.name: lambda variant=variant: _timed(variant, model, prompts, flops) for variant in variants
     }
-    baseline = Variant("probe", settings.attn, None, [None] * batch)
-    tasks[WITH] = lambda: probe(baseline, model, prompts)
-    tasks[WITHOUT] = lambda: probe(baseline, model, prompts.text_only())
+    baseline = probed(settings, batch)
+    tasks[WITH] = prober(baseline, model, prompts)
+    tasks[WITHOUT] = prober(baseline, model, prompts.text_only())
     columns = batch * prompts.inputs_embeds.shape[1]
-    tasks |= rate_tasks(model.config, columns, model.dtype, model.device)
+    tasks |= rate_tasks(model, columns)
     measured = interleaved(tasks, settings.rounds, settings.warmup, settings.progress)
 
     probes = list(zip(measured[WITH], measured[WITHOUT], strict=True))
     results = []
     for variant in variants:
-        results.append(result_of(variant, batch, measured[variant.name], ideals(probes, variant.exits)))
+        result = result_of(variant, batch, measured[variant.name], ideals(probes, variant.exits))
+        result.numbers |= variant.memory(model, lambda variant=variant: variant.prefill(model, prompts))
+        results.append(result)
     fill_flops_ideal(results, flops)
     out.results += results
     for name in (WITH, WITHOUT):
@@ -62,6 +66,19 @@ def untraced_tokens(variant: Variant, prompts: Prompts, num_layers: int) -> list
     whole, short = prompts.visual_mask.shape[1], int((~prompts.visual_mask[0]).sum())
     exits = variant.exits or [None] * prompts.batch
     return [[whole if at is None or layer <= at else short for at in exits] for layer in range(num_layers)]
+
+
+def probed(settings: Settings, batch: int) -> Variant:
+    """transformers' own forward, as probes run it."""
+    return Variant("probe", STOCK.get(settings.attn, settings.attn), None, [None] * batch)
+
+
+def prober(variant: Variant, model, prompts: Prompts) -> Callable[[], Probe]:
+    """What times each layer of a prefill: of graphs on a GPU, where launching would hide what the layers take."""
+    if model.device.type != "cuda":
+        return lambda: probe(variant, model, prompts)
+    with variant.ready(model):
+        return GraphedLayers(model, lambda: variant.prefill(model, prompts)).probe
 
 
 def probe(variant: Variant, model, prompts: Prompts) -> Probe:
@@ -102,6 +119,6 @@ def regime_line(name: str, load: Load, rates: Rates) -> dict[str, Any]:
         "bounds": load.bounds(rates),
         "tflops_per_second": rates.flops / 1e12,
         "gigabytes_per_second": rates.bytes / 1e9,
-        "microseconds_per_launch": 1e6 * rates.launch,
+        "microseconds_per_launch": 1e6 * rates.launch / load.launches,
         "launches": load.launches,
     }

@@ -1,37 +1,40 @@
 """What limits a decoder layer on this machine: arithmetic, bytes read, or launches.
 
 Three rates are measured in the same rounds as everything else: a matrix product of the layer's own shape (FLOP/s), a
-copy of a large tensor (bytes read and written per second), and a small operation (seconds from one launch to the
-next). Each gives a time that the layer could not go below:
+copy of a large tensor (bytes read and written per second), and a layer of the same operations over next to nothing
+(seconds that the host needs to launch it, Python included). Each gives a time that the layer could not go below:
 
     arithmetic   the layer's FLOPs / rate of the matrix product
     bytes        weights of the layer, and keys and values that are read, / rate of the copy
-    launches     operations of the layer / operations per second
+    launches     seconds of the narrow layer
 
 The longest of the three names the regime. Overlap makes the sum of them no prediction; the longest is a lower bound.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dyvte.cost.flops import layer_params
-from dyvte.timing import seconds_of
+from dyvte.cost.layers import LayerCost
+from dyvte.timing import LayerClock, seconds_of
 
 COPY_BYTES = 256 * 2**20
 """A choice: larger than the last-level caches of the machines measured, so that a copy reaches memory."""
-SMALL_OPERATIONS = 200
-"""A choice: enough that the two synchronizations around them do not count."""
+NARROW = 8
+"""Width of a head, and of the MLP, in the narrow layer: the least that all attention kernels take."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of matrix products, bytes/s of copies (read and written), seconds per small operation."""
+    """FLOP/s of matrix products, bytes/s of copies (read and written), seconds to launch a layer."""
 
     flops: float
     bytes: float
@@ -51,7 +54,7 @@ class Load:
         return {
             "arithmetic": self.flops / rates.flops,
             "bytes": self.bytes / rates.bytes,
-            "launches": self.launches * rates.launch,
+            "launches": rates.launch,
         }
 
     def regime(self, rates: Rates) -> str:
@@ -90,29 +93,41 @@ def layer_load(config, dtype, tokens: int, samples: int, held: int, launches: in
         held: keys per sample that each token attends to (causality is not counted as a saving).
         launches: operations per layer.
     """
-    params = layer_params(config)
-    width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kv_bytes = 2 * samples * held * (width // config.num_attention_heads) * kv_heads * dtype.itemsize
-    flops = samples * (2 * params * tokens + 4 * tokens * held * width)
-    return Load(flops, params * dtype.itemsize + kv_bytes, launches)
+    params, cost = layer_params(config), LayerCost.of_config(config)
+    flops = samples * (cost.per_token * tokens + cost.per_pair * tokens * held)
+    return Load(flops, (params + samples * held * cost.cached) * dtype.itemsize, launches)
 
 
-def rate_tasks(config, tokens: int, dtype, device: torch.device) -> dict[str, Callable[[], float]]:
+def narrow_copy(model) -> Any:
+    """A decoder of the same class and depth that launches the same operations over hardly any numbers."""
+    config = copy.deepcopy(model.config)
+    config.hidden_size = NARROW * config.num_attention_heads
+    config.head_dim = config.intermediate_size = config.vocab_size = NARROW
+    with torch.device(model.device):
+        narrow = type(model)(config).to(model.dtype).eval().requires_grad_(False)
+    narrow.set_attn_implementation(model.config._attn_implementation)
+    return narrow
+
+
+def rate_tasks(model, tokens: int) -> dict[str, Callable[[], float]]:
     """Tasks, for :func:`dyvte.timing.interleaved`, that measure the rates for rows of ``tokens`` tokens."""
+    config, dtype, device = model.config, model.dtype, model.device
     left = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
     right = torch.randn(config.intermediate_size, config.hidden_size, device=device, dtype=dtype)
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
-    target, small = torch.empty_like(source), torch.zeros(1, device=device)
+    target, narrow = torch.empty_like(source), narrow_copy(model)
+    clock = LayerClock(narrow.model, device)
+    row = torch.zeros(1, 2, narrow.config.hidden_size, device=device, dtype=dtype)
 
-    def launches() -> None:
-        for _ in range(SMALL_OPERATIONS):
-            small.add_(1)
+    def launch() -> float:
+        with clock.running():
+            narrow(inputs_embeds=row, use_cache=True, logits_to_keep=1)
+        return median(clock.seconds())
 
     return {
         "rate: matmul": lambda: seconds_of(lambda: torch.nn.functional.linear(left, right), device),
         "rate: copy": lambda: seconds_of(lambda: target.copy_(source), device),
-        "rate: launch": lambda: seconds_of(launches, device),
+        "rate: launch": launch,
     }
 
 
@@ -122,5 +137,5 @@ def rates_of(config, tokens: int, measured: dict[str, list[float]]) -> Rates:
     return Rates(
         flops / median(measured["rate: matmul"]),
         2 * COPY_BYTES / median(measured["rate: copy"]),
-        median(measured["rate: launch"]) / SMALL_OPERATIONS,
+        median(measured["rate: launch"]),
     )

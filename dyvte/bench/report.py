@@ -23,7 +23,13 @@ FORMATS = {
     "tflops": ("TFLOPs", "{:.3g}"),
     "kv_mib": ("KV MiB", "{:.1f}"),
     "tokens_per_second": ("Tokens/s", "{:.1f}"),
+    "questions_per_second": ("Questions/s", "{:.1f}"),
     "outside_layers": ("Outside layers", "{:.1%}"),
+    "tower_ms": ("Tower (ms)", "{:.2f}"),
+    "projector_ms": ("projector", "{:.2f}"),
+    "splice_ms": ("splice", "{:.2f}"),
+    "decoder_ms": ("decoder", "{:.2f}"),
+    "head_ms": ("head", "{:.2f}"),
     "forwards": ("Frozen forwards", "{:.2f}"),
     "forwards_per_label": ("Forwards per label", "{:.3f}"),
     "prefill_held_mib": ("KV held, prefill (MiB)", "{:.3f}"),
@@ -33,15 +39,18 @@ FORMATS = {
     "decode_counted_mib": ("counted", "{:.3f}"),
     "decode_allocated_mib": ("allocated", "{:.3f}"),
     "peak_mib": ("Peak (MiB)", "{:.1f}"),
+    "reserved_mib": ("reserved", "{:.1f}"),
 }
 
 
 def table(measured: Measurements) -> str:
     """Markdown: a row for each variant and batch size, then the regimes."""
-    names = [name for name in FORMATS if any(name in result.numbers for result in measured.results)]
+    names = [name for name in FORMATS if any(r.numbers.get(name) is not None for r in measured.results)]
+    kernels = len({result.kernel for result in measured.results}) > 1
     ideals = any(result.ideal for result in measured.results)
     head = ["Batch", "Variant", "Seconds", "Quartiles", "Against baseline"]
     head += ["Ideal", "Efficiency"] if ideals else []
+    head += ["Attention"] if kernels else []
     rows = [head + [FORMATS[name][0] for name in names]]
     for result in measured.results:
         seconds = Quartiles.of(result.seconds)
@@ -49,6 +58,7 @@ def table(measured: Measurements) -> str:
         row += [f"{seconds.low:.4g} to {seconds.high:.4g}", _against(result, measured)]
         if ideals:
             row += [_median(result.ideal, "{:.4g}"), _median(result.efficiency, "{:.3f}")]
+        row += [result.kernel] if kernels else []
         rows.append(row + [_cell(result, name) for name in names])
     return to_markdown(rows) + "".join(_regime_text(line) for line in measured.regimes)
 
@@ -82,7 +92,6 @@ def _regime_text(line: dict[str, Any]) -> str:
 
 def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
     """All measurements with what they were taken on."""
-    commit, dirty = git_state()
     results = []
     for result in measured.results:
         entry = asdict(result)
@@ -95,13 +104,21 @@ def as_json(settings: Settings, measured: Measurements) -> dict[str, Any]:
     flags["contenders"] = flags.pop("variants")
     return {
         "settings": flags,
+        **provenance(),
+        "results": results,
+        "regimes": measured.regimes,
+        "seconds_per_layer": measured.layers,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """The code that measures, and the machine."""
+    commit, dirty = git_state()
+    return {
         "commit": commit,
         "modified": dirty,
         "versions": versions(),
         "hardware": {**hardware(), "threads": torch.get_num_threads()},
-        "results": results,
-        "regimes": measured.regimes,
-        "seconds_per_layer": measured.layers,
     }
 
 
@@ -130,7 +147,13 @@ def _panel(panel: Axes, batch: int, results: list[Result]) -> None:
     for result in results:
         if result.variant == "baseline":
             panel.axhline(median(result.seconds), color="black", linewidth=1, label="baseline")
-    kinds = (("gates", ORANGE, "o"), ("fixed", BLUE, "s"), ("graphs", GREEN, "^"), ("eager", GREY, "x"))
+    kinds = (
+        ("gates", ORANGE, "o"),
+        ("fixed", BLUE, "s"),
+        ("graphs", GREEN, "^"),
+        ("compiled", GREEN, "v"),
+        ("eager", GREY, "x"),
+    )
     for prefix, color, marker in kinds:
         found = [r for r in results if r.variant.startswith(prefix) and isinstance(r.exit_layer, int)]
         found.sort(key=lambda result: result.exit_layer)  # type: ignore[arg-type, return-value]

@@ -7,10 +7,23 @@ from statistics import median
 from typing import Any
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
-from dyvte.bench.shapes import VISUAL_TOKENS, MaskedLlama, Prompts, random_model, random_prompts
+from dyvte.bench.shapes import (
+    VISUAL_TOKENS,
+    MaskedLlama,
+    Prompts,
+    config_of,
+    random_model,
+    random_prompts,
+    random_vlm,
+)
 from dyvte.bench.variants import Variant, check_kernels, make_variants
+from dyvte.decoding.attention.plan import STOCK, choose_kernel
+from dyvte.engine.run import default_workers
 
+FROM_IMAGES = ("ttft", "throughput")
+"""Commands that measure more than the decoder."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -27,7 +40,7 @@ class Settings:
     exit_layers: list[int | str] = field(default_factory=list)
     variants: list[str] | None = None
     prompt_tokens: int = 60
-    visual_tokens: int = VISUAL_TOKENS
+    visual_tokens: int = VISUAL_TOKENS["llava-1.5"]
     answer_tokens: int = 16
     attn: str = "sdpa"
     gate_width: int = 2048
@@ -35,13 +48,23 @@ class Settings:
     rounds: int = 7
     warmup: int = 1
     allow_unequal_kernels: bool = False
+    images: str | None = None
+    questions: int = 128
+    workers: list[int] = field(default_factory=lambda: [default_workers()])
     progress: bool = False
 
-    def make_model(self) -> MaskedLlama:
-        """The model to measure, with the baseline's attention kernel."""
-        model = random_model(self.model, self.layers, DTYPES[self.dtype], self.device)
-        model.set_attn_implementation(self.attn)
+    def make_model(self) -> MaskedLlama | LlavaForConditionalGeneration:
+        """The model to measure, with a tower where the command begins at images, with the baseline's kernel."""
+        make = random_vlm if self.command in FROM_IMAGES else random_model
+        model = make(self.model, self.layers, DTYPES[self.dtype], self.device)
+        model.set_attn_implementation(STOCK.get(self.attn, self.attn))
         return model
+
+    def usual_kernel(self) -> str:
+        """The attention kernel that ``attach`` takes for this model where nobody names one."""
+        config = config_of(self.model, 1)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return choose_kernel(None, torch.device(self.device), DTYPES[self.dtype], width)
 
     def make_prompts(self, model, batch: int) -> Prompts:
         """``batch`` prompts of the lengths that were asked for."""
@@ -53,10 +76,9 @@ class Settings:
         Raises:
             ValueError: when they use different attention kernels and that was not allowed.
         """
-        if self.command != "prefill" and "paper" in (self.variants or ()):
-            raise ValueError(f"the paper's way is a prefill: leave it out of --variants of {self.command}")
-        exits = self.exit_layers or [(model.config.num_hidden_layers - 1) // 2, "mixed"]
-        found = make_variants(model, batch, exits, self.attn, self.variants, self.gate_width)
+        middle = (model.config.get_text_config().num_hidden_layers - 1) // 2
+        exits = self.exit_layers or [middle, "mixed"]
+        found = make_variants(model, batch, exits, self.attn, self.variants, self.gate_width, self.command)
         check_kernels(found, self.allow_unequal_kernels)
         return found
 

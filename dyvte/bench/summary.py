@@ -3,7 +3,8 @@
     python -m dyvte.bench.summary docs/benchmarks/cpu
 
 Writes ``README.md`` into the folder. For each ``NAME.json`` that ``python -m dyvte.bench`` wrote, the page has the
-settings and the machine, the table in ``NAME.md``, and ``NAME.png`` where there is one.
+settings and the machine, the table in ``NAME.md``, and ``NAME.png`` where there is one; in front, the steps of
+``scripts/gpu_check.sh`` where it ran.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def page_of(folder: Path) -> str:
     if not found:
         raise FileNotFoundError(f"{folder} holds no results: scripts/bench.sh measures them")
     head = f"# Measured on {folder.name}\n\nWritten by `scripts/bench.sh`; docs/performance.md says how to read it.\n"
-    parts = [head]
+    parts, check = [head], folder / "check.md"
+    if check.is_file():
+        parts.append(check.read_text(encoding="utf-8").strip() + "\n")
     for path in found:
         table, plot = path.with_suffix(".md"), path.with_suffix(".png")
         if not table.is_file():
@@ -41,21 +44,30 @@ def page_of(folder: Path) -> str:
 def _caption(result: dict) -> str:
     """What ran on what, in a sentence or two."""
     settings, machine, versions = result["settings"], result["hardware"], result["versions"]
-    layers = "all layers" if settings["layers"] is None else f"{settings['layers']} layers"
-    kernels = ", ".join(dict.fromkeys(entry["kernel"] for entry in result["results"]))
     device = ", ".join(machine["gpus"]) if settings["device"] != "cpu" else machine["cpu"]
     facts = [
         f"`{settings['command']}`",
-        f"{layers} of the {settings['model']} shape",
-        settings["dtype"],
-        f"attention {kernels}",
-        f"{settings['prompt_tokens']} text and {settings['visual_tokens']} visual tokens",
-        f"{settings['rounds']} rounds; {device}",
+        f"{settings['what'] if settings['command'] == 'parity' else _shape(result)}; {device}",
         f"{machine['threads']} CPU threads",
         *(f"{name} {versions[name]}" for name in ("torch", "transformers")),
         f"commit {(result['commit'] or 'unknown')[:10]}",
     ]
     return ", ".join(facts) + "."
+
+
+def _shape(result: dict) -> str:
+    """What was measured of which model."""
+    settings = result["settings"]
+    layers = "all layers" if settings["layers"] is None else f"{settings['layers']} layers"
+    kernels = ", ".join(dict.fromkeys(entry["kernel"] for entry in result["results"]))
+    facts = [
+        f"{layers} of the {settings['model']} shape",
+        settings["dtype"],
+        f"attention {kernels}",
+        f"{settings['prompt_tokens']} text and {settings['visual_tokens']} visual tokens",
+        f"{settings['rounds']} rounds",
+    ]
+    return ", ".join(facts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

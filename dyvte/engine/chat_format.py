@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,7 @@ class ChatFormat:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._lock = threading.Lock()
+        self._of_thread = threading.local()  # a processor each: fast tokenizers take one thread at a time
         text = self.render([(Question("?", [Image.new("RGB", (1, 1))]), None)])
         known = (getattr(processor, attribute, None) for attribute in _PLACEHOLDERS)
         found = [token for token in known if token and text.count(token) == 1]
@@ -128,14 +130,16 @@ class ChatFormat:
             raise ValueError(f"the prompts have places for {sum(counts)} images, but come with {len(images)}")
         rest = iter(images)
         nested = [[next(rest) for _ in range(count)] for count in counts]
-        with self._lock:
-            made = self.processor(
-                text=list(texts),
-                images=nested if images else None,
-                padding=True,
-                return_tensors="pt",
-                add_special_tokens=self._adds_special_tokens(texts[0]),
-            )
+        if not hasattr(self._of_thread, "processor"):
+            with self._lock:
+                self._of_thread.processor = copy.deepcopy(self.processor)
+        made = self._of_thread.processor(
+            text=list(texts),
+            images=nested if images else None,
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=self._adds_special_tokens(texts[0]),
+        )
         fields = dict(made)
         return Batch(fields.pop("input_ids"), fields.pop("attention_mask"), fields)
 

@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -38,16 +39,38 @@ def get_chunk(lst: Sequence, n: int, k: int) -> Sequence:
     return pieces[k] if k < len(pieces) else []
 
 
+def default_workers() -> int:
+    """Threads that read images where nobody says how many: a core is left to the model, and four keep a GPU busy."""
+    return max(1, min(4, (os.cpu_count() or 1) - 1))
+
+
+def worker_count(text: str) -> int:
+    """A number of workers from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no such number.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: give 0 or more")
+    return int(text)
+
+
 def prepared_batches(
-    items: Sequence[Item], size: int, chat: ChatModel, folder: str
+    items: Sequence[Item], size: int, chat: ChatModel, folder: str, workers: int | None = None
 ) -> Iterator[tuple[Sequence[Item], Batch]]:
-    """Items in batches; the next batch is read while the caller works on one.
+    """Items in batches, in order; the next batches are read while the caller works on one.
+
+    Args:
+        workers: threads that read images and preprocess them, each a batch at a time; as many batches wait at most.
+            0: the caller reads each batch itself. Threads, not processes: decoding and resizing images leave Python's
+            lock to others, and a batch need not be copied from another process.
 
     Raises:
         FileNotFoundError, ValueError: naming the question whose text or image is not usable.
     """
 
-    def make(batch: Sequence[Item]) -> tuple[Sequence[Item], Batch]:
+    def make(start: int) -> tuple[Sequence[Item], Batch]:
+        batch = items[start : start + size]
         questions = [prepare(item, folder) for item in batch]
         prompts = []
         for item, question in zip(batch, questions, strict=True):
@@ -55,14 +78,22 @@ def prepared_batches(
                 prompts.append(chat.prompt(question))
         return batch, chat.batch(prompts, [image for question in questions for image in question.images])
 
-    coming: list[Future] = []
-    with ThreadPoolExecutor(1) as pool:
-        for start in range(0, len(items), size):
-            coming.append(pool.submit(make, items[start : start + size]))
-            if start:
-                yield coming.pop(0).result()
-        if coming:
-            yield coming.pop().result()
+    workers = default_workers() if workers is None else workers
+    starts = range(0, len(items), size)
+    if not workers:
+        yield from map(make, starts)
+        return
+    coming: deque[Future[tuple[Sequence[Item], Batch]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for start in starts:
+            coming.append(pool.submit(make, start))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:  # also where a batch fails, or the caller takes no more
+        pool.shutdown(cancel_futures=True)
 
 
 def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str | None = None) -> None:
@@ -92,7 +123,9 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
             return
         answerer = answerer or open_answerer(args, template)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
-            batches = prepared_batches(remaining, args.batch_size, answerer.chat, args.image_folder)
+            batches = prepared_batches(
+                remaining, args.batch_size, answerer.chat, args.image_folder, args.workers
+            )
             for number, (asked, batch) in enumerate(batches):
                 with naming_all(asked):
                     done = answerer.complete(batch)
@@ -141,6 +174,13 @@ def question_parser(questions: QuestionFormat, description: str = "") -> argpars
         default=0,
         metavar="N",
         help="with batches, ask every N-th question alone as well; results say how many answers differ",
+    )
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        metavar="N",
+        help="threads that read and preprocess images while the model answers; 0: none; default: one for each core "
+        "but one, at most 4. Each holds a batch",
     )
     add_model_arguments(parser, questions.conv_mode, questions.max_new_tokens)
     questions.add_flags(parser)

@@ -42,7 +42,9 @@ def answer_at_layers(
     assert answerer.handle is not None
     done, model_name = min(file.kept for file in files.values()), model_name_of(args.model_path)
     with tqdm(total=(len(items) - done) * len(files), desc="fixed exits", unit="q") as progress:
-        for asked, batch in prepared_batches(items[done:], args.batch_size, answerer.chat, image_folder):
+        for asked, batch in prepared_batches(
+            items[done:], args.batch_size, answerer.chat, image_folder, args.workers
+        ):
             for layer, file in files.items():
                 if file.kept < done + len(batch):
                     answerer.handle.policy = FixedExit(layer)

@@ -136,7 +136,9 @@ def run_study(
     manifest = prepare(answerer)
     left = items[writer.kept :]
     with tqdm(total=len(items), initial=writer.kept, desc=f"{args.name}: {study}", unit="q") as progress:
-        for asked, batch in prepared_batches(left, args.batch_size, answerer.chat, image_folder):
+        for asked, batch in prepared_batches(
+            left, args.batch_size, answerer.chat, image_folder, args.workers
+        ):
             names = np.array([str(item.head["question_id"]) for item in asked])
             writer.append({"question_id": names, **rows_of(answerer, batch)})
             progress.update(len(asked))

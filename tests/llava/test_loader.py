@@ -109,6 +109,18 @@ def test_batches_change_nothing(run_loader):
     assert essence(run_loader("all.jsonl", batch_size=50)) == one
 
 
+def test_workers_change_nothing(run_loader):
+    """Answers and their order, and a run goes on with another number of them."""
+    one = essence(run_loader(workers=0))
+    assert essence(run_loader("three.jsonl", workers=3, batch_size=2)) == one
+    path = run_loader.folder / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    resumed = run_loader(workers=4)
+    assert [a["answer_id"] for a in resumed[:3]] == [json.loads(line)["answer_id"] for line in lines[:3]]
+    assert essence(resumed) == one
+
+
 def test_fixed_exit(run_loader):
     for answer in run_loader(method="fixed", exit_layer=0, batch_size=4):
         metadata = answer["metadata"]
@@ -366,12 +378,13 @@ def test_only_a_line_feed_ends_a_line(run_loader):
     assert run_loader(rows=None) == answers
 
 
-def test_trouble_while_asking_loses_no_answer(run_loader):
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_trouble_while_asking_loses_no_answer(run_loader, workers):
     rows = [dict(row) for row in run_loader.rows]
     whole = (run_loader.folder / "images/4.png").read_bytes()
     (run_loader.folder / "images/4.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="'q4'.*cannot read image .*4.png"):
-        run_loader(rows=rows)
+        run_loader(rows=rows, workers=workers)
     kept = (run_loader.folder / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in kept] == ["q0", "q1", "q2", "q3"]
 
