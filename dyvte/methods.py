@@ -140,23 +140,23 @@ def _parse_settings(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
         key, equals, text = setting.partition("=")
         if not (key and equals and text):
             raise ValueError(f"a method's setting must be key=value, got {setting!r}")
-        name, key = _owner(names, key)
+        name, key = _method_of(names, key)
         if key in given[name]:
             raise ValueError(f"{name}'s {key} is given twice")
         given[name][key] = _value(name, key, text)
     return given
 
 
-def _owner(names: Sequence[str], key: str) -> tuple[str, str]:
+def _method_of(names: Sequence[str], key: str) -> tuple[str, str]:
     """The method that a key belongs to, and the key without the method's name."""
     prefix, dot, bare = key.partition(".")
     candidates = [prefix] if dot else list(names)
     bare = bare if dot else key
-    owners = [name for name in candidates if name in names and bare in _settings_of(name)]
-    if len(owners) == 1:
-        return owners[0], bare
-    if owners:
-        either = " or ".join(f"{name}.{bare}" for name in owners)
+    with_key = [name for name in candidates if name in names and bare in _settings_of(name)]
+    if len(with_key) == 1:
+        return with_key[0], bare
+    if with_key:
+        either = " or ".join(f"{name}.{bare}" for name in with_key)
         raise ValueError(f"setting {key!r} is unclear: write {either}")
     known = "; ".join(f"{name} has {_described(name)}" for name in names)
     raise ValueError(f"unknown setting {key!r}: {known or 'none of the methods has settings'}")

@@ -1,4 +1,7 @@
-"""Benchmarks, one per file: where its files lie, and how its official scorer turns answers into numbers."""
+"""The registry of benchmarks, each with a file of its own: where its data lie, and how official scorers count.
+
+A new benchmark is a module with a ``BENCHMARK`` and its name in the tuple below, whose order lists and tables keep.
+"""
 
 from dyvte.benchmarks import gqa, mmbench, mme, mmvet, pope, seed, sqa, textvqa, vqav2
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Score
