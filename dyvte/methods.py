@@ -1,6 +1,7 @@
 """The methods by which visual tokens leave, by name: the one list that command lines, records and tables read.
 
-A new method is one file under ``dyvte/reduction`` and one line here.
+A new method is one file under ``dyvte/reduction`` and one line here. Names are in records and may not change.
+:mod:`dyvte.engine.options` makes policies from flags, :mod:`dyvte.report.titles` labels records.
 
     python -m dyvte.methods              # names, titles, papers and settings
     python -m dyvte.methods check NAME   # exit code 2 and one line where there is no such method
@@ -27,7 +28,7 @@ class Method:
         name: on command lines and in records.
         title: as tables and figures print it.
         paper: where it was published; empty for a plain baseline.
-        policy: module and class, imported when needed: listing names does not wait for torch.
+        policy: ``module:class``, imported when needed: listing names does not wait for torch.
     """
 
     name: str
@@ -77,11 +78,11 @@ def parse_method(text: str) -> tuple[str, ...]:
 
 
 def title(method: str, settings: Mapping[str, str]) -> str:
-    """A record's method as people read it, with those of its settings that tell two records of it apart.
+    """A method's title, with those of a record's settings that distinguish two records of the method.
 
     Args:
         method: a name, or several joined by ``+``.
-        settings: of the record: ``exit_layer``, ``threshold`` and ``method_config`` count.
+        settings: of the record; ``exit_layer``, ``threshold`` and ``method_config`` are read.
     """
     label = " + ".join(_part_title(part, settings) for part in method.split("+"))
     config = settings.get("method_config", "")
@@ -108,15 +109,14 @@ def make_policy(
     """The policy of a method, or of several that act in this order.
 
     Args:
-        names: as :func:`parse_method` gives them.
-        settings: ``key=value`` each, or ``name.key=value`` where several of the methods have the key. What is not
-            given keeps its default.
+        names: see :func:`parse_method`.
+        settings: ``key=value`` each, or ``name.key=value`` where several of the methods have the key.
         gates, threshold: of ``dyvte``; the gates' calibrated threshold by default.
         exit_layer: of ``fixed``.
 
     Raises:
         ValueError: ``dyvte`` lacks gates or ``fixed`` its layer; a setting is not ``key=value``, given twice,
-            unknown, unclear between methods, or of the wrong type; or a method refuses its value.
+            unknown, ambiguous between methods, or of the wrong type; or a method refuses its value.
     """
     from dyvte.reduction.combine import Combine
 
@@ -134,7 +134,7 @@ def make_policy(
 
 
 def _parse_settings(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Settings by method."""
+    """By method, its settings as keyword arguments of its policy."""
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -163,7 +163,7 @@ def _method_of(names: Sequence[str], key: str) -> tuple[str, str]:
 
 
 def _settings_of(name: str) -> dict[str, Any]:
-    """Default of each setting."""
+    """The settings of a method and their defaults: the fields of its policy that have one."""
     return {
         field.name: field.default for field in fields(METHODS[name].load()) if field.default is not MISSING
     }

@@ -1,4 +1,4 @@
-"""Bytes of keys and values held after prefill, from its trace."""
+"""Bytes of the KV cache after a prefill, from its trace; for :mod:`dyvte.decoding.trace` and :mod:`dyvte.bench`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def kv_bytes(costs: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
-    """Bytes per sample: keys and values of every token that every layer computed.
+    """Bytes per sample: keys and values of each layer for the tokens that the layer computed.
 
     Args:
         costs: of the layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.

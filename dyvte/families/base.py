@@ -1,4 +1,7 @@
-"""What a model family says about itself, and the list of families."""
+"""What decoding and costs must know of a model family (:class:`Adapter`), and the registry of families.
+
+Looked up by :mod:`dyvte.decoding.attach`, :mod:`dyvte.cost` and :mod:`dyvte.engine` by ``model.config.model_type``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dyvte.families.stack import Stack
 
 @dataclass(frozen=True)
 class Adapter:
-    """What ``attach`` and the costs must know of a model family.
+    """One model family; every callable gets the model, or what it says.
 
     Attributes:
         decoder: model -> its decoder.
@@ -26,9 +29,9 @@ class Adapter:
         stack: decoder -> what the loop runs; a :class:`~dyvte.families.stack.Stack`.
         blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
             -1 for the others; None where all layers are causal.
-        logits: (model, what the language head gives) -> the model's logits, where these differ.
-        answer_types: by input of the model, the type of an answer's tokens, where it is not 0.
-        position_axes: of rotary positions where they have several (M-RoPE).
+        logits: (model, output of the language head) -> the model's logits, where these differ.
+        answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
+        position_axes: number of axes of rotary positions, where they have several (M-RoPE).
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 
@@ -50,7 +53,7 @@ REFUSED: dict[str, str] = {}
 
 
 def register_adapter(model_type: str, adapter: Adapter) -> None:
-    """Make ``attach`` serve models whose config says ``model_type``."""
+    """Register the family of models whose config says ``model_type``; a later call replaces an earlier one."""
     _ADAPTERS[model_type] = adapter
 
 
@@ -58,7 +61,7 @@ def adapter_for(model: Any) -> Adapter:
     """The adapter of a model.
 
     Raises:
-        ValueError: the family has none.
+        ValueError: the family has none, or cannot have exits.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in REFUSED:
@@ -78,7 +81,7 @@ def stack_of(model: Any) -> Stack:
 
 
 def at_path(root: Any, path: str | None) -> Any:
-    """The attribute of an attribute ... that a dotted path names; None for None."""
+    """The attribute at a dotted path, ``root`` for an empty one; None for None."""
     for name in path.split(".") if path else ():
         root = getattr(root, name)
     return None if path is None else root
@@ -94,7 +97,7 @@ def family(
     entry: str = "model",
     **more: Any,
 ) -> None:
-    """Register a family of transformers by the places of its parts.
+    """Register a family of transformers by where its parts are in the model.
 
     Args:
         decoder, tower, projector, entry: dotted paths from the model; ``entry`` is the module that gets token ids or

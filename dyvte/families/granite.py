@@ -1,6 +1,6 @@
 """Granite 4 Vision: scaled embeddings, and features added to visual tokens before chosen layers.
 
-transformers: ``models/granite4_vision/modeling_granite4_vision.py``.
+transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class GraniteStack(Stack):
-    """The embedding multiplier is the decoder's, whose forward is replaced."""
+    """The loop replaces the decoder's forward, in which transformers scales embeddings and adds features."""
 
     def embed(self, embeds: Tensor) -> Tensor:
         """Scaled embeddings."""

@@ -1,4 +1,7 @@
-"""Other methods that let visual tokens leave: one file each, policies of the same loop under the same accounting."""
+"""Other methods by which visual tokens leave, one file each: policies of the same decoding loop, with the same costs.
+
+:mod:`dyvte.methods` finds them by name. A policy's fields with defaults are its settings on command lines.
+"""
 
 from dyvte.reduction.combine import Combine
 from dyvte.reduction.fastv import FastV

@@ -1,4 +1,7 @@
-"""Several methods in one prefill, such as DyVTE on top of FastV (Table 4 of the DyVTE paper)."""
+"""Several methods in one prefill, such as DyVTE with FastV (Table 4 of the paper); made by :mod:`dyvte.methods`.
+
+Every hook of :class:`~dyvte.decoding.policy.Policy` must be passed on here.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from dyvte.decoding.trace import ExitTrace
 
 @dataclass(frozen=True)
 class Combine(Policy):
-    """The policies one after another, before layer 0 and after each layer; each sees what the ones before it left.
+    """The policies one after another, before layer 0 and after each layer; each gets the row from the one before.
 
     Args:
         policies: in the order in which they act.
 
     Raises:
-        ValueError: there is none, or one stands there twice.
+        ValueError: there is none, or one is given twice.
     """
 
     policies: tuple[Policy, ...]
@@ -41,17 +44,17 @@ class Combine(Policy):
             policy.place(devices)
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row after what all policies do before layer 0."""
+        """The row after all policies, before layer 0."""
         for policy in self.policies:
             row = policy.enter(row, trace)
         return row
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Whether one of the policies does."""
+        """Whether any policy observes the layer."""
         return any(policy.observes(layer, layout) for policy in self.policies)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Pass the layer's attention on to those that observe it."""
+        """Pass the layer's attention on to the policies that observe it."""
         for policy in self.policies:
             if policy.observes(layer, inputs.layout):
                 policy.observe(layer, inputs, trace)

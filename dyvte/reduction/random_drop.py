@@ -1,4 +1,4 @@
-"""Random dropping of visual tokens: what any rule for choosing them has to beat."""
+"""Random dropping of visual tokens, a baseline of methods that choose them. Registered in ``dyvte/methods.py``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual
 class RandomDrop(Policy):
     """Layers 0..k-1 see all visual tokens, layers k.. a random share ``1 - r`` of them.
 
-    The draw depends on ``seed`` and on where the sample's image and last prompt token stand, so that it is the same
-    in any batch. Two prompts of the same shape lose the same tokens.
+    The draw depends on ``seed`` and on the places of the sample's first visual and last prompt token alone, so that
+    it is the same in any batch. Two prompts of the same shape lose the same tokens.
 
     Args:
-        k: the first layer without them; 0: they never enter the decoder.
-        r: share of visual tokens that leaves, in [0, 1); 1 too where ``k`` is not 0.
+        k: the first layer without the dropped tokens; 0: they never enter the decoder.
+        r: share of visual tokens that is dropped, in [0, 1]; below 1 where ``k`` is 0.
         seed: of the draw.
 
     Raises:
@@ -38,7 +38,7 @@ class RandomDrop(Policy):
         check_share("RandomDrop's r", self.r, below_one=self.k == 0)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when no layer would be left to gain from."""
+        """Raise ValueError unless some layer runs after the drop."""
         if not 0 <= self.k < num_layers:
             raise ValueError(f"RandomDrop's k must be one of 0..{num_layers - 1}, got {self.k}")
 
@@ -64,6 +64,6 @@ class RandomDrop(Policy):
         return keep_highest(row, scores, counts, layer, trace)
 
     def _draw(self, count: int, first: int, last: int) -> Tensor:
-        """(count,) random ranks, given the places of the first visual and the last prompt token."""
+        """(count,) random scores, by the places of the first visual and the last prompt token."""
         generator = torch.Generator().manual_seed((self.seed * 8191 + first) * 131071 + last)
         return torch.randperm(count, generator=generator)

@@ -1,4 +1,5 @@
-"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens become one."""
+"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens are merged. Registered in
+``dyvte/methods.py``."""
 
 from __future__ import annotations
 
@@ -20,13 +21,12 @@ class ToMe(Policy):
 
     The visual tokens, in order, alternate between two sets. Each token of the first set has its most similar partner
     in the second (cosine of the layer's keys, mean over heads); the ``r`` most similar pairs become one token, the
-    mean weighted by how many tokens each stands for. It stays at its partner's place and position. From the next
-    layer on attention is proportional: the log of a token's size is added to its scores as a key, also while
-    decoding.
+    mean weighted by how many tokens each stands for, at the partner's place and position. From the next layer on,
+    also while decoding, attention is proportional: the log of a token's size is added to the logits of its key.
 
-    ToMe was made for vision transformers, where it merges between attention and MLP. Here it merges in the language
-    model, between layers, text tokens are never merged, and the keys carry rotary embedding, so that near tokens
-    count as a little more similar. Similarities are counted in the trace.
+    ToMe was made for vision transformers, where it merges between attention and MLP. Here it merges visual tokens
+    between layers of the language model, and keys carry rotary embedding, so that near tokens are a little more
+    similar. FLOPs of the similarities are counted in the trace.
 
     Args:
         r: pairs merged after each layer, at most half of the visual tokens left; 0 changes nothing.
@@ -58,11 +58,11 @@ class ToMe(Policy):
         return self.r > 0 and self.first_layer <= layer <= last
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layers with visual tokens."""
+        """Layers from ``first_layer`` on, while there are visual tokens."""
         return self.r > 0 and layer >= self.first_layer and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Note the mean key of each token."""
+        """Store the mean over heads of each token's key."""
         if self._merges(layer, trace):
             trace.scratch[self] = Observed(inputs.layout, inputs.key[0].float().mean(0))
 
