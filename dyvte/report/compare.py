@@ -1,4 +1,8 @@
-"""Records side by side: per benchmark and on average, each method against the baseline of the same model."""
+"""Compares the methods of one model, per benchmark and on average, from result records.
+
+Called by :mod:`dyvte.report.table`, :mod:`dyvte.report.figures`, :mod:`dyvte.report.summary` and
+:mod:`dyvte.study.pareto`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, labe
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What tables and figures show of one method on one benchmark; costs and seconds are means per sample."""
+    """One method on one benchmark, or ``AVERAGE``; costs and seconds are means per sample."""
 
     benchmark: str
     method: str
@@ -26,10 +30,14 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How DyVTE on average compares with the baseline, and with fixed exits of the same or lower cost.
+    """How DyVTE compares on average with the baseline, and with fixed exits of the same or lower cost.
 
-    The saved compute is the decoder's. Fixed exits are chosen by the cost of the whole prefill, so that gates
-    count against DyVTE. ``average`` names the benchmarks left out of it.
+    Attributes:
+        kept_score: DyVTE's score over the baseline's.
+        saved_compute: share of the decoder's FLOPs.
+        average: title of the average, with the benchmarks left out of it.
+        best_cheaper_exit: by score, of the fixed exits whose whole prefill, gates included, costs no more.
+        above_cheaper_exits: whether DyVTE's score is above that exit's.
     """
 
     kept_score: float
@@ -40,10 +48,9 @@ class Verdict:
 
 
 def results_of(records: Iterable[ResultRecord]) -> list[MethodResult]:
-    """One result for each record, and for each method an average.
+    """One result for each record, and an average for each method that ran on all benchmarks.
 
-    An average is the plain mean over the benchmarks scored in percent, as in the paper, of methods that ran on all of
-    them; MME's points have no part in it.
+    As in the paper, an average is the mean over the benchmarks scored in percent, so without MME.
 
     Raises:
         ValueError: the records are of several models, or two of them are of one benchmark and method.
