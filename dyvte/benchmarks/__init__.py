@@ -15,11 +15,7 @@ __all__ = ["BENCHMARKS", "Benchmark", "QuestionScore", "Score", "get_benchmark"]
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The benchmark of this name; ValueError when there is none."""
     if name not in BENCHMARKS:
         raise ValueError(f"Unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]

@@ -63,8 +63,7 @@ def read_records(path: Path) -> Records:
     """Question records by id.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a dict of records with answers.
+        FileNotFoundError, ValueError: there is no such file, or the file is not a dict of records with answers.
     """
     return read_annotations(path, {str: _RECORD}, "take GQA's own file, of a split with ground truth")
 

@@ -53,8 +53,7 @@ def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
     """The annotated samples of a scoring variant (all, or the official subset), in the order of the file.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken; the message names file and sample.
+        FileNotFoundError, ValueError: a file is missing or broken; the message names file and sample.
     """
     path = data_dir / SAMPLES
     samples = read_annotations(path, {str: _SAMPLE}, "download it again")
@@ -85,8 +84,7 @@ def read_predictions(answers_file: Path) -> Predictions:
     """The predictions of an answers file in LLaVA's JSON lines.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is broken, or there is none.
+        FileNotFoundError, ValueError: there is no such file, or a line is broken, or there are none.
     """
     rows, remarks = read_answers_and_remarks(answers_file)
     texts = {sample_id(row["question_id"]): row["text"] for row in rows}
@@ -104,8 +102,7 @@ def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
     """The predictions for the samples of ``data_dir``.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to any sample.
+        FileNotFoundError, ValueError: a file is missing or broken, or no answer belongs to any sample.
     """
     given, samples = read_predictions(answers_file), read_samples(data_dir)
     known = {key: text for key, text in given.texts.items() if key in samples}

@@ -26,8 +26,7 @@ def read_labels(folder: str | Path) -> Labels:
     """Labels (True is yes) by split, in file order, of all label files in ``folder``; other files are ignored.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: a label file is broken.
+        FileNotFoundError, ValueError: there is none, or a label file is broken.
     """
     return {
         split: [row["label"] != "no" for row in read_json_lines(path, {"label": object})]
@@ -36,11 +35,7 @@ def read_labels(folder: str | Path) -> Labels:
 
 
 def label_files(folder: str | Path) -> dict[str, Path]:
-    """Label file by split, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Label file by split, in the order of their names; FileNotFoundError when there are none."""
     paths = sorted(Path(folder).glob(f"{LABEL_FILE_PREFIX}*.json"))
     if not paths:
         raise FileNotFoundError(
@@ -53,8 +48,7 @@ def read_categories(path: str | Path) -> Categories:
     """The split of each question id, in file order.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is broken.
+        FileNotFoundError, ValueError: there is no such file, or a line is broken.
     """
     rows = read_json_lines(path, {"question_id": int | str, "category": str})
     return {row["question_id"]: row["category"] for row in rows}

@@ -81,7 +81,6 @@ class Outcome:
     splits: dict[str, SplitScore] = field(default_factory=dict)
 
     def add(self, question_id: str | int, split: str, reply: bool, label: bool) -> None:
-        """Score one question."""
         self.pairs[split, reply, label] += 1
         self.questions.append(QuestionScore(question_id, float(reply == label)))
 

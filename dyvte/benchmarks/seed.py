@@ -70,8 +70,7 @@ def read_seed(path: Path) -> Annotations:
     """Read ``SEED-Bench.json``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken; the message names the question.
+        FileNotFoundError, ValueError: there is no such file, or it is broken; the message names the question.
     """
     advice = f"download it again from {_SOURCE}"
     content = read_annotations(path, _SHAPE, advice)

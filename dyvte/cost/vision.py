@@ -73,7 +73,6 @@ class VisionMeter:
         return total
 
     def remove(self) -> None:
-        """Take the hooks out of the modules."""
         for hook in self._hooks:
             hook.remove()
 

@@ -58,11 +58,7 @@ def register_adapter(model_type: str, adapter: Adapter) -> None:
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of a model.
-
-    Raises:
-        ValueError: the family has none, or cannot have exits.
-    """
+    """The adapter of a model; ValueError when the family has none, or cannot have exits."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in REFUSED:
         raise ValueError(f"exits are not available for models of type {model_type!r}: {REFUSED[model_type]}")

@@ -87,7 +87,6 @@ class Gemma4Stack(Stack):
         return LayerRule(blocks=False) if kind == "full_attention" else super().rule(kind)
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
-        """(B, S, layers, d), the per-layer embeddings."""
         decoder: Any = self.decoder
         if not getattr(decoder, "hidden_size_per_layer_input", 0):
             return None

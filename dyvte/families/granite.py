@@ -21,17 +21,14 @@ class GraniteStack(Stack):
     """The loop replaces the decoder's forward, in which transformers scales embeddings and adds features."""
 
     def embed(self, embeds: Tensor) -> Tensor:
-        """Scaled embeddings."""
         decoder: Any = self.decoder
         return embeds * decoder.embedding_multiplier
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> TokenFeatures | None:
-        """The features of the prompt's visual tokens, by layer."""
         features = kwargs.get("deepstack_features")
         return None if features is None else TokenFeatures(kwargs["vision_mask"].squeeze(-1), features)
 
     def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """States with the features of the visual tokens that are still there."""
         extras: TokenFeatures | None = layout.extras
         return hidden if extras is None else extras.add(index, hidden, layout)
 

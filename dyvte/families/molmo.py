@@ -32,11 +32,9 @@ class Molmo2Stack(Stack):
         return decoder.rope_types[index]
 
     def rule(self, kind: str) -> LayerRule:
-        """All layers see everything."""
         return LayerRule()
 
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
-        """Both rotary embeddings."""
         decoder: Any = self.decoder
         return {
             "scaled": decoder.rotary_emb(hidden, positions),

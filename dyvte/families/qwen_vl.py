@@ -24,7 +24,6 @@ class DeepstackStack(Stack):
     """Adds the features that the model gives its decoder after layers 0, 1, ..., which is before layers 1, 2, ..."""
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> TokenFeatures | None:
-        """The features of the prompt's visual tokens."""
         features = kwargs.get("deepstack_visual_embeds")
         if features is None:
             return None
@@ -33,7 +32,6 @@ class DeepstackStack(Stack):
         )
 
     def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """States with the features of the visual tokens that are still there."""
         extras: TokenFeatures | None = layout.extras
         return hidden if extras is None else extras.add(index, hidden, layout)
 

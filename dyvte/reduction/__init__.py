@@ -1,6 +1,7 @@
 """Other methods by which visual tokens leave, one file each: policies of the same decoding loop, with the same costs.
 
-:mod:`dyvte.methods` finds them by name. A policy's fields with defaults are its settings on command lines.
+:mod:`dyvte.methods` finds them by name. A policy's fields with defaults are its settings on command lines; values out
+of range raise ValueError.
 """
 
 from dyvte.reduction.combine import Combine

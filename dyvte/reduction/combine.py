@@ -34,33 +34,27 @@ class Combine(Policy):
             raise ValueError(f"Combine takes one or more different policies, got {self.policies}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when one of the policies does not fit."""
         for policy in self.policies:
             policy.check(num_layers, hidden_size)
 
     def place(self, devices: Sequence[torch.device]) -> None:
-        """Move the weights of all policies."""
         for policy in self.policies:
             policy.place(devices)
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row after all policies, before layer 0."""
         for policy in self.policies:
             row = policy.enter(row, trace)
         return row
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Whether any policy observes the layer."""
         return any(policy.observes(layer, layout) for policy in self.policies)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Pass the layer's attention on to the policies that observe it."""
         for policy in self.policies:
             if policy.observes(layer, inputs.layout):
                 policy.observe(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row after the edits of all policies."""
         for policy in self.policies:
             row = policy.edit(layer, row, trace)
         return row

@@ -26,9 +26,6 @@ class FastV(Policy):
     Args:
         k: the first layer without the dropped tokens, 1 or more.
         r: share of visual tokens that is dropped, in [0, 1].
-
-    Raises:
-        ValueError: on other values.
     """
 
     k: int = 2
@@ -38,20 +35,16 @@ class FastV(Policy):
         check_share("FastV's r", self.r)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError unless some layer runs before and some after the drop."""
         if not 1 <= self.k < num_layers:
             raise ValueError(f"FastV's k must be one of 1..{num_layers - 1}, got {self.k}")
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layer ``k - 1``."""
         return layer == self.k - 1 and self.r > 0
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Store the last token's attention."""
         trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Keep the highest-ranked visual tokens of each sample after layer ``k - 1``."""
         if layer != self.k - 1 or self.r == 0:
             return row
         layout = row.layout

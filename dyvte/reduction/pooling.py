@@ -38,7 +38,6 @@ class Pooling(Policy):
             raise ValueError(f"Pooling's s and grid must be positive, got s={self.s}, grid={self.grid}")
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Pool the images of all samples."""
         if self.s == 1:
             return row
         layout = row.layout

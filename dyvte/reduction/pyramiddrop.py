@@ -24,9 +24,6 @@ class PyramidDrop(Policy):
     Args:
         stages: number of stages, 2 or more.
         ratio: share of visual tokens that each stage passes on, in [0, 1].
-
-    Raises:
-        ValueError: on other values.
     """
 
     stages: int = 4
@@ -38,7 +35,6 @@ class PyramidDrop(Policy):
             raise ValueError(f"PyramidDrop's stages must be 2 or more, got {self.stages}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when there are more stages than layers."""
         if self.stages > num_layers:
             raise ValueError(f"PyramidDrop's {self.stages} stages do not fit {num_layers} layers")
 
@@ -51,12 +47,10 @@ class PyramidDrop(Policy):
         return self.ratio < 1 and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Store the last token's attention at the end of a stage."""
         if layer in self.layers(trace.num_layers):
             trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Keep the highest-ranked visual tokens of each sample at the end of a stage."""
         ends, layout = self.layers(trace.num_layers), row.layout
         if self.ratio == 1 or layer not in ends:
             return row

@@ -25,9 +25,6 @@ class RandomDrop(Policy):
         k: the first layer without the dropped tokens; 0: they never enter the decoder.
         r: share of visual tokens that is dropped, in [0, 1]; below 1 where ``k`` is 0.
         seed: of the draw.
-
-    Raises:
-        ValueError: on other values.
     """
 
     k: int = 0
@@ -38,16 +35,13 @@ class RandomDrop(Policy):
         check_share("RandomDrop's r", self.r, below_one=self.k == 0)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError unless some layer runs after the drop."""
         if not 0 <= self.k < num_layers:
             raise ValueError(f"RandomDrop's k must be one of 0..{num_layers - 1}, got {self.k}")
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop before layer 0 where ``k`` is 0."""
         return self._drop(-1, row, trace) if self.k == 0 else row
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop after layer ``k - 1``."""
         return self._drop(layer, row, trace) if layer == self.k - 1 else row
 
     def _drop(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:

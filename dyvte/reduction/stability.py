@@ -53,9 +53,6 @@ class StabilityExit(Policy):
         size: the code's ``tokens_threshold``, not negative.
         still: cosine, in [0, 1]; see 2.
         patience: layers, 1 or more; see 2.
-
-    Raises:
-        ValueError: on other values.
     """
 
     start: int = 7
@@ -74,12 +71,10 @@ class StabilityExit(Policy):
             )
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the decoder has no layer ``start``."""
         if not 0 <= self.start < num_layers:
             raise ValueError(f"StabilityExit's start must be one of 0..{num_layers - 1}, got {self.start}")
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layers from ``start`` on with visual tokens."""
         return layer >= self.start and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
@@ -109,7 +104,6 @@ class StabilityExit(Policy):
         return torch.full_like(cosines, watch.still[sample] >= self.patience, dtype=torch.bool)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop the tokens that :meth:`observe` chose."""
         watch = trace.scratch.get(self)
         if watch is None or watch.drop is None:
             return row

@@ -31,9 +31,6 @@ class ToMe(Policy):
     Args:
         r: pairs merged after each layer, at most half of the visual tokens left; 0 changes nothing.
         first_layer, last_layer: zero-based, inclusive; by default all layers but the last, where nothing is gained.
-
-    Raises:
-        ValueError: when ``r`` is negative.
     """
 
     r: int = 16
@@ -45,7 +42,6 @@ class ToMe(Policy):
             raise ValueError(f"ToMe's r must not be negative, got {self.r}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the decoder lacks these layers."""
         last = num_layers - 2 if self.last_layer is None else self.last_layer
         if not 0 <= self.first_layer <= last < num_layers:
             raise ValueError(
@@ -58,7 +54,6 @@ class ToMe(Policy):
         return self.r > 0 and self.first_layer <= layer <= last
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layers from ``first_layer`` on, while there are visual tokens."""
         return self.r > 0 and layer >= self.first_layer and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
@@ -67,7 +62,6 @@ class ToMe(Policy):
             trace.scratch[self] = Observed(inputs.layout, inputs.key[0].float().mean(0))
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Merge ``r`` pairs of each sample."""
         observed = trace.scratch.pop(self, None)
         if observed is None:
             return row

@@ -30,12 +30,10 @@ class VTW(Policy):
     k: int = 15
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError unless some layer runs before and some after the exit."""
         if not 1 <= self.k < num_layers:
             raise ValueError(f"VTW's k must be one of 1..{num_layers - 1}, got {self.k}")
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop the visual tokens of each sample that may exit, after layer ``k - 1``."""
         return FixedExit(self.k - 1).edit(layer, row, trace)
 
 

@@ -115,7 +115,6 @@ def verdict(results: Sequence[MethodResult]) -> Verdict:
 
 
 def sentence_of(result: Verdict) -> str:
-    """The verdict in words."""
     best = result.best_cheaper_exit
     fixed = "no fixed exit layer costs as little"
     if best is not None:

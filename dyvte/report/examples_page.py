@@ -43,8 +43,7 @@ def read_examples(path: Path) -> dict[str, Any]:
     """What ``python -m dyvte.study.examples`` wrote; ``path`` is the file or its folder.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not of this study.
+        FileNotFoundError, ValueError: there is no such file, or it is not of this study.
     """
     path = path / "examples.json" if path.is_dir() else path
     if not path.is_file():

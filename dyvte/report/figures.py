@@ -34,11 +34,7 @@ def exit_shares(record: ResultRecord) -> list[float]:
 
 
 def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
-    """Histograms of exit layers: one panel for each DyVTE record.
-
-    Raises:
-        ValueError: there is no DyVTE record.
-    """
+    """Histograms of exit layers: one panel for each DyVTE record; ValueError when there is no DyVTE record."""
     records = [record for record in records if record.method == "dyvte"]
     if not records:
         raise ValueError("None of the records is of DyVTE; run the evaluation with METHOD=dyvte.")

@@ -195,7 +195,6 @@ def at_a_glance(report: Report) -> list[tuple[str, float, float]]:
 
 
 def without_title(text: str) -> str:
-    """Markdown without its first line, where that is a heading."""
     return text.partition("\n")[2] if text.startswith("#") else text
 
 

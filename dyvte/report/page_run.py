@@ -22,11 +22,7 @@ STUDIES = ("attention", "oracle", "examples", "vtw")
 
 
 def records_below(root: Path) -> dict[str, ResultRecord]:
-    """All result records below the output folder, by their paths there.
-
-    Raises:
-        ValueError: one is broken.
-    """
+    """All result records below the output folder, by their paths there; ValueError when one is broken."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in DATA)
     files = [path for folder in folders for path in sorted(folder.rglob("record.json"))]
     return {path.relative_to(root).as_posix(): ResultRecord.read(path) for path in files}

@@ -114,8 +114,7 @@ class ResultRecord:
         """Read a record, also of schema 1, which has the provenance of scoring alone.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no record, or one of another schema.
+            FileNotFoundError, ValueError: there is no such file, or the file is no record, or one of another schema.
         """
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") not in (1, SCHEMA):
@@ -165,11 +164,7 @@ def records_parser(module: str, description: str, **choices: Iterable[str]) -> a
 
 
 def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[PrefillReport]:
-    """The report of each answer of a file.
-
-    Raises:
-        ValueError: an answer was written without measurements.
-    """
+    """The report of each answer of a file; ValueError when an answer was written without measurements."""
     place = f"{file}, metadata of"
     return [PrefillReport.from_dict(a.get("metadata"), f"{place} {a.get('question_id')}") for a in answers]
 
@@ -252,7 +247,6 @@ def make_record(
 
 
 def write_scores(score: Score, path: Path) -> None:
-    """Write the score of each question as JSON."""
     write_json(path, [asdict(question) for question in score.questions], indent=None)
 
 

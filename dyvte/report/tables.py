@@ -146,8 +146,7 @@ class Table:
         """Read the JSON form, with the names of sources relative to a folder.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a table.
+            FileNotFoundError, ValueError: there is no such file, or it is not a table.
         """
         try:
             table = cls(**read_json_object(path))
