@@ -42,15 +42,15 @@ def check_benchmarks(options: argparse.Namespace) -> None:
     """Print what is there and what is not; exit with code 1 when a benchmark is not ready."""
     if options.data_dir and len(options.names) != 1:
         raise ValueError("--data-dir is the folder of one benchmark: name that one.")
-    incomplete = []
+    incomplete = False
     for name in options.names or BENCHMARKS:
         benchmark = get_benchmark(name)
         findings = check(benchmark, options.data_dir or options.data_root / benchmark.folder)
-        if not ready(findings):
-            incomplete.append(name)
-        if options.quiet and ready(findings):
+        complete = ready(findings)
+        incomplete |= not complete
+        if options.quiet and complete:
             continue
-        print(f"{benchmark.title}: {'ready' if ready(findings) else 'not ready'}")
+        print(f"{benchmark.title}: {'ready' if complete else 'not ready'}")
         for finding in findings:
             print(f"  {finding.state:8} {finding.path}")
             if finding.detail:

@@ -31,8 +31,7 @@ class File:
     needed_for: str = ""
 
 
-REMARKS_SHOWN = 10
-"""How many remarks are printed; JSON output has all of them."""
+REMARKS_SHOWN = 10  # how many are printed; JSON output has all
 
 
 @dataclass(frozen=True)

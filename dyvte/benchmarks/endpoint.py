@@ -25,15 +25,13 @@ with extra("eval"):
     )
 
 DEFAULT_URL = "https://api.openai.com/v1"
-TIMEOUT = (10, 120)
-"""Seconds to connect, and between bytes of the reply."""
+TIMEOUT = (10, 120)  # seconds to connect, and between bytes of the reply
 ATTEMPTS = 10
-LONGEST_WAIT = 300.0
-"""Seconds; longer waits that a server asks for are cut to this. Waits of our own end at 60."""
-LONGEST_DETAIL = 300
-"""Characters of a server's message that are shown."""
-SHORTEST_PART = 4
-"""Characters of a key that are hidden when a server quotes them: some quote the last four."""
+LONGEST_WAIT = (
+    300.0  # seconds; longer waits that a server asks for are cut to this, waits of our own end at 60
+)
+LONGEST_DETAIL = 300  # characters of a server's message that are shown
+SHORTEST_PART = 4  # characters of a key that are hidden when a server quotes them: some quote the last four
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,7 @@ _NAMES = {
 
 
 def misfit(value: Any, shape: Shape, place: Any, field: str = "") -> str:
-    """How JSON violates a shape, such as ``PLACE: questions[3].answer is a list, not a string``; else empty.
-
-    Args:
-        place: what the message begins with: a file, or file and line.
-        field: path of ``value`` within the place.
-    """
+    """How JSON violates a shape, such as ``PLACE: questions[3].answer is a list, not a string``; else empty."""
     where = f"{place}: {field}" if field else f"{place}"
     kind = type(shape) if isinstance(shape, (list, dict)) else shape
     if not isinstance(value, kind):
@@ -63,9 +58,8 @@ def read_annotations(path: Path, shape: Shape, advice: str) -> Any:
     """The content of a JSON file, which must have this shape and not be empty.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, empty, or of another shape; the message names file and field, and ends with
-            ``advice``.
+        FileNotFoundError, ValueError: there is no such file, or it is no JSON, empty, or of another shape; the
+            message names file and field, and ends with ``advice``.
     """
     content = read_json(path)
     if wrong := misfit(content, shape, path) or ("" if content else f"{path} is empty"):

@@ -258,9 +258,7 @@ BENCHMARK = Benchmark(
         File(CHOICES, "https://cs.stanford.edu/people/dorarad/gqa", needed_for="validity and plausibility"),
         File("data/images", "https://cs.stanford.edu/people/dorarad/gqa (images)"),
     ),
-    ground_truth=lambda data_dir: [
-        path for path in (data_dir / QUESTIONS, data_dir / CHOICES) if path.is_file()
-    ],
+    ground_truth=lambda data_dir: [*filter(Path.is_file, (data_dir / QUESTIONS, data_dir / CHOICES))],
     score=score,
     check_questions=check_questions,
 )

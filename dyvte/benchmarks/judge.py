@@ -33,8 +33,7 @@ from dyvte.io import write_whole
 DEFAULT_MODEL = "gpt-4-0613"
 DEFAULT_ROUNDS = 5
 STORE = "judge_replies.sqlite"
-MOST_TRIES = 5
-"""Replies whose score is read, of one answer in one round; as in MM-Vet's evaluator, like the text below."""
+MOST_TRIES = 5  # as in MM-Vet's evaluator, like the text below
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 """Of the instruction in MM-Vet's mm-vet_evaluator.py, the same since its first version."""

@@ -21,8 +21,7 @@ from dyvte.benchmarks.files import ANSWER, read_json_lines
 from dyvte.benchmarks.mmbench_questions import MMBENCH_FORMAT
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
-ROUND = 1_000_000
-"""Distance between the indices of a question's rotations."""
+ROUND = 1_000_000  # distance between the indices of a question's rotations
 ABBREVIATIONS = {
     "coarse_perception": "CP",
     "finegrained_perception (instance-level)": "FP-S",
@@ -33,8 +32,7 @@ ABBREVIATIONS = {
 }
 """Level-2 categories, by the headings that papers give them."""
 
-_EMPTY_TEXT = "nan"
-"""What the official matcher reads in an empty cell."""
+_EMPTY_TEXT = "nan"  # what the official matcher reads in an empty cell
 
 
 def plain_letter(reply: str, options: Mapping[str, Any]) -> str | None:

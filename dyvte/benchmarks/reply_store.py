@@ -16,8 +16,7 @@ from filelock import FileLock
 
 from dyvte.benchmarks.endpoint import Endpoint, Reply
 
-MAX_TOKENS = 3
-"""Of a reply, as in MM-Vet's evaluator: a grade such as 0.5 has three."""
+MAX_TOKENS = 3  # of a reply, as in MM-Vet's evaluator: a grade such as 0.5 has three
 
 
 class ReplyStore:

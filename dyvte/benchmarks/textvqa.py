@@ -51,9 +51,8 @@ def read_humans(path: Path) -> dict[Key, list[str]]:
         ValueError: the file is no TextVQA annotation file with ten answers to each question.
     """
     advice = "take TextVQA's own file, of a split with ground truth"
-    rows = read_annotations(path, {"data": [{"image_id": str, "question": str, "answers": [str]}]}, advice)[
-        "data"
-    ]
+    shape = {"data": [{"image_id": str, "question": str, "answers": [str]}]}
+    rows = read_annotations(path, shape, advice)["data"]
     humans: dict[Key, list[str]] = {}
     for number, row in enumerate(rows):
         if len(row["answers"]) != HUMANS:

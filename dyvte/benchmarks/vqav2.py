@@ -49,12 +49,7 @@ UPLOAD_ADVICE = (
     "scripts/convert_vqav2_for_submission.py writes, to the phase test-dev of EvalAI's challenge 830"
 )
 
-_RECORD = {
-    "question_id": int,
-    "question_type": object,
-    "answer_type": object,
-    "answers": [{"answer": str}],
-}
+_RECORD = {"question_id": int, "question_type": object, "answer_type": object, "answers": [{"answer": str}]}
 _DIGITS_WITH_ONE_COMMA = re.compile(r"\d,\d")
 
 ComparedTexts = tuple[str, list[str]]
@@ -218,7 +213,6 @@ def check_questions(data_dir: Path) -> None:
 
 
 def _one_line(text: str) -> str:
-    """The text on one line, as each evaluator makes it before it compares."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 

@@ -41,9 +41,7 @@ class FlopsReport:
     @property
     def total(self) -> list[int]:
         """The sum of all parts, per sample."""
-        return [
-            sum(parts) for parts in zip(self.vision, self.projector, self.decoder, self.gates, strict=True)
-        ]
+        return [*map(sum, zip(self.vision, self.projector, self.decoder, self.gates, strict=True))]
 
 
 def layer_params(config: Any) -> int:

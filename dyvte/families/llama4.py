@@ -42,11 +42,4 @@ class Llama4Stack(Stack):
         return query * (scale(layout.place_ids) / wrong)[None, None, :, None].to(query)
 
 
-family(
-    "llama4",
-    "language_model.model",
-    "vision_model",
-    "multi_modal_projector",
-    entry="",
-    stack=Llama4Stack,
-)
+family("llama4", "language_model.model", "vision_model", "multi_modal_projector", entry="", stack=Llama4Stack)

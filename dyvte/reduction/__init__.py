@@ -13,13 +13,4 @@ from dyvte.reduction.stability import StabilityExit
 from dyvte.reduction.tome import ToMe
 from dyvte.reduction.vtw import VTW
 
-__all__ = [
-    "Combine",
-    "FastV",
-    "Pooling",
-    "PyramidDrop",
-    "RandomDrop",
-    "StabilityExit",
-    "ToMe",
-    "VTW",
-]
+__all__ = ["Combine", "FastV", "Pooling", "PyramidDrop", "RandomDrop", "StabilityExit", "ToMe", "VTW"]

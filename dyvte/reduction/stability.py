@@ -92,14 +92,12 @@ class StabilityExit(Policy):
 
     def _leaving(self, watch: _Watch, sample: int, parts: Tensor, cosines: Tensor) -> Tensor:
         """(n,) bool: which of a sample's visual tokens leave."""
-        lowest = cosines.min().item()
+        lowest, none = cosines.min().item(), torch.zeros_like(cosines, dtype=torch.bool)
         if sample not in watch.still:
             if lowest >= self.jump:
-                return torch.zeros_like(cosines, dtype=torch.bool)
+                return none
             watch.still[sample] = 0
-            return (
-                parts.norm(dim=1) <= self.size if self.size else torch.zeros_like(cosines, dtype=torch.bool)
-            )
+            return parts.norm(dim=1) <= self.size if self.size else none
         watch.still[sample] += lowest >= self.still
         return torch.full_like(cosines, watch.still[sample] >= self.patience, dtype=torch.bool)
 

@@ -32,12 +32,8 @@ class MethodResult:
 class Verdict:
     """How DyVTE compares on average with the baseline, and with fixed exits of the same or lower cost.
 
-    Attributes:
-        kept_score: DyVTE's score over the baseline's.
-        saved_compute: share of the decoder's FLOPs.
-        average: title of the average, with the benchmarks left out of it.
-        best_cheaper_exit: by score, of the fixed exits whose whole prefill, gates included, costs no more.
-        above_cheaper_exits: whether DyVTE's score is above that exit's.
+    ``saved_compute`` is a share of the decoder's FLOPs. Fixed exits are chosen by the cost of the whole prefill, so
+    that gates count against DyVTE. ``average`` names the benchmarks left out of it.
     """
 
     kept_score: float

@@ -214,8 +214,7 @@ def page_of(root: Path) -> str:
     """The page as HTML.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a file in it is broken.
+        FileNotFoundError, ValueError: there is no such folder, or a file in it is broken.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; python -m dyvte.reproduce all makes one.")

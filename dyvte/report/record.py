@@ -26,8 +26,7 @@ from dyvte.decoding.report import PrefillReport, RunInfo
 from dyvte.io import read_json, write_json
 
 SCHEMA = 2
-NO_EXIT = "none"
-"""Key of ``ResultRecord.exit_layers`` for samples in which no gate fired."""
+NO_EXIT = "none"  # key of ResultRecord.exit_layers for samples in which no gate fired
 
 
 @dataclass(frozen=True)
@@ -213,8 +212,7 @@ def make_record(
     Settings without a value are left out. ``variant`` is a scoring variant of the benchmark; empty for its default.
 
     Raises:
-        FileNotFoundError: the answers or the benchmark's files are missing.
-        ValueError: the answers are broken, incomplete, or without measurements.
+        FileNotFoundError, ValueError: a file is missing; answers are broken, incomplete, or without measurements.
     """
     score = benchmark.score(data_dir, answers_file, benchmark.variant(variant))
     answers = read_answers(answers_file)
