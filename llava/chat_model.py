@@ -89,6 +89,8 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         load_8bit=options.load_8bit,
         load_4bit=options.load_4bit,
         device=options.device,
+        # processes that share a model take its layers from the host one by one
+        device_map={"": "cpu"} if options.shard_model else "auto",
         gates=options.gates,
         **loading,
     )

@@ -16,22 +16,6 @@ from dyvte.benchmarks.mme import RELEASE, read_ground_truth, replies_by_task, wr
 from dyvte.cli import run
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Convert answers for MME's official script.")
-    parser.add_argument("--experiment", help="name of the answers, when no flags name both files")
-    parser.add_argument("--data-dir", type=Path, default=Path(), help=f"folder of {RELEASE} (default: here)")
-    parser.add_argument(
-        "--answers-file", type=Path, help="default: answers/EXPERIMENT.jsonl in the data folder"
-    )
-    parser.add_argument(
-        "--results_dir",
-        "--results-dir",
-        type=Path,
-        help="default: eval_tool/answers/EXPERIMENT in the data folder",
-    )
-    return parser
-
-
 def convert(options: argparse.Namespace) -> None:
     """Write the task files; say which answers found no place.
 
@@ -51,14 +35,17 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
-
-    def action(options: argparse.Namespace) -> None:
-        if not options.experiment and not (options.answers_file and options.results_dir):
-            parser.error("give --experiment, or both --answers-file and --results_dir")
-        convert(options)
-
-    run(parser, action, arguments)
+    parser = argparse.ArgumentParser(description="Convert answers for MME's official script.")
+    add = parser.add_argument
+    add("--experiment", help="name of the answers, when no flags name both files")
+    add("--data-dir", type=Path, default=Path(), help=f"folder of {RELEASE} (default: here)")
+    add("--answers-file", type=Path, help="default: answers/EXPERIMENT.jsonl in the data folder")
+    places = "default: eval_tool/answers/EXPERIMENT in the data folder"
+    add("--results_dir", "--results-dir", type=Path, help=places)
+    options = parser.parse_args(arguments)
+    if not options.experiment and not (options.answers_file and options.results_dir):
+        parser.error("give --experiment, or both --answers-file and --results_dir")
+    run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from convert_sqa_to_llava_base_prompt import build_prompt_chatbot
 
 from dyvte.cli import run
-from dyvte.io import read_json, write_whole
+from dyvte.io import read_json, write_json, write_whole
 
 TASKS = {"convert_to_llava": "QCM-LEA", "convert_to_jsonl": "QCM-LEPA"}
 """Tasks with their default formats."""
 
 
-def read_samples(base_dir: Path, split: str, prompt_format: str) -> list[dict[str, Any]]:
-    """``id``, ``image`` where there is one, ``question`` and ``answer`` of each problem of a split.
+def read_samples(base_dir: Path, split: str, prompt_format: str) -> list[tuple[dict[str, str], str, str]]:
+    """``id`` (and ``image`` where there is one), question and answer of each problem of a split.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -42,38 +41,30 @@ def read_samples(base_dir: Path, split: str, prompt_format: str) -> list[dict[st
             question = question.replace("Question: ", "")
         if answer.startswith("Answer: "):
             answer = answer.replace("Answer: ", "")
-        sample = {"id": name}
+        about = {"id": name}
         if problems[name].get("image") is not None:
-            sample["image"] = f"{name}/{problems[name]['image']}"
+            about["image"] = f"{name}/{problems[name]['image']}"
             question += "\n<image>"
-        samples.append({**sample, "question": question, "answer": answer})
+        samples.append((about, question, answer))
     return samples
 
 
-def conversation_of(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample in the format of LLaVA's instruction data."""
-    turns = [{"from": "human", "value": sample["question"]}, {"from": "gpt", "value": sample["answer"]}]
-    return {**{key: sample[key] for key in ("id", "image") if key in sample}, "conversations": turns}
-
-
-def instruction_of(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample as an instruction with its output."""
-    kept = {key: sample[key] for key in ("id", "image") if key in sample}
-    return {**kept, "instruction": sample["question"], "output": sample["answer"]}
-
-
 def convert(options: argparse.Namespace) -> None:
-    """Write the split in the task's format."""
+    """Write the split in the task's format: conversations, or instructions with their outputs."""
     prompt_format = options.prompt_format or TASKS[options.task]
     name = f"{options.split}_{prompt_format}"
     samples = read_samples(options.base_dir, options.split, prompt_format)
     if options.task == "convert_to_llava":
-        target = options.base_dir / f"llava_{name}.json"
-        content = json.dumps([conversation_of(sample) for sample in samples], indent=2)
+        rows = [
+            {**about, "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]}
+            for about, asked, answer in samples
+        ]
+        write_json(options.base_dir / f"llava_{name}.json", rows, indent=2)
     else:
-        target = options.base_dir / f"scienceqa_{name}.jsonl"
-        content = "".join(json.dumps(instruction_of(sample)) + "\n" for sample in samples)
-    write_whole(target, content)
+        rows = [{**about, "instruction": asked, "output": answer} for about, asked, answer in samples]
+        write_whole(
+            options.base_dir / f"scienceqa_{name}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows)
+        )
     print(f"Number of samples: {len(samples)}")
 
 

@@ -26,32 +26,21 @@ def build_prompt_chatbot(
     Raises:
         ValueError: there is no such format, or a problem is missing or lacks a field.
     """
-    input_format, output_format = split_format(prompt_format)
+    input_format, _, output_format = prompt_format.partition("-")
+    if input_format not in INPUT_FORMATS or output_format not in OUTPUT_FORMATS:
+        raise ValueError(
+            f"unknown format {prompt_format!r}: join one of {', '.join(INPUT_FORMATS)} "
+            f"and one of {', '.join(OUTPUT_FORMATS)} by a hyphen"
+        )
     pairs = {}
     for name in ids:
         try:
             problem = problems[name]
             pairs[name] = (input_of(problem, input_format), output_of(problem, output_format))
         except (KeyError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"problem {name!r} is missing, or lacks a field or an option ({error!r})"
-            ) from None
+            missing = f"problem {name!r} is missing, or lacks a field or an option ({error!r})"
+            raise ValueError(missing) from None
     return pairs
-
-
-def split_format(prompt_format: str) -> tuple[str, str]:
-    """The two halves of a format.
-
-    Raises:
-        ValueError: there is no such format.
-    """
-    first, _, second = prompt_format.partition("-")
-    if first not in INPUT_FORMATS or second not in OUTPUT_FORMATS:
-        raise ValueError(
-            f"unknown format {prompt_format!r}: join one of {', '.join(INPUT_FORMATS)} "
-            f"and one of {', '.join(OUTPUT_FORMATS)} by a hyphen"
-        )
-    return first, second
 
 
 def input_of(problem: dict[str, Any], letters: str) -> str:
@@ -72,7 +61,9 @@ def output_of(problem: dict[str, Any], letters: str) -> str:
     """The answer."""
     reasons, letter = _reasons_of(problem), OPTIONS[problem["answer"]]
     if letters == "LEPA":
-        return _in_lines(reasons["L"], reasons["E"], letter)
+        parts = (("LECTURE", reasons["L"]), ("SOLUTION", reasons["E"]))
+        lines = [f"{title}: {text}" for title, text in parts if text.strip()]
+        return _tidy("\n".join([*lines, "###", f"ANSWER: {letter}."]))
     letters = _SWAPPED.get(letters, letters)
     because = " BECAUSE:" if letters[0] == "A" and len(letters) > 1 else ""
     texts = {**reasons, "A": f"The answer is {letter}.{because}"}
@@ -81,15 +72,8 @@ def output_of(problem: dict[str, Any], letters: str) -> str:
 
 def _reasons_of(problem: dict[str, Any]) -> dict[str, str]:
     """Lecture and explanation; line breaks spelt as backslash and n become real ones."""
-    return {
-        letter: problem[field].replace("\\n", "\n") for letter, field in (("L", "lecture"), ("E", "solution"))
-    }
-
-
-def _in_lines(lecture: str, solution: str, letter: str) -> str:
-    parts = (("LECTURE", lecture), ("SOLUTION", solution))
-    lines = [f"{title}: {text}" for title, text in parts if text.strip()]
-    return _tidy("\n".join([*lines, "###", f"ANSWER: {letter}."]))
+    fields = {"L": "lecture", "E": "solution"}
+    return {letter: problem[field].replace("\\n", "\n") for letter, field in fields.items()}
 
 
 def _tidy(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dyvte.cli import needs, run
-from dyvte.io import read_json
+from dyvte.io import read_json, whole_file
 
 ACTION_RECOGNITION, ACTION_PREDICTION, PROCEDURE_UNDERSTANDING = 10, 11, 12
 FOLDERS = {
@@ -87,9 +87,8 @@ def write_frame(av: Any, question: dict[str, Any], root: Path, target: Path) -> 
     with av.open(str(path)) as video:
         for number, frame in enumerate(video.decode(video=0)):
             if number == wanted:
-                part = target.with_suffix(".part")
-                frame.to_image().save(part, format="PNG")
-                part.replace(target)
+                with whole_file(target) as part:
+                    frame.to_image().save(part, format="PNG")
                 return
     raise ValueError(f"{path} ends before frame {wanted}")
 
@@ -101,10 +100,8 @@ def extract(options: argparse.Namespace) -> None:
         ValueError: the annotations are broken, or a frame could not be written; each is named on stderr.
     """
     av = needs("av", "video")
-    questions = [
-        one for one in read_json(options.annotation_file)["questions"] if one["data_type"] == "video"
-    ]
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    asked = read_json(options.annotation_file)["questions"]
+    questions = [question for question in asked if question["data_type"] == "video"]
     failed = 0
     for question in tqdm(questions, disable=None):
         target = options.output_dir / f"{question['question_type_id']}_{question['question_id']}.png"

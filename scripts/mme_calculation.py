@@ -14,9 +14,8 @@ from dyvte.cli import run
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Score the task files that convert_answer_to_mme.py wrote.")
-    parser.add_argument(
-        "--results_dir", "--results-dir", type=Path, required=True, help="folder of <task>.txt"
-    )
+    name = "--results_dir", "--results-dir"
+    parser.add_argument(*name, type=Path, required=True, help="folder of <task>.txt")
     run(parser, lambda options: print(report(score_task_files(options.results_dir))), arguments)
 
 

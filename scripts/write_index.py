@@ -34,44 +34,35 @@ def commands() -> dict[str, Path]:
 def first_sentence(path: Path) -> str:
     """Of the module's docstring, without reStructuredText's marks; of the parser's description where the docstring is
     a line of usage."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    paragraphs = (ast.get_docstring(tree) or "").split("\n\n")
-    if paragraphs[0].startswith("python -m"):
-        described = [
-            keyword.value.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call)
-            for keyword in node.keywords
-            if keyword.arg == "description" and isinstance(keyword.value, ast.Constant)
-        ]
-        paragraphs = [str(text) for text in described] + paragraphs[1:] + [""]
-    text = " ".join(paragraphs[0].split()).replace("``", "`")
-    for role in (":class:", ":func:", ":mod:", ":meth:", ":data:"):
-        text = text.replace(role, "")
+    source = path.read_text(encoding="utf-8")
+    text, _, rest = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+    if text.startswith("python -m"):
+        described = re.search(r'description=((\s*".*")+)', source)
+        text = "".join(re.findall(r'"(.*)"', described[1])) if described else rest.partition("\n\n")[0]
+    text = re.sub(r":(class|func|mod|meth|data):", "", " ".join(text.split()).replace("``", "`"))
     return re.split(r"\. (?=[A-Z])", text)[0].rstrip(".:").replace("|", "\\|")
 
 
-def tree() -> str:
-    """A table of the core's files."""
-    lines = ["| File | Content |", "| --- | --- |"]
-    for folder in CORE:
-        for path in sorted((ROOT / "dyvte" / folder).rglob("*.py")):
-            if path.name == "__init__.py":
-                continue
-            lines.append(f"| `{path.relative_to(ROOT).as_posix()}` | {first_sentence(path)} |")
-    return "\n".join(lines)
+def table(head: tuple[str, str], files: dict[str, Path]) -> str:
+    """Names with the first sentence of each file."""
+    rows = [head, ("---", "---"), *((f"`{name}`", first_sentence(path)) for name, path in files.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def index() -> str:
-    """A table of all commands."""
-    lines = ["| Command | What it does |", "| --- | --- |"]
-    lines += [f"| `python -m {name}` | {first_sentence(path)} |" for name, path in commands().items()]
-    return "\n".join(lines)
+def core() -> dict[str, Path]:
+    """Files of the core by their path."""
+    paths = [path for folder in CORE for path in sorted((ROOT / "dyvte" / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): path for path in paths if path.name != "__init__.py"}
 
 
 def written(page: str) -> str:
     """The page with its generated parts made anew."""
-    for name, content in (("tree", tree()), ("commands", index())):
+    modules = {f"python -m {name}": path for name, path in commands().items()}
+    tables = {
+        "tree": table(("File", "Content"), core()),
+        "commands": table(("Command", "What it does"), modules),
+    }
+    for name, content in tables.items():
         start, end = f"<!-- {name}: scripts/write_index.py -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)

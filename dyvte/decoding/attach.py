@@ -36,7 +36,7 @@ from dyvte.decoding.policy import Policy
 from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
-from dyvte.families.stack import next_positions, text_positions
+from dyvte.families.stack import execution_device, next_positions, text_positions
 from dyvte.provenance import git_state, versions
 
 TRACES_KEPT = 1024
@@ -319,9 +319,7 @@ def run_info(model: nn.Module, graphs: Graphs | None = None) -> RunInfo:
 
 def _device_of(layer: nn.Module) -> torch.device:
     """Where a layer computes, also where accelerate keeps its weights elsewhere until then."""
-    hook = getattr(layer, "_hf_hook", None)
-    execution = getattr(hook, "execution_device", None)
-    return next(layer.parameters()).device if execution is None else torch.device(execution)
+    return execution_device(layer) or next(layer.parameters()).device
 
 
 def _columns(kwargs: dict[str, Any]) -> int:

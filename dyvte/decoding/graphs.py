@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from dyvte.decoding.attention.interface import AttentionInputs, PackedContext
 from dyvte.decoding.attention.plan import make_plan
@@ -128,6 +129,8 @@ class Graphs:
         It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
         """
         decoder = stack.decoder
+        if any(isinstance(layer, FSDPModule) for layer in stack.layers):
+            raise ValueError("graphs cannot be used for a model that processes share: layers come and go")
         kind = getattr(decoder.rotary_emb, "rope_type", "default")
         if kind in ("dynamic", "longrope"):
             raise ValueError(

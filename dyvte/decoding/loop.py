@@ -52,7 +52,8 @@ def run_layers(
         if policy is not None and trace is not None:
             row = policy.enter(row, trace)
         layers: Layers | RecordedLayers | None = None
-        for index in range(len(stack.layers)):
+        for index, device in enumerate(stack.devices):
+            row = row if device is None else row.to(device)
             if layers is None or layers.layout is not row.layout:
                 plain = Layers(stack, row, cache, kernel, first=index)
                 layers = (graphs and graphs.layers(plain, index, row)) or plain
@@ -65,7 +66,8 @@ def run_layers(
             trace.record_layer(row.layout)
             row = policy.edit(index, PackedRow(layers(index, row.hidden, observe), row.layout), trace)
         hidden = stack.before(len(stack.layers), row.hidden, row.layout)
-        return PackedRow(stack.norm(hidden), row.layout)
+        hidden = stack.norm(hidden)
+        return PackedRow(hidden, row.layout.to(hidden.device))
 
 
 class Layers:

@@ -150,6 +150,13 @@ class Layout:
         """(T,) float32, what attention adds to each key's scores: a merged token counts once per token in it."""
         return None if self.sizes is None else self.sizes.log()
 
+    def to(self, device: torch.device) -> Layout:
+        """The layout for states on another device."""
+        if self.positions.device == device:
+            return self
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return replace(self, positions=self.positions.to(device), sizes=sizes)
+
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """The array on the row's device."""
         return to_device(array, self.positions.device)
@@ -229,6 +236,11 @@ class PackedRow:
 
     hidden: Tensor
     layout: Layout
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row on a device."""
+        layout = self.layout.to(device)
+        return self if layout is self.layout else PackedRow(self.hidden.to(device), layout)
 
     def select(
         self,

@@ -46,6 +46,7 @@ class ModelOptions:
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
         attn_implementation: sdpa, flash_attention_2 or eager.
         load_8bit, load_4bit: quantize with bitsandbytes.
+        shard_model: the processes of this run share the decoder's layers, see :mod:`dyvte.decoding.sharding`.
         evaluator: the command line that asks (``model_vqa``), for models whose own one prepares images differently.
     """
 
@@ -58,6 +59,7 @@ class ModelOptions:
     attn_implementation: str | None = None
     load_8bit: bool = False
     load_4bit: bool = False
+    shard_model: bool = False
     evaluator: str | None = None
 
 

@@ -12,9 +12,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
+from accelerate import PartialState
 from transformers import PretrainedConfig
 
+from dyvte.decoding.attach import run_info
+from dyvte.decoding.sharding import check_processes, shard_layers
 from dyvte.engine.model import ChatModel, ModelOptions
 from dyvte.families.base import REFUSED
 
@@ -66,6 +71,19 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
 
     Raises:
         FileNotFoundError: a file of the model is missing.
-        ValueError: there is no such family or template, or the checkpoint is not of this family.
+        ValueError: there is no such family or template, the checkpoint is not of this family, or
+            ``options.shard_model`` is set where processes cannot share the model.
     """
-    return find_opener(family or family_of(options.model_path, options.model_base))(options)
+    opener = find_opener(family or family_of(options.model_path, options.model_base))
+    if not options.shard_model:
+        return opener(options)
+    kind = torch.device(options.device).type  # which GPU follows from the process
+    device = PartialState(cpu=kind == "cpu").device
+    assert device is not None
+    check_processes()
+    chat = opener(replace(options, device=kind))
+    shard_layers(chat.model, device)
+    if chat.handle is not None:
+        chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
+        chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
+    return chat

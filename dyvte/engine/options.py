@@ -54,15 +54,20 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit above this gate probability; default: what the gates were calibrated to, else 0.5",
     )
     parser.add_argument("--exit-layer", type=int, help="zero-based layer for --method fixed")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
-    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
-    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+    add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",
         help="record decoding steps and the layers after an exit as CUDA graphs: pays for small batches and answers "
         "of many tokens",
     )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags for where, in which precision and with which attention to run."""
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
+    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
+    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
 
 
 def add_template_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:

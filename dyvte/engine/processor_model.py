@@ -115,7 +115,7 @@ def load_model(options: ModelOptions, fields: dict[str, Any]) -> Any:
         dtype = own  # some of these families overflow in float16
     on_gpu = torch.device(options.device).type != "cpu" and torch.cuda.is_available()
     loading: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if on_gpu:
+    if on_gpu and not options.shard_model:  # else layers leave the host one by one
         loading["device_map"] = "auto" if options.device == "cuda" else {"": options.device}
     if options.attn_implementation:
         loading["attn_implementation"] = options.attn_implementation

@@ -32,6 +32,7 @@ class Stack:
     Attributes:
         decoder: a Llama-like module.
         kinds: per layer, its kind as in ``config.layer_types``.
+        devices: per layer, where accelerate has it run; None where it runs where the states are.
         rules: per layer.
 
     Raises:
@@ -45,6 +46,7 @@ class Stack:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.config = decoder, decoder.config
         self.layers, self.norm = decoder.layers, decoder.norm
+        self.devices = tuple(execution_device(layer) for layer in self.layers)
         self.kinds = tuple(self.kind(index) for index in range(len(self.layers)))
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.rules = tuple(replace(self.rule(kind), softcap=softcap) for kind in self.kinds)
@@ -160,12 +162,18 @@ class TokenFeatures:
         assert at is not None and ranks is not None
         if not len(at):
             return hidden
-        return hidden.index_add(1, at, features.index_select(0, ranks)[None].to(hidden))
+        return hidden.index_add(1, at, features.to(hidden).index_select(0, ranks)[None])
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate has a module run, whose weights may be elsewhere until then; None without accelerate."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)
 
 
 def by_slot(values: Tensor, layout: Layout) -> Tensor:
     """(B, S, ...) of the padded batch -> (1, T, ...) of the row's tokens."""
-    return values.flatten(0, 1).index_select(0, layout.slots)[None]
+    return values.flatten(0, 1).to(layout.slots.device).index_select(0, layout.slots)[None]
 
 
 def text_positions(positions: Tensor, axes: int) -> Tensor:

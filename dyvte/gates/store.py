@@ -10,20 +10,22 @@ A folder with ``manifest.json`` (:class:`Manifest`) and shards ``states-00000.sa
   :func:`dyvte.gates.supervision.labels_of` makes labels for any alpha;
 - ``prompt_tokens`` and ``visual_tokens`` (n,) long, for FLOPs.
 
-A shard appears when it is complete, so that an interrupted pass resumes with the missing shards.
+A shard appears when it is complete, so that an interrupted pass resumes with the missing shards. Any number of
+processes may write one store at once, on any machines that see the folder: each claims a shard at a time.
 
 Shapes: L layers, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -114,7 +116,7 @@ def _check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> 
 
 
 class StoreWriter:
-    """Writes a store, or resumes one that the same model, data and settings began.
+    """Writes a store, or goes on with one that the same model, data and settings began.
 
     Raises:
         ValueError: the folder holds a store of another identity, or the shard size is not positive.
@@ -124,15 +126,35 @@ class StoreWriter:
         if manifest.shard_size < 1:
             raise ValueError(f"a shard needs at least one sample, got {manifest.shard_size}")
         self.folder, self.manifest = Path(folder), manifest
-        if (self.folder / MANIFEST).is_file():
-            _check_same(vars(Manifest.read(self.folder)), vars(manifest), self.folder)
-        else:
-            manifest.write(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):  # of several that start now, one writes the manifest
+            if (self.folder / MANIFEST).is_file():
+                _check_same(vars(Manifest.read(self.folder)), vars(manifest), self.folder)
+            else:
+                manifest.write(self.folder)
 
     def missing(self) -> list[tuple[int, range]]:
         """Number and samples of each shard that is not there yet."""
         shards = enumerate(self.manifest.ranges)
         return [(number, part) for number, part in shards if not _shard(self.folder, number).is_file()]
+
+    def claims(self) -> Generator[tuple[int, range]]:
+        """The missing shards, each while it is this process's to write; those that others are writing are left out.
+
+        A process that dies gives its shard up, for the next run to write.
+        """
+        for number, part in self.missing():
+            lock = FileLock(self.folder / f".{_shard(self.folder, number).stem}.lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            try:
+                if not _shard(self.folder, number).is_file():  # else written since this process looked
+                    yield number, part
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
 
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Write a shard, whole or not at all."""

@@ -3,25 +3,28 @@
     python -m dyvte.gates.store_states --model-path MODEL --data-path gates.json --image-folder DIR --output STORE
 
 ``dyvte.gates.fit`` then fits gates without the model. An interrupted pass resumes with the missing shards; a store of
-another model, other data or other settings is refused. ``--attention`` also stores attention statistics (Table 6 of
-the paper). Each record is read with all its turns, so use what ``dyvte.gates.sample`` draws.
+another model, other data or other settings is refused. Several processes write one store together, under torchrun or
+started one by one on any machines: each takes a shard that nobody has. ``--attention`` also stores attention
+statistics (Table 6 of the paper). Each record is read with all its turns, so use what ``dyvte.gates.sample`` draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dyvte.cli import run
+from dyvte.decoding.sharding import in_step
 from dyvte.engine.instructions import data_digest
 from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
@@ -30,6 +33,8 @@ from dyvte.gates.origin import short_name
 from dyvte.gates.states import ATTENTION_STATES, STATES
 from dyvte.gates.store import Manifest, StoreWriter
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
+
+logger = logging.getLogger(__name__)
 
 
 def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet) -> Manifest:
@@ -105,27 +110,29 @@ def shard_of(
 
 
 def store(args: argparse.Namespace) -> None:
-    """Write what the store lacks."""
-    chat = open_model(replace(flags_of(ModelOptions, args), template=args.version))
+    """Write what the store lacks, and no other process is writing."""
+    process = PartialState(cpu=args.device == "cpu")
+    options = replace(flags_of(ModelOptions, args), template=args.version)
+    if process.num_processes > 1 and not args.shard_model:
+        options = replace(options, device=str(process.device))  # a GPU of its own
+    chat = open_model(options)
     if chat.handle is None:
         raise ValueError(f"{args.model_path} takes no images: gates need a model with a vision tower")
     dataset, collator = chat.training_data(args.data_path, args.image_folder, args.model_max_length)
     manifest = manifest_of(args, chat, dataset)
-    args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(args.output / ".lock", timeout=0):
-            writer = StoreWriter(args.output, manifest)
-            missing = writer.missing()
-            done = len(dataset) - sum(len(part) for _, part in missing)
-            with tqdm(total=len(dataset), initial=done, desc="states", unit="sample") as progress:
-                lengths = torch.tensor(dataset.modality_lengths)
-                for number, part in missing:
-                    rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
-                    batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
-                    tensors = shard_of(chat, batches, part, manifest.states, progress)
-                    writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
-    except Timeout:
-        raise ValueError(f"another run is writing {args.output}; wait for it, or stop it") from None
+    writer = StoreWriter(args.output, manifest)
+    lengths = torch.tensor(dataset.modality_lengths)
+    bar = tqdm(total=len(dataset), desc="states", unit="sample", disable=process.process_index > 0)
+    with in_step(chat.model), bar as progress:
+        for number, part in writer.claims():
+            missing = sum(len(part) for _, part in writer.missing())
+            progress.update(len(dataset) - missing - progress.n)  # what all processes have written
+            rows: Any = Subset(dataset, part)  # type: ignore[arg-type] - a Dataset by its methods
+            batches = DataLoader(rows, args.batch_size, collate_fn=collator, num_workers=args.workers)
+            tensors = shard_of(chat, batches, part, manifest.states, progress)
+            writer.write(number, {**tensors, "modality_lengths": lengths[part.start : part.stop]})
+    if absent := len(writer.missing()):
+        logger.warning("%d shards are being written by other processes", absent)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,6 +154,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cuda: where there is one")
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+    parser.add_argument(
+        "--shard-model",
+        action="store_true",
+        help="under torchrun: the processes share the decoder's layers, for a model larger than one GPU",
+    )
     return parser
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -164,14 +165,14 @@ def supervise(
     copies = {(layout.forked_at[g], layout.samples[g]): g for g in range(batch, len(layout.lengths))}
     copy_ids = torch.tensor([[copies[layer, s] for s in samples] for layer in layers], dtype=torch.long)
     copy_ids = copy_ids.view(len(layers), len(samples)).to(losses.device)
-    own = torch.tensor(samples, dtype=torch.long, device=losses.device)
+    own, answering = (layout.to_device(np.array(rows, np.int64)) for rows in (samples, position))
 
     without, with_exit = losses[own], losses[copy_ids]
     agreement = _agreement(choices, counts, own, copy_ids)
     return Supervision(
         layers=layers,
         samples=samples,
-        states=torch.stack(policy.states)[:, position],
+        states=torch.stack([states.to(losses.device) for states in policy.states]).index_select(1, answering),
         labels=labels_of(agreement.T, with_exit.T, without, alpha).T,
         agreement=agreement,
         loss_with_exit=with_exit,
@@ -198,18 +199,18 @@ def _answers(row: PackedRow, targets: Tensor, model: nn.Module) -> tuple[Tensor,
 
     Cross-entropies are computed in float64, because float32 rounds those of a confident model to zero.
     """
-    layout = row.layout
-    target = targets[layout.slots]
+    layout, device = row.layout, row.hidden.device
+    target = targets.to(device)[layout.slots]
     at = (target != IGNORE_INDEX).nonzero().flatten()
     losses, choices = [], []
     head, finish = cast(Any, model).get_output_embeddings(), adapter_for(model).logits
     for chunk in at.split(LOGIT_ROWS):
         logits = finish(model, head(row.hidden[0, chunk]))
-        choices.append(logits.argmax(-1))
-        losses.append(nn.functional.cross_entropy(logits.double(), target[chunk], reduction="none"))
+        choices.append(logits.argmax(-1).to(device))
+        wanted = target[chunk].to(logits.device)  # the head may be on another device than the last layer
+        losses.append(nn.functional.cross_entropy(logits.double(), wanted, reduction="none").to(device))
     groups = len(layout.lengths)
     sequence = layout.owner_ids[at]
-    device = target.device
     counts = torch.bincount(sequence, minlength=groups)
     total = torch.zeros(groups, dtype=torch.float64, device=device)
     if losses:

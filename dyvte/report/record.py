@@ -47,6 +47,12 @@ class Scoring:
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def here(cls) -> Scoring:
+        """With this code, now and on this machine."""
+        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return cls(*provenance.git_state(), created, provenance.versions(), provenance.hardware())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord:
@@ -218,7 +224,6 @@ def make_record(
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     measured = measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers])
     # a family with a template of its own ignores the scripts' conv_mode
     templates = dict.fromkeys(by.run.template for by in measured["answered"] if by.run.template)
@@ -237,7 +242,7 @@ def make_record(
         skipped=score.skipped,
         num_samples=len(answers),
         **measured,
-        scoring=Scoring(*provenance.git_state(), created, provenance.versions(), provenance.hardware()),
+        scoring=Scoring.here(),
         command=command.strip(),
         data_sha256=provenance.sha256_of(data_files, data_dir),
     )

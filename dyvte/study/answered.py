@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from dyvte.benchmarks.files import read_answers
 from dyvte.io import read_json
 from dyvte.report.record import ResultRecord, find_records, reports_of
-from dyvte.report.titles import label_of
-from dyvte.study.files import read_study
-from dyvte.study.oracle import STUDY, OracleStudy
+from dyvte.report.titles import BASELINE, label_of
+from dyvte.study.oracle import OracleStudy
 
 ORACLE, EARLIEST = "Oracle exit", "Earliest exit that keeps the answer"
 Key = tuple[str, int]
@@ -28,49 +27,45 @@ class Answered:
     """One method on one benchmark.
 
     Attributes:
-        record: of the evaluation.
+        label: the method as tables show it.
+        method: its name in records; "oracle" for the oracles.
         keys: the questions with an image that have a score, n of them.
         scores: (n,) in percent.
         costs: (n,) TFLOPs of the whole prefill.
+        exit_layer: of a fixed exit.
     """
 
-    record: ResultRecord
+    label: str
+    method: str
     keys: tuple[Key, ...]
     scores: NDArray
     costs: NDArray
-
-    @property
-    def label(self) -> str:
-        """The method as tables show it."""
-        return label_of(self.record)
+    exit_layer: int | None = None
 
 
-def read_answered(path: Path) -> Answered:
-    """Read a record and the files beside it, ``merge.jsonl`` and ``scores.json``.
+def read_answered(path: Path, record: ResultRecord) -> Answered:
+    """A record with the files beside it, ``merge.jsonl`` and ``scores.json``.
 
     Raises:
         FileNotFoundError: one is missing.
         ValueError: they do not belong together.
     """
-    record, scores_file = ResultRecord.read(path), path.with_name("scores.json")
+    scores_file, answers_file = path.with_name("scores.json"), path.with_name("merge.jsonl")
     if not scores_file.is_file():
         raise FileNotFoundError(
             f"{scores_file} is missing: start the evaluation again, it keeps its answers and writes the scores"
         )
     scores = _keyed((str(row["question_id"]), row["score"]) for row in read_json(scores_file))
-    answers_file = path.with_name("merge.jsonl")
     answers = read_answers(answers_file)
     names = [str(answer["question_id"]) for answer in answers]
     reports = _keyed(zip(names, reports_of(answers, answers_file), strict=True))
     keys = tuple(sorted(key for key in scores if key in reports and reports[key].visual_tokens))
     if not keys:
         raise ValueError(f"{scores_file}: none of its questions has an answer with an image in merge.jsonl")
-    return Answered(
-        record,
-        keys,
-        np.array([100.0 * scores[key] for key in keys]),
-        np.array([reports[key].tflops for key in keys]),
-    )
+    in_percent = np.array([100.0 * scores[key] for key in keys])
+    costs = np.array([reports[key].tflops for key in keys])
+    exit_layer = int(record.settings["exit_layer"]) if record.method == "fixed" else None
+    return Answered(label_of(record), record.method, keys, in_percent, costs, exit_layer)
 
 
 def _keyed(pairs: Iterable[tuple[str, Any]]) -> dict[Key, Any]:
@@ -82,59 +77,77 @@ def _keyed(pairs: Iterable[tuple[str, Any]]) -> dict[Key, Any]:
     return found
 
 
-def read_all(paths: Sequence[Path]) -> dict[str, list[Answered]]:
-    """Benchmark -> its methods, from record files or their folders.
+def read_all(paths: Sequence[Path], oracles: Sequence[Path] = ()) -> tuple[str, dict[str, list[Answered]]]:
+    """The model, and benchmark -> its methods, from record files or their folders and studies of the oracle exit.
 
     Raises:
-        FileNotFoundError, ValueError: files are missing; records are of several models, twice of one method, or
-            of different questions of one benchmark.
+        FileNotFoundError, ValueError: files are missing; they are of several models, twice of one method, or of
+            different questions of one benchmark; or something lacks for an oracle's cost.
     """
     found: dict[str, list[Answered]] = {}
-    for path in find_records(paths):
-        answered = read_answered(path)
-        others = found.setdefault(answered.record.benchmark, [])
+    records = {path: ResultRecord.read(path) for path in find_records(paths)}
+    for path, record in records.items():
+        answered, others = read_answered(path, record), found.setdefault(record.benchmark, [])
         if answered.label in [other.label for other in others]:
-            raise ValueError(
-                f"{path} is the second record of {answered.label!r} on {answered.record.benchmark}"
-            )
+            raise ValueError(f"{path} is the second record of {answered.label!r} on {record.benchmark}")
         if others and others[0].keys != answered.keys:
             raise ValueError(
                 f"{path} is of other questions than {others[0].label!r}: evaluate all on the same"
             )
         others.append(answered)
-    models = {answered.record.model for methods in found.values() for answered in methods}
+    models = {record.model for record in records.values()}
     if len(models) > 1:
         raise ValueError(f"a comparison is of one model; these records are of {', '.join(sorted(models))}")
-    return found
+    (model,) = models
+    depth = next(iter(records.values())).num_layers
+    for path in oracles:
+        study = OracleStudy.read(path)
+        if study.manifest["model"] != model:
+            raise ValueError(f"{path} is of {study.manifest['model']}, the records of {model}")
+        if (name := study.manifest["benchmark"]) in found:
+            found[name] += oracle_exits(study, fixed_exits(name, found[name]), depth)
+    return model, found
 
 
-def read_oracle(path: Path) -> tuple[str, str, dict[str, dict[Key, int]]]:
-    """Model and benchmark of an oracle study, and the exit layers of its questions under two rules.
-
-    Both keep the answer of every question; the number of layers stands for no exit. The oracle exit is the first
-    layer from which every label is 1. The earliest exit asks less: that this one changes no token of the answer.
-    """
-    manifest, arrays = read_study(path, STUDY)
-    study = OracleStudy(manifest, *(arrays[name] for name in ("labels", "kept", "has_exit")))
-    keeps = study.kept & study.has_exit[:, None]
-    earliest = np.where(keeps.any(1), keeps.argmax(1), keeps.shape[1])
-    names = arrays["question_id"].tolist()
-    exits = {ORACLE: study.exit_layers, EARLIEST: earliest}
-    layers = {label: _keyed(zip(names, found.tolist(), strict=True)) for label, found in exits.items()}
-    return manifest["model"], manifest["benchmark"], layers
-
-
-def oracle_costs(layers: Mapping[Key, int], keys: Sequence[Key], fixed: NDArray) -> NDArray:
-    """(n,) cost of each question at its oracle exit.
-
-    Args:
-        layers: see ``read_oracle``.
-        keys: the n questions.
-        fixed: (n, L + 1) costs at every exit layer, the last without exit.
+def fixed_exits(name: str, methods: Iterable[Answered]) -> list[Answered]:
+    """Every fixed exit of a benchmark, by layer, and the baseline behind them.
 
     Raises:
-        ValueError: a question has no oracle exit in ``layers``.
+        ValueError: there are none, or there is no baseline.
     """
-    if missing := [key for key in keys if key not in layers]:
-        raise ValueError(f"the oracle study lacks {len(missing)} of the questions: run it without --limit")
-    return fixed[np.arange(len(keys)), [layers[key] for key in keys]]
+    fixed = {method.exit_layer: method for method in methods if method.exit_layer is not None}
+    baseline = [method for method in methods if method.method == BASELINE]
+    if not fixed or not baseline:
+        raise ValueError(
+            f"{name} lacks the baseline or the fixed exits: run METHOD=none scripts/v1_5/eval/{name}.sh and "
+            f"python -m dyvte.study.fixed_exits {name}"
+        )
+    return [fixed[layer] for layer in sorted(fixed)] + baseline
+
+
+def oracle_exits(study: OracleStudy, fixed: Sequence[Answered], depth: int) -> list[Answered]:
+    """The baseline's answers at the cost of each question's own exit, under two rules.
+
+    Both keep the answer of every question. The oracle exit is the first layer from which every label is 1. The
+    earliest exit asks less: that this one changes no token of the answer.
+
+    Args:
+        fixed: every fixed exit of the benchmark, and the baseline.
+        depth: the model's number of layers.
+
+    Raises:
+        ValueError: a fixed exit layer or a question is missing.
+    """
+    if len(fixed) - 1 != depth:
+        raise ValueError("the oracle's cost needs every fixed exit layer: run fixed_exits without --layers")
+    keys, costs = fixed[-1].keys, np.stack([method.costs for method in fixed], 1)
+    exits = []
+    for label, layers in ((ORACLE, study.exit_layers), (EARLIEST, study.earliest_exits)):
+        layer_of: Mapping[Key, int] = _keyed(zip(study.question_id.tolist(), layers.tolist(), strict=True))
+        if missing := [key for key in keys if key not in layer_of]:
+            raise ValueError(
+                f"the oracle study lacks {len(missing)} of the questions: run it without --limit"
+            )
+        chosen = costs[np.arange(len(keys)), [layer_of[key] for key in keys]]
+        exits.append(Answered(label, "oracle", keys, fixed[-1].scores, chosen))
+    return exits

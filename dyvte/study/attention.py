@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from dyvte.cli import run
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Batch
+from dyvte.reduction.combine import Combine
 from dyvte.study import attention_stats
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, statistics_of
 from dyvte.study.files import read_study
-from dyvte.study.run import add_limit, build_parser, method_of, run_study
+from dyvte.study.run import build_parser, method_of, run_study
 from dyvte.study.stages import Stages, find_stages
 
 STUDY = "attention"
@@ -90,7 +91,7 @@ def over_samples(mean: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
 
 @torch.inference_mode()
 def prefill_statistics(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
-    """Run the prompts of a batch under the answerer's policy (an ``AttentionStats``) and return the rows to store."""
+    """Run the prompts of a batch under ``AttentionStats`` and return the rows to store."""
     assert answerer.handle is not None
     with answerer.handle.collect() as traces:
         answerer.chat.prefill(batch)
@@ -116,7 +117,7 @@ def measure_attention(args: argparse.Namespace) -> AttentionStudy:
     def prepare(answerer: Answerer) -> dict[str, Any]:
         assert answerer.handle is not None
         policy = answerer.handle.policy
-        answerer.handle.policy = AttentionStats(policy)
+        answerer.handle.policy = Combine((AttentionStats(), policy))
         return {
             "definitions": attention_stats.__doc__,
             "arrays": {
@@ -155,7 +156,6 @@ def describe(study: AttentionStudy) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = build_parser(arguments, "Measure the attention of every layer on a benchmark's questions.")
-    add_limit(parser)
     run(parser, lambda args: print(describe(measure_attention(args))), arguments)
 
 

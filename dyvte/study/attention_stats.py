@@ -23,7 +23,7 @@ Shapes: S samples, M measures, K kinds, L layers, H heads, R queries, N keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,30 +56,18 @@ class HeadStatistics:
 
 @dataclass(frozen=True)
 class AttentionStats(Policy):
-    """Runs ``policy``, and on the way measures the attention of every layer.
+    """Measures the attention of every layer, and changes nothing; ``Combine((AttentionStats(), policy))`` measures
+    what another policy makes of it.
 
     Of one layer's weights, those of ``QUERIES_AT_ONCE`` queries of one sample are held at once.
-
-    Args:
-        policy: decides about the tokens: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
     """
 
-    policy: Policy
-
-    def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the policy within does not fit."""
-        self.policy.check(num_layers, hidden_size)
-
-    def place(self, devices: Sequence[torch.device]) -> None:
-        """Move the weights of the policy within."""
-        self.policy.place(devices)
-
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Note which text tokens follow the image, then what the policy within does before the first layer."""
+        """Note which text tokens follow the image."""
         shape = (trace.num_samples, len(MEASURES), len(KINDS), trace.num_layers)
         statistics = HeadStatistics(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
         trace.scratch[_SCRATCH] = statistics, _slots_of_queries(row.layout)
-        return self.policy.enter(row, trace)
+        return row
 
     def observes(self, layer: int, layout: Layout) -> bool:
         """Every layer."""
@@ -87,10 +75,8 @@ class AttentionStats(Policy):
 
     @torch.no_grad()
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Measure the layer's attention; let the policy within look at it too, where it wants to."""
+        """Measure the layer's attention."""
         layout = inputs.layout
-        if self.policy.observes(layer, layout):
-            self.policy.observe(layer, inputs, trace)
         statistics, text_slots = trace.scratch[_SCRATCH]
         text_queries = torch.isin(layout.slots, text_slots)
         for sequence, (sample, origin) in enumerate(zip(layout.samples, layout.forked_at, strict=True)):
@@ -99,10 +85,6 @@ class AttentionStats(Policy):
             for kind, values in self._measure(inputs, sequence, text_queries):
                 statistics.mean[sample, :, kind, layer] = values.mean(-1).cpu()
                 statistics.variance[sample, :, kind, layer] = values.var(-1, correction=0).cpu()
-
-    def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """What the policy within decides."""
-        return self.policy.edit(layer, row, trace)
 
     def _measure(
         self, inputs: AttentionInputs, sequence: int, text_queries: Tensor
@@ -135,7 +117,7 @@ def statistics_of(trace: ExitTrace) -> HeadStatistics:
         ValueError: when it did not.
     """
     if _SCRATCH not in trace.scratch:
-        raise ValueError("this prefill was not measured: attach AttentionStats(policy) before it")
+        raise ValueError("this prefill was not measured: attach AttentionStats() before it")
     return trace.scratch[_SCRATCH][0]
 
 

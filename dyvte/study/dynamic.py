@@ -29,13 +29,10 @@ from numpy.typing import NDArray
 
 from dyvte.cli import run
 from dyvte.report.titles import AVERAGE, BASELINE
-from dyvte.study.answered import Answered, Key, oracle_costs, read_all, read_oracle
+from dyvte.study.answered import Answered, fixed_exits, read_all
 from dyvte.study.dynamic_report import figure_of, markdown_of
 from dyvte.study.files import write_result
 from dyvte.study.paired import CONFIDENCE, Interval, Resamples, best_cheaper, interval, score_at
-
-Values = dict[str, NDArray]
-"""Benchmark -> (n,) of one method, or (n, P) of a family of settings."""
 
 
 @dataclass(frozen=True)
@@ -59,158 +56,102 @@ class MethodComparison:
     gates_over: Interval | None
 
 
-class Comparison:
-    """All methods of a set of benchmarks on the same resamples.
+@dataclass(frozen=True)
+class Means:
+    """Means on every resample: (R + 1,) scores and costs of one setting, (R + 1, P) of a curve of settings."""
+
+    scores: NDArray
+    costs: NDArray
+
+    @classmethod
+    def of(cls, resamples: Resamples, on_each: Mapping[str, Answered]) -> Means:
+        """Of one setting, by benchmark."""
+        scores, costs = (
+            resamples.means({name: getattr(method, part) for name, method in on_each.items()})
+            for part in ("scores", "costs")
+        )
+        return cls(scores, costs)
+
+    @classmethod
+    def curve(cls, settings: Sequence[Means]) -> Means:
+        """Of several settings together."""
+        return cls(
+            np.stack([own.scores for own in settings], 1), np.stack([own.costs for own in settings], 1)
+        )
+
+    def at(self, costs: NDArray) -> NDArray:
+        """(R + 1,) the curve's score at each resample's own cost."""
+        return score_at(self.costs, self.scores, costs)
+
+
+def scope_of(answered: Mapping[str, Sequence[Answered]], resamples: Resamples) -> dict[str, Any]:
+    """Numbers of these benchmarks together: the fixed exits, and each method that ran on all of them.
 
     Args:
-        answered: benchmark -> methods; each needs the baseline and the same fixed exit layers.
-        resamples: of these benchmarks' questions.
+        resamples: of these benchmarks' questions and maybe others'.
 
     Raises:
-        ValueError: a benchmark lacks the baseline or fixed exits.
+        ValueError: a benchmark lacks the baseline or fixed exits, or has others than the next.
     """
-
-    def __init__(self, answered: Mapping[str, Sequence[Answered]], resamples: Resamples) -> None:
-        self.resamples = resamples
-        self.methods = {name: {m.label: m for m in methods} for name, methods in answered.items()}
-        layers = {name: _fixed_layers(name, methods) for name, methods in answered.items()}
-        if len({tuple(found) for found in layers.values()}) != 1:
-            raise ValueError(
-                "the benchmarks have different fixed exit layers: run dyvte.study.fixed_exits on all"
-            )
-        self.layers = [*map(str, next(iter(layers.values()))), "none"]
-        families = {
-            name: [*_fixed(methods).values(), _baseline(methods)] for name, methods in answered.items()
-        }
-        self.fixed_scores = {name: np.stack([m.scores for m in found], 1) for name, found in families.items()}
-        self.fixed_costs = {name: np.stack([m.costs for m in found], 1) for name, found in families.items()}
-        self.oracles: dict[str, Values] = {}
-
-    def add_oracle(self, label: str, benchmark: str, layers: Mapping[Key, int]) -> None:
-        """Add the oracle exits of a benchmark.
-
-        Raises:
-            ValueError: a fixed exit layer or a question is missing.
-        """
-        if len(self.layers) - 1 != next(iter(self.methods[benchmark].values())).record.num_layers:
-            raise ValueError(
-                "the oracle's cost needs every fixed exit layer: run fixed_exits without --layers"
-            )
-        keys = next(iter(self.methods[benchmark].values())).keys
-        costs = oracle_costs(layers, keys, self.fixed_costs[benchmark])
-        self.oracles.setdefault(label, {})[benchmark] = costs
-
-    def scope(self, names: Sequence[str]) -> dict[str, Any]:
-        """Numbers of some benchmarks together: the fixed exits, and each method that ran on all of them."""
-        fixed_scores = self.resamples.means({name: self.fixed_scores[name] for name in names})
-        fixed_costs = self.resamples.means({name: self.fixed_costs[name] for name in names})
-        found = {
-            label: self._means(names, label)
-            for label in self.methods[names[0]]
-            if all(label in self.methods[name] for name in names)
-        }
-        kinds = {label: self.methods[names[0]][label].record.method for label in found}
-        gates = [means for label, means in found.items() if kinds[label] == "dyvte"]
-        rows = []
-        for label, (scores, costs) in found.items():
-            if kinds[label] not in (BASELINE, "fixed"):
-                over = None if kinds[label] == "dyvte" else _gates_over(gates, scores, costs)
-                rows.append(self._row(label, kinds[label], scores, costs, fixed_scores, fixed_costs, over))
-        for label, oracle in self.oracles.items():
-            if all(name in oracle for name in names):
-                costs = self.resamples.means({name: oracle[name] for name in names})
-                scores = fixed_scores[:, -1]
-                rows.append(self._row(label, "oracle", scores, costs, fixed_scores, fixed_costs, None))
-        return {
-            "questions": sum(len(self.fixed_scores[name]) for name in names),
-            "layers": self.layers,
-            "fixed_scores": fixed_scores[0].tolist(),
-            "fixed_costs": fixed_costs[0].tolist(),
-            "rows": [asdict(row) for row in rows],
-        }
-
-    def _means(self, names: Sequence[str], label: str) -> tuple[NDArray, NDArray]:
-        """(R + 1,) scores and costs of a method."""
-        own = {name: self.methods[name][label] for name in names}
-        return (
-            self.resamples.means({name: method.scores for name, method in own.items()}),
-            self.resamples.means({name: method.costs for name, method in own.items()}),
+    families = {name: fixed_exits(name, methods) for name, methods in answered.items()}
+    found_layers = {tuple(method.exit_layer for method in family) for family in families.values()}
+    if len(found_layers) != 1:
+        raise ValueError(
+            "the benchmarks have different fixed exit layers: run dyvte.study.fixed_exits on all"
         )
-
-    def _row(
-        self,
-        label: str,
-        method: str,
-        scores: NDArray,
-        costs: NDArray,
-        fixed_scores: NDArray,
-        fixed_costs: NDArray,
-        gates_over: Interval | None,
-    ) -> MethodComparison:
-        chosen, fits = best_cheaper(fixed_costs, fixed_scores, costs)
-        cheaper = np.take_along_axis(fixed_scores, chosen[:, None], 1)[:, 0]
-        return MethodComparison(
+    layers = ["none" if layer is None else str(layer) for layer in found_layers.pop()]
+    settings = zip(*families.values(), strict=True)
+    fixed = Means.curve([Means.of(resamples, dict(zip(families, own, strict=True))) for own in settings])
+    by_label = {name: {method.label: method for method in methods} for name, methods in answered.items()}
+    first, *others = by_label.values()
+    found = {
+        label: (method.method, Means.of(resamples, {name: own[label] for name, own in by_label.items()}))
+        for label, method in first.items()
+        if method.method not in (BASELINE, "fixed") and all(label in other for other in others)
+    }
+    gates = [means for method, means in found.values() if method == "dyvte"]
+    rows = []
+    for label, (method, own) in found.items():
+        chosen, fits = best_cheaper(fixed.costs, fixed.scores, own.costs)
+        cheaper = np.take_along_axis(fixed.scores, chosen[:, None], 1)[:, 0]
+        compared = gates if method not in ("dyvte", "oracle") else []
+        reached = min((curve.costs[0] for curve in compared), default=np.inf) <= own.costs[0]
+        row = MethodComparison(
             label=label,
             method=method,
-            score=float(scores[0]),
-            cost=float(costs[0]),
-            over_fixed=interval(scores - score_at(fixed_costs, fixed_scores, costs)),
-            fixed_layer=self.layers[chosen[0]] if fits[0] else None,
-            over_cheaper=interval(scores - cheaper) if fits[0] else None,
-            gates_over=gates_over,
+            score=float(own.scores[0]),
+            cost=float(own.costs[0]),
+            over_fixed=interval(own.scores - fixed.at(own.costs)),
+            fixed_layer=layers[chosen[0]] if fits[0] else None,
+            over_cheaper=interval(own.scores - cheaper) if fits[0] else None,
+            gates_over=interval(Means.curve(gates).at(own.costs) - own.scores) if reached else None,
         )
+        rows.append(asdict(row))
+    return {
+        "questions": sum(len(family[0].keys) for family in families.values()),
+        "layers": layers,
+        "fixed_scores": fixed.scores[0].tolist(),
+        "fixed_costs": fixed.costs[0].tolist(),
+        "rows": rows,
+    }
 
 
-def _gates_over(gates: Sequence[tuple[NDArray, NDArray]], scores: NDArray, costs: NDArray) -> Interval | None:
-    """DyVTE's curve at these costs, less these scores; None where all of the curve costs more."""
-    if not gates or min(cost[0] for _, cost in gates) > costs[0]:
-        return None
-    curve_scores, curve_costs = (np.stack(parts, 1) for parts in zip(*gates, strict=True))
-    return interval(score_at(curve_costs, curve_scores, costs) - scores)
-
-
-def _baseline(methods: Sequence[Answered]) -> Answered:
-    return next(method for method in methods if method.record.method == BASELINE)
-
-
-def _fixed(methods: Sequence[Answered]) -> dict[int, Answered]:
-    """Exit layer -> answers, ascending."""
-    found = {int(m.record.settings["exit_layer"]): m for m in methods if m.record.method == "fixed"}
-    return dict(sorted(found.items()))
-
-
-def _fixed_layers(name: str, methods: Sequence[Answered]) -> list[int]:
-    layers = list(_fixed(methods))
-    if not layers or BASELINE not in {method.record.method for method in methods}:
-        raise ValueError(
-            f"{name} lacks the baseline or the fixed exits: run METHOD=none scripts/v1_5/eval/{name}.sh and "
-            f"python -m dyvte.study.fixed_exits {name}"
-        )
-    return layers
-
-
-def compare(
-    answered: dict[str, list[Answered]], oracles: Sequence[Path], count: int, seed: int
-) -> dict[str, Any]:
-    """All numbers, by scope.
+def compare(args: argparse.Namespace) -> None:
+    """Write all numbers, by scope, with table and figure.
 
     Raises:
         FileNotFoundError, ValueError: something is missing, or does not belong together.
     """
+    if args.resamples < 1:
+        raise ValueError(f"--resamples must be positive, got {args.resamples}")
+    model, answered = read_all(args.records, args.oracle)
     sizes = {name: len(methods[0].keys) for name, methods in answered.items()}
-    comparison = Comparison(answered, Resamples(sizes, count, seed))
-    model = next(iter(answered.values()))[0].record.model
-    for path in oracles:
-        of_model, benchmark, exits = read_oracle(path)
-        if of_model != model:
-            raise ValueError(f"{path} is of {of_model}, the records of {model}")
-        for label, layers in exits.items() if benchmark in answered else ():
-            comparison.add_oracle(label, benchmark, layers)
-    names = list(answered)
-    scopes = {AVERAGE: comparison.scope(names)} if len(names) > 1 else {}
-    scopes |= {name: comparison.scope([name]) for name in names}
-    settings = {"resamples": count, "seed": seed, "confidence": CONFIDENCE}
-    return {"model": model, "definitions": __doc__, **settings, "scopes": scopes}
+    resamples = Resamples(sizes, args.resamples, args.seed)
+    scopes = {AVERAGE: scope_of(answered, resamples)} if len(answered) > 1 else {}
+    scopes |= {name: scope_of({name: methods}, resamples) for name, methods in answered.items()}
+    settings = {"resamples": args.resamples, "seed": args.seed, "confidence": CONFIDENCE}
+    result = {"model": model, "definitions": __doc__, **settings, "scopes": scopes}
+    write_result(args.output, "dynamic", result, markdown_of(result), figure_of(result))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,14 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-
-    def action(args: argparse.Namespace) -> None:
-        if args.resamples < 1:
-            raise ValueError(f"--resamples must be positive, got {args.resamples}")
-        result = compare(read_all(args.records), args.oracle, args.resamples, args.seed)
-        write_result(args.output, "dynamic", result, markdown_of(result), figure_of(result))
-
-    run(parser, action, arguments)
+    run(parser, compare, arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import base64
 import io
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.questions import Item, prepare
 from dyvte.io import write_json
 from dyvte.study.files import has_settings
-from dyvte.study.run import (
-    add_limit,
-    build_parser,
-    method_of,
-    open_with_policy,
-    provenance,
-    read_items,
-    settings_digest,
-)
+from dyvte.study.run import build_parser, method_of, open_with_policy, provenance, read_items, settings_digest
 
 STUDY = "examples"
 LONGEST_SIDE = 336
@@ -54,10 +47,9 @@ def example_of(
     for name, policy in policies.items():
         answerer.handle.policy = policy
         tokens[name] = answerer.chat.generate(batch, answerer.generation).shape[1]
-    for _ in range(rounds):
-        for name, policy in policies.items():
-            answerer.handle.policy = policy
-            answers[name] += answerer.complete(batch)
+    for _, (name, policy) in product(range(rounds), policies.items()):
+        answerer.handle.policy = policy
+        answers[name] += answerer.complete(batch)
     result: dict[str, Any] = {}
     for name, given in answers.items():
         reports = [answer.report for answer in given if answer.report is not None]
@@ -123,8 +115,8 @@ def collect(args: argparse.Namespace) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(arguments, "Answer some questions without and with exit, and time both.")
-    add_limit(parser, default=6)
+    about = "Answer some questions without and with exit, and time both."
+    parser = build_parser(arguments, about, limit=6)
     parser.add_argument("--rounds", type=int, default=5, help="timed answers to each question")
     run(parser, lambda args: print(collect(args)), arguments)
 

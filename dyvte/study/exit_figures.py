@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dyvte.cli import extra, needs
-from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE
+from dyvte.cli import extra
+from dyvte.report.plotting import BLUE, GREY, ORANGE, styled
 from dyvte.report.record import ResultRecord
 from dyvte.report.titles import BASELINE, model_title, title_of
 from dyvte.study.oracle import OracleStudy
 
-if TYPE_CHECKING:
+with extra("study"):
+    from matplotlib import pyplot
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 
+@styled
 def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[OracleStudy] = ()) -> Figure:
     """One panel for each model and benchmark.
 
@@ -27,49 +29,33 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
     Raises:
         ValueError: there is no fixed exit among the records.
     """
-    pyplot = needs("matplotlib.pyplot", "study")
-
     places = sorted({(r.model, r.benchmark) for r in records if r.method == "fixed"})
     if not places:
         raise ValueError("None of the records is of a fixed exit; run python -m dyvte.study.fixed_exits.")
-    with pyplot.rc_context(STYLE):
-        figure, grid = pyplot.subplots(
-            len(places), 1, figsize=(6.4, 2.8 * len(places) + 0.4), squeeze=False, layout="constrained"
-        )
-        for panel, (model, benchmark) in zip(grid[:, 0], places, strict=True):
-            here = [r for r in records if (r.model, r.benchmark) == (model, benchmark)]
-            oracle = [
-                o for o in oracles if (o.manifest["model"], o.manifest["benchmark"]) == (model, benchmark)
-            ]
-            _draw(panel, here, oracle[0] if oracle else None)
-            panel.set_title(f"{title_of(benchmark)}, {model_title(model)}", loc="left", fontsize=10)
-    grid[-1, 0].set_xlabel(
-        "layer after which the visual tokens exit (mean over questions for DyVTE and the oracle)"
-    )
+    size = 6.4, 2.8 * len(places) + 0.4
+    figure, grid = pyplot.subplots(len(places), 1, figsize=size, squeeze=False, layout="constrained")
+    oracle_of = {(o.manifest["model"], o.manifest["benchmark"]): o for o in reversed(oracles)}
+    for panel, (model, benchmark) in zip(grid[:, 0], places, strict=True):
+        here = [r for r in records if (r.model, r.benchmark) == (model, benchmark)]
+        _draw(panel, here, oracle_of.get((model, benchmark)))
+        panel.set_title(f"{title_of(benchmark)}, {model_title(model)}", loc="left", fontsize=10)
+    axis = "layer after which the visual tokens exit (mean over questions for DyVTE and the oracle)"
+    grid[-1, 0].set_xlabel(axis)
     return figure
 
 
 def _draw(panel: Axes, records: Sequence[ResultRecord], oracle: OracleStudy | None) -> None:
-    with extra("study"):
-        from matplotlib.ticker import MaxNLocator
-
-    fixed = sorted((int(r.settings["exit_layer"]), r.score) for r in records if r.method == "fixed")
-    panel.plot(
-        *zip(*fixed, strict=True),
-        "o-",
-        color=GREY,
-        markersize=4,
-        linewidth=1,
-        label="same layer for all questions",
+    layers, scores = zip(
+        *sorted((int(r.settings["exit_layer"]), r.score) for r in records if r.method == "fixed"), strict=True
     )
+    label = "same layer for all questions"
+    panel.plot(layers, scores, "o-", color=GREY, markersize=4, linewidth=1, label=label)
     baselines = [r for r in records if r.method == BASELINE]
     for record in baselines[:1]:
         panel.axhline(record.score, color="black", linestyle="--", linewidth=1, label="baseline, no exit")
-    for record in records:
-        if record.method == "dyvte":
-            threshold = record.settings.get("threshold", "0.5")
-            label = f"DyVTE, threshold {float(threshold):g}"
-            panel.plot(record.mean_exit_layer, record.score, "*", color=ORANGE, markersize=13, label=label)
+    for record in (r for r in records if r.method == "dyvte"):
+        label = f"DyVTE, threshold {float(record.settings.get('threshold', '0.5')):g}"
+        panel.plot(record.mean_exit_layer, record.score, "*", color=ORANGE, markersize=13, label=label)
     if oracle is not None:
         if baselines:
             exits = float(oracle.exit_layers.mean())

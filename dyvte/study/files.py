@@ -63,7 +63,6 @@ class StudyWriter:
         _write(self._arrays, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
         write_json(self._manifest, {**manifest, "samples": self.kept, "settings_sha256": self.settings})
         shutil.rmtree(self._parts)
-        self.complete = True
 
     def _count(self) -> int:
         """Questions in the parts, in one run from the first; a part after a gap is removed."""

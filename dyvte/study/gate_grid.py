@@ -19,19 +19,20 @@ from dyvte.cli import one_line_errors
 from dyvte.gates import fit as fit_gates
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.states import ATTENTION_STATES, STATES
-from dyvte.gates.store import MANIFEST
+from dyvte.gates.store import MANIFEST, Manifest
 from dyvte.io import read_json_object, read_text, write_whole
 from dyvte.report.state_table import combinations
 
 GRIDS = ("states", "pairs", "attention", "sizes")
 MARK = "fit.json"
 # the sizes of the grid are a choice, from the paper's gates down to ones that no longer decide well
-WIDTHS = {"full": (2048, 512, 128, 32, 8), "shared": (256, 64, 16, 4)}
+SIZES = [
+    *(("full", width) for width in (2048, 512, 128, 32, 8)),
+    *(("shared", width) for width in (256, 64, 16, 4)),
+]
 RANKS = (16, 4, 1)
-RANK_WIDTH = 128
 EVERY = (2, 4)
 """Gates in every second, or fourth, layer only."""
-EVERY_WIDTH = 128
 
 
 def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
@@ -40,46 +41,25 @@ def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
         among = ATTENTION_STATES if kind == "attention" else STATES
         chosen = combinations(among, 2 if kind == "pairs" else None)
         return {"+".join(names): ["--states", *names] for names in chosen}
-    found = {
-        f"{shape}-{width}": ["--gate_kind", shape, "--width", str(width)]
-        for shape, widths in WIDTHS.items()
-        for width in widths
-    }
+    found = {f"{shape}-{width}": f"--gate_kind {shape} --width {width}" for shape, width in SIZES}
     for rank in RANKS:
-        flags = ["--gate_kind", "low_rank", "--width", str(RANK_WIDTH), "--rank", str(rank)]
-        found[f"low_rank-{RANK_WIDTH}-rank{rank}"] = flags
+        found[f"low_rank-128-rank{rank}"] = f"--gate_kind low_rank --width 128 --rank {rank}"
     for step in EVERY:
-        layers = [str(layer) for layer in range(step - 1, num_layers, step)]
-        found[f"full-{EVERY_WIDTH}-every{step}"] = ["--width", str(EVERY_WIDTH), "--gated_layers", *layers]
-    for name in (f"full-{EVERY_WIDTH}", "shared-64"):
-        found[f"{name}-float16"] = [*found[name], "--gate_dtype", "float16"]
-    return found
+        layers = " ".join(map(str, range(step - 1, num_layers, step)))
+        found[f"full-128-every{step}"] = f"--width 128 --gated_layers {layers}"
+    for name in ("full-128", "shared-64"):
+        found[f"{name}-float16"] = f"{found[name]} --gate_dtype float16"
+    return {name: flags.split() for name, flags in found.items()}
 
 
-def fit_grid(kind: str, store: Path, output: Path, flags: Sequence[str]) -> list[Path]:
-    """Fit what is not there yet; the folders in the grid's order.
+def fit_grid(kind: str, store: Path, output: Path, flags: Sequence[str]) -> None:
+    """Fit what is not there yet.
 
     Raises:
         FileNotFoundError, ValueError: the store cannot be used.
     """
-    folders = []
-    for name, own in grid(kind, read_manifest(store)["num_layers"]).items():
-        folder = output / name
-        folders.append(folder)
-        fit_once(store, folder, [*flags, *own])
-    return folders
-
-
-def read_manifest(store: Path) -> dict:
-    """What a store says of itself.
-
-    Raises:
-        FileNotFoundError: the folder holds no store.
-    """
-    path = store / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: dyvte.gates.store_states writes a store of states")
-    return read_json_object(path)
+    for name, own in grid(kind, Manifest.read(store).num_layers).items():
+        fit_once(store, output / name, [*flags, *own])
 
 
 def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -88,7 +68,7 @@ def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: the store cannot be used.
     """
-    wanted = json.dumps({"store": read_manifest(store), "flags": list(flags)}, indent=1) + "\n"
+    wanted = json.dumps({"store": read_json_object(store / MANIFEST), "flags": list(flags)}, indent=1) + "\n"
     mark = folder / MARK
     if (folder / DESCRIPTION).is_file() and mark.is_file() and read_text(mark) == wanted:
         print(f"kept: {folder}")

@@ -16,30 +16,46 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import LlamaConfig
 
 from dyvte.benchmarks.benchmark import mean
-from dyvte.cli import extra, needs, run
+from dyvte.cli import extra, run
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes, highest_within
 from dyvte.gates.files import DESCRIPTION
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.store import StateStore
-from dyvte.report.plotting import GREY, STYLE
+from dyvte.report.plotting import GREY, number_point, styled
 from dyvte.report.record import ResultRecord, read_records
-from dyvte.report.tables import to_markdown
+from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.report.titles import title_of
 from dyvte.study.files import write_result
 
-if TYPE_CHECKING:
+with extra("study"):
+    from matplotlib import pyplot
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
 THRESHOLD = 0.5
+MARKERS = {"full": "o", "low_rank": "s", "shared": "^"}
+COLUMNS = [
+    ("Gates", "name", "{}"),
+    ("Kind", "kind", "{}"),
+    ("Parameters", "parameters", "{:,}"),
+    ("Bytes", "bytes", "{:,}"),
+    ("Gate FLOPs", "gate_flops", "{:.2%}"),
+    ("Kept", "at_half", "{[kept]:.1%}"),
+    ("FLOPs", "at_half", "{[flops]:.1%}"),
+    ("Exit layer", "at_half", "{[exit_layer]:.2f}"),
+    ("Kept at equal FLOPs", "at_budget", "{[kept]:.1%}"),
+]
+"""Heading, number of a size, and its form."""
+OF_BENCHMARKS = [("Score", "benchmarks", "{[score]:.2f}"), ("FLOPs", "benchmarks", "{[flops]:.1%}")]
 
 
 def decoder_config(model_path: str) -> LlamaConfig:
@@ -57,50 +73,36 @@ def outcomes_of(gates: ExitGates, folder: Path, config) -> Outcomes:
     with torch.no_grad():
         chances = [gates.exit_probability(layer, parts[:, layer]) for layer in range(store.num_layers)]
     agreement, prompt, visual = store.read("agreement", "prompt_tokens", "visual_tokens")
-    return Outcomes(
-        torch.stack(chances).numpy(),
-        (agreement == 1).T.numpy(),
-        decoder_costs(config, prompt.tolist(), visual.tolist(), gates),
-    )
+    of_gates = [gates.flops_to(min(layer, store.num_layers - 1)) for layer in range(store.num_layers + 1)]
+    of_decoder = decoder_flops_by_exit(config, prompt.tolist(), visual.tolist()).astype(float)
+    costs = of_decoder + np.array(of_gates)[:, None]
+    return Outcomes(torch.stack(chances).numpy(), (agreement == 1).T.numpy(), costs)
 
 
-def decoder_costs(config, prompt: Sequence[int], visual: Sequence[int], gates: ExitGates) -> np.ndarray:
-    """(L + 1, n) FLOPs of decoder and gates with exit after each layer, the last row without."""
-    layers = config.num_hidden_layers
-    of_gates = [gates.flops_to(min(layer, layers - 1)) for layer in range(layers + 1)]
-    return decoder_flops_by_exit(config, prompt, visual).astype(float) + np.array(of_gates)[:, None]
-
-
-def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float | None = None) -> dict:
+def numbers_of(name: str, gates: ExitGates, outcomes: Outcomes, budget: float) -> dict:
     """Size, cost and kept answers of one set of gates.
 
     Args:
-        budget: mean FLOPs to compare at; those of these gates at the threshold 0.5 by default.
+        budget: mean FLOPs to compare at.
     """
-    layers = gates.num_layers
-    full = float(outcomes.costs[-1].mean()) - gates.flops_to(layers - 1)
-    budget = outcomes.cost(THRESHOLD) if budget is None else budget
-    samples = outcomes.kept.shape[1]
-    at = {"at_half": THRESHOLD, "at_budget": highest_within(outcomes, budget)}
-    points = {
-        key: None
-        if threshold is None
-        else {
-            "threshold": threshold,
-            "kept": 1 - outcomes.changed(threshold) / samples,
-            "flops": outcomes.cost(threshold) / full,
-            "exit_layer": float(outcomes.exits(threshold).mean()),
-        }
-        for key, threshold in at.items()
-    }
+    of_gates = gates.flops_to(gates.num_layers - 1)
+    full = float(outcomes.costs[-1].mean()) - of_gates
+
+    def at(threshold: float) -> dict[str, float]:
+        kept = 1 - outcomes.changed(threshold) / outcomes.kept.shape[1]
+        exits, cost = outcomes.exits(threshold), outcomes.cost(threshold)
+        return {"threshold": threshold, "kept": kept, "flops": cost / full, "exit_layer": float(exits.mean())}
+
+    equal = highest_within(outcomes, budget)
     parameters = list(gates.parameters())
     return {
         "name": name,
         "kind": gates.kind,
         "parameters": sum(value.numel() for value in parameters),
         "bytes": sum(value.numel() * value.element_size() for value in parameters),
-        "gate_flops": gates.flops_to(layers - 1) / full,
-        **points,
+        "gate_flops": of_gates / full,
+        "at_half": at(THRESHOLD),
+        "at_budget": None if equal is None else at(equal),
     }
 
 
@@ -163,34 +165,10 @@ def compare(store: Path, folder: Path, config, reference: str, records: Sequence
 def table(result: dict) -> str:
     """Markdown, smallest gates last."""
     scored = result["benchmarks"].get("benchmarks")
-    head = [
-        "Gates",
-        "Kind",
-        "Parameters",
-        "Bytes",
-        "Gate FLOPs",
-        "Kept",
-        "FLOPs",
-        "Exit layer",
-        "Kept at equal FLOPs",
-    ]
-    rows = [head + (["Score", "FLOPs"] if scored else [])]
+    columns = [*COLUMNS, *(OF_BENCHMARKS if scored else [])]
+    rows = [[heading for heading, _, _ in columns]]
     for size in sorted(result["sizes"], key=lambda size: -size["bytes"]):
-        half, equal, benchmarks = size["at_half"], size["at_budget"], size["benchmarks"]
-        row = [
-            size["name"],
-            size["kind"],
-            f"{size['parameters']:,}",
-            f"{size['bytes']:,}",
-            f"{size['gate_flops']:.2%}",
-            f"{half['kept']:.1%}",
-            f"{half['flops']:.1%}",
-            f"{half['exit_layer']:.2f}",
-            f"{equal['kept']:.1%}" if equal else "-",
-        ]
-        if scored:
-            row += [f"{benchmarks['score']:.2f}", f"{benchmarks['flops']:.1%}"] if benchmarks else ["-", "-"]
-        rows.append(row)
+        rows.append([form.format(size[of]) if size[of] is not None else NOTHING for _, of, form in columns])
     note = (
         f"{result['samples']} samples. Kept: share of answers in which the exit changes no token. FLOPs: of the "
         f"decoder and the gates, against no exit. Equal FLOPs: those of {result['reference']} at the threshold 0.5.\n"
@@ -201,19 +179,12 @@ def table(result: dict) -> str:
     return to_markdown(rows) + "\n" + note
 
 
-MARKERS = {"full": "o", "low_rank": "s", "shared": "^"}
-
-
+@styled
 def figure_of(result: dict) -> Figure:
     """Scores, where there are any, and kept answers against FLOPs; kept answers at equal FLOPs against bytes.
 
     Markers tell the kind of gates, colors their bytes, numbers their names.
     """
-    pyplot = needs("matplotlib.pyplot", "study")
-    with extra("study"):
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import LogNorm
-
     sizes = sorted(result["sizes"], key=lambda size: -size["bytes"])
     without = result["benchmarks"].get("without_exit")
     norm = LogNorm(sizes[-1]["bytes"], sizes[0]["bytes"])
@@ -226,42 +197,28 @@ def figure_of(result: dict) -> Figure:
                 panel.plot(*point, MARKERS[size["kind"]], color=color, zorder=3)
                 places.setdefault(point, []).append(number)
         for point, numbers in places.items():
-            text, above = ", ".join(map(str, numbers)), numbers[0] % 2 == 0
-            panel.annotate(
-                text,
-                point,
-                xytext=(0, 5 if above else -5),
-                textcoords="offset points",
-                va="bottom" if above else "top",
-                ha="center",
-                fontsize=6,
-            )
+            number_point(panel, point, numbers, distance=5, fontsize=6)
         panel.margins(0.1)
 
-    with pyplot.rc_context(STYLE):
-        panels = 2 if without is None else 3
-        figure, grid = pyplot.subplots(1, panels, figsize=(4.2 * panels + 2, 4.2), layout="constrained")
-        if without is not None:
-            draw(
-                grid[0], [at and (100 * at["flops"], at["score"]) for at in (s["benchmarks"] for s in sizes)]
-            )
-            grid[0].axhline(without, color=GREY, linewidth=1, linestyle="--")
-            names = ", ".join(map(title_of, result["benchmarks"]["benchmarks"]))
-            grid[0].set(ylabel="average score")
-            grid[0].set_title(f"{names}; dashed: without exit", loc="left", fontsize=8)
-        draw(grid[-2], [(100 * s["at_half"]["flops"], 100 * s["at_half"]["kept"]) for s in sizes])
-        grid[-2].set(ylabel="answers kept, %")
-        for panel in grid[:-1]:
-            panel.set(xlabel="decoder FLOPs, % of no exit")
-        budgets = [(size["bytes"], size["at_budget"]) for size in sizes]
-        draw(grid[-1], [at and (size, 100 * at["kept"]) for size, at in budgets])
-        grid[-1].set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
-        shades = ScalarMappable(norm, "viridis")
-        figure.colorbar(shades, ax=list(grid), label="bytes of gates", location="bottom", aspect=80)
-        for number, (size, color) in enumerate(zip(sizes, colors, strict=True), 1):
-            label = f"{number}  {size['name']}"
-            grid[-1].plot([], [], MARKERS[size["kind"]], color=color, label=label)
-        figure.legend(frameon=False, loc="outside right upper", fontsize=7)
+    panels = 2 if without is None else 3
+    figure, grid = pyplot.subplots(1, panels, figsize=(4.2 * panels + 2, 4.2), layout="constrained")
+    if without is not None:
+        draw(grid[0], [at and (100 * at["flops"], at["score"]) for at in (s["benchmarks"] for s in sizes)])
+        grid[0].axhline(without, color=GREY, linewidth=1, linestyle="--")
+        names = ", ".join(map(title_of, result["benchmarks"]["benchmarks"]))
+        grid[0].set(ylabel="average score")
+        grid[0].set_title(f"{names}; dashed: without exit", loc="left", fontsize=8)
+    draw(grid[-2], [(100 * s["at_half"]["flops"], 100 * s["at_half"]["kept"]) for s in sizes])
+    grid[-2].set(ylabel="answers kept, %")
+    for panel in grid[:-1]:
+        panel.set(xlabel="decoder FLOPs, % of no exit")
+    draw(grid[-1], [s["at_budget"] and (s["bytes"], 100 * s["at_budget"]["kept"]) for s in sizes])
+    grid[-1].set(xscale="log", xlabel="bytes of gates", ylabel="answers kept at equal FLOPs, %")
+    shades = ScalarMappable(norm, "viridis")
+    figure.colorbar(shades, ax=list(grid), label="bytes of gates", location="bottom", aspect=80)
+    for number, (size, color) in enumerate(zip(sizes, colors, strict=True), 1):
+        grid[-1].plot([], [], MARKERS[size["kind"]], color=color, label=f"{number}  {size['name']}")
+    figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
 
 
@@ -269,9 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.gate_sizes", description="Gates of many sizes on a held-out store."
     )
-    parser.add_argument(
-        "--store", type=Path, required=True, help="store of samples that no gate was fitted to"
-    )
+    held_out = "store of samples that no gate was fitted to"
+    parser.add_argument("--store", type=Path, required=True, help=held_out)
     parser.add_argument("--gates", type=Path, required=True, help="folder with one folder per size")
     parser.add_argument("--model-path", required=True, help="the model's folder; only its config is read")
     parser.add_argument("--reference", default="full-2048", help="gates that set the budget")

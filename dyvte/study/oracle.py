@@ -25,7 +25,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.calibrate import supervise_own_answers
 from dyvte.engine.model import Batch
 from dyvte.study.files import read_study
-from dyvte.study.run import add_limit, build_parser, run_study
+from dyvte.study.run import build_parser, run_study
 
 STUDY = "oracle"
 
@@ -36,12 +36,14 @@ class OracleStudy:
 
     Attributes:
         manifest: what the JSON file holds.
+        question_id: (S,) text.
         labels: (S, L) bool, whether the image may leave after each layer.
         kept: (S, L) bool, whether leaving there keeps every argmax of the answer.
         has_exit: (S,) bool, False for questions that cannot have one.
     """
 
     manifest: dict[str, Any]
+    question_id: NDArray
     labels: NDArray
     kept: NDArray
     has_exit: NDArray
@@ -50,12 +52,18 @@ class OracleStudy:
     def read(cls, path: str | Path) -> OracleStudy:
         """Read a finished study; raises what ``read_study`` raises."""
         manifest, arrays = read_study(path, STUDY)
-        return cls(manifest, arrays["labels"], arrays["kept"], arrays["has_exit"])
+        return cls(manifest, **arrays)
 
     @property
     def exit_layers(self) -> NDArray:
         """(S,) oracle exits; the number of layers where there is none."""
         return oracle_exits(self.labels & self.has_exit[:, None])
+
+    @property
+    def earliest_exits(self) -> NDArray:
+        """(S,) the first layer at which an exit keeps the answer; the number of layers where none does."""
+        keeps = self.kept & self.has_exit[:, None]
+        return np.where(keeps.any(1), keeps.argmax(1), keeps.shape[1])
 
     @property
     def unchanged(self) -> NDArray:
@@ -80,12 +88,11 @@ def label_batch(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
     """The rows of one batch to store."""
     supervision, trace = supervise_own_answers(answerer, batch)
     samples = list(supervision.samples)
-    labels = np.zeros((trace.num_samples, trace.num_layers), dtype=bool)
-    kept, has_exit = labels.copy(), np.zeros(trace.num_samples, dtype=bool)
-    labels[samples] = supervision.labels.T.cpu().numpy() == 1
-    kept[samples] = supervision.agreement.T.cpu().numpy() == 1
-    has_exit[samples] = True
-    return {"labels": labels, "kept": kept, "has_exit": has_exit}
+    rows = {"has_exit": np.isin(np.arange(trace.num_samples), samples)}
+    for name, layers in (("labels", supervision.labels), ("kept", supervision.agreement)):
+        rows[name] = np.zeros((trace.num_samples, trace.num_layers), dtype=bool)
+        rows[name][samples] = layers.T.cpu().numpy() == 1
+    return rows
 
 
 def find_oracle_exits(args: argparse.Namespace) -> OracleStudy:
@@ -118,10 +125,8 @@ def describe(result: OracleStudy) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(
-        arguments, "Find the earliest layer at which the image of each question could leave."
-    )
-    add_limit(parser)
+    about = "Find the earliest layer at which the image of each question could leave."
+    parser = build_parser(arguments, about)
     run(parser, lambda args: print(describe(find_oracle_exits(args))), arguments)
 
 

@@ -53,10 +53,10 @@ class Resamples:
         """Mean over the questions of each benchmark, then over benchmarks.
 
         Args:
-            values: benchmark -> (n,) or (n, P).
+            values: benchmark -> (n,).
 
         Returns:
-            (R + 1,) or (R + 1, P).
+            (R + 1,).
         """
         return np.mean([self._weights[name] @ value for name, value in values.items()], axis=0)
 

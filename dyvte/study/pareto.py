@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dyvte.cli import needs, run
+from dyvte.cli import extra, run
 from dyvte.report.compare import MethodResult, benchmarks_of, results_of
-from dyvte.report.plotting import BLUE, GREY, ORANGE, STYLE, save
+from dyvte.report.plotting import BLUE, GREY, ORANGE, number_point, save, styled
 from dyvte.report.record import read_records, records_parser
 from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flops_unit
 
-if TYPE_CHECKING:
+with extra("study"):
+    from matplotlib import pyplot
     from matplotlib.figure import Figure
 
 
@@ -38,60 +38,37 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i, point in enumerate(points) if not dominated(*point)), key=lambda i: points[i])
 
 
-def figure_of(runs: Sequence[MethodResult]) -> Figure:
+@styled
+def figure_of(results: Sequence[MethodResult]) -> Figure:
     """Average score (or, of one benchmark, its score) against TFLOPs of the whole prefill.
 
     Raises:
         ValueError: no method has run on every benchmark.
     """
-    pyplot = needs("matplotlib.pyplot", "study")
-
-    chosen = [run for run in runs if run.benchmark == AVERAGE]
+    chosen = [result for result in results if result.benchmark == AVERAGE]
     if not chosen:
         raise ValueError("No method has a record on every benchmark; run the missing ones.")
-    benchmarks = benchmarks_of(runs)
+    benchmarks = benchmarks_of(results)
     count, average = len(averaged(benchmarks)), average_title(benchmarks).replace("Average", "average score")
-    factor, unit = flops_unit([run.tflops for run in chosen])
-    points = [(factor * run.tflops, run.score) for run in chosen]
+    factor, unit = flops_unit([result.tflops for result in chosen])
+    points = [(factor * result.tflops, result.score) for result in chosen]
     front = pareto_front(points)
-    with pyplot.rc_context(STYLE):
-        figure, panel = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
-        panel.step(
-            *zip(*(points[i] for i in front), strict=True),
-            where="post",
-            color=GREY,
-            linewidth=1,
-            label="Pareto front",
-        )
-        # numbers at the points, names in the legend: the best methods lie close together
-        for number, index in enumerate(sorted(range(len(points)), key=points.__getitem__), 1):
-            run, point = chosen[index], points[index]
-            ours = "dyvte" in run.method.split("+")
-            color = ORANGE if ours else "black" if run.method == BASELINE else BLUE
-            face = color if index in front else "white"
-            panel.plot(
-                *point,
-                "*" if ours else "o",
-                color=color,
-                markerfacecolor=face,
-                markersize=11 if ours else 6,
-                label=f"{number}  {run.label}",
-            )
-            above = number % 2 == 0
-            panel.annotate(
-                str(number),
-                point,
-                xytext=(0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontsize=7,
-                color=color,
-            )
-        panel.margins(0.08)
-        panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
-        panel.set_ylabel(f"{average} over {count} benchmarks" if count > 1 else "score")
-        figure.legend(frameon=False, loc="outside right upper", fontsize=7)
+    figure, panel = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
+    steps = zip(*(points[i] for i in front), strict=True)
+    panel.step(*steps, where="post", color=GREY, linewidth=1, label="Pareto front")
+    # numbers at the points, names in the legend: the best methods lie close together
+    for number, index in enumerate(sorted(range(len(points)), key=points.__getitem__), 1):
+        method = chosen[index].method
+        ours = "dyvte" in method.split("+")
+        color = ORANGE if ours else "black" if method == BASELINE else BLUE
+        marker, size = ("*", 11) if ours else ("o", 6)
+        face, label = color if index in front else "white", f"{number}  {chosen[index].label}"
+        panel.plot(*points[index], marker, color=color, markerfacecolor=face, markersize=size, label=label)
+        number_point(panel, points[index], [number], distance=7, fontsize=7, color=color)
+    panel.margins(0.08)
+    panel.set_xlabel(f"{unit} per sample (whole prefill); filled: on the front")
+    panel.set_ylabel(f"{average} over {count} benchmarks" if count > 1 else "score")
+    figure.legend(frameon=False, loc="outside right upper", fontsize=7)
     return figure
 
 

@@ -23,11 +23,9 @@ from dyvte.study.attention_figures import attention_figure, entropy_figure
 from dyvte.study.exit_figures import manual_exit_figure
 from dyvte.study.oracle import OracleStudy
 
-KINDS = ("attention", "entropy", "manual", "examples")
 
-
-def draw(options: argparse.Namespace) -> list[Path]:
-    """Make the figure that the options ask for; returns the files.
+def draw(options: argparse.Namespace) -> None:
+    """Make the figure that the options ask for; print the files.
 
     Raises:
         FileNotFoundError, ValueError: numbers are missing or of another study.
@@ -35,37 +33,28 @@ def draw(options: argparse.Namespace) -> list[Path]:
     if options.kind == "examples":
         if len(options.files) != 1:
             raise ValueError("A page of examples is made from one study.")
-        return [write_page(options.files[0], options.out)]
-    if options.kind in ("attention", "entropy"):
+        print(write_page(options.files[0], options.out))
+        return
+    if options.kind == "manual":
+        oracles = [OracleStudy.read(path) for path in options.oracle]
+        figure = manual_exit_figure(read_records(options.files), oracles)
+    else:
         studies = [AttentionStudy.read(path) for path in options.files]
-        if options.kind == "entropy":
-            return save(entropy_figure(studies), options.out)
-        return save(attention_figure(studies, options.measure), options.out)
-    records = read_records(options.files)
-    oracles = [OracleStudy.read(path) for path in options.oracle]
-    return save(manual_exit_figure(records, oracles), options.out)
+        entropy = options.kind == "entropy"
+        figure = entropy_figure(studies) if entropy else attention_figure(studies, options.measure)
+    print(*save(figure, options.out), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dyvte.study.plot", description="Figures of the studies.")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        help="attention, entropy, examples: folders (or files) of studies; manual: records or their folders",
-    )
+    parser.add_argument("kind", choices=("attention", "entropy", "manual", "examples"))
+    files = "attention, entropy, examples: folders (or files) of studies; manual: records or their folders"
+    parser.add_argument("files", nargs="+", type=Path, help=files)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--measure", choices=["mass", "weight"], default="mass", help="of attention")
-    parser.add_argument(
-        "--oracle", nargs="*", type=Path, default=[], help="manual: studies of the oracle exit"
-    )
-
-    def action(args: argparse.Namespace) -> None:
-        for file in draw(args):
-            print(file)
-
-    run(parser, action, arguments)
+    oracle = "manual: studies of the oracle exit"
+    parser.add_argument("--oracle", nargs="*", type=Path, default=[], help=oracle)
+    run(parser, draw, arguments)
 
 
 if __name__ == "__main__":

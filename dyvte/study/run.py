@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches, question_parser
 from dyvte.gates.exit import LearnedExit
-from dyvte.provenance import git_state, hardware, sha256_of, versions
+from dyvte.provenance import sha256_of
+from dyvte.report.record import Scoring
 from dyvte.study.files import StudyWriter
 
 
-def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.ArgumentParser:
+def build_parser(
+    arguments: Sequence[str] | None, description: str, limit: int | None = None, limited: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the benchmark's name, its folder, ``--output``, and the flags of its question format.
 
     Args:
         arguments: the command line, which names the benchmark; that of the process by default.
+        limit: default of ``--limit``, a flag where the study is ``limited``.
     """
     words = sys.argv[1:] if arguments is None else arguments
     name = next((word for word in words if word in BENCHMARKS), "gqa")  # --help works without one
@@ -39,18 +43,10 @@ def build_parser(arguments: Sequence[str] | None, description: str) -> argparse.
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    if limited:
+        about = "take N questions, evenly spaced in the file (default: %(default)s)"
+        parser.add_argument("--limit", type=int, default=limit, metavar="N", help=about)
     return parser
-
-
-def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    """The flag for how many questions to take."""
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=default,
-        metavar="N",
-        help="take N questions, evenly spaced in the file (default: %(default)s)",
-    )
 
 
 def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
@@ -61,8 +57,7 @@ def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
     """
     benchmark = get_benchmark(args.name)
     args.question_file = str(args.data_dir / benchmark.question_file)
-    items = benchmark.questions.read(args)
-    items = evenly_spaced(items, getattr(args, "limit", None))
+    items = evenly_spaced(benchmark.questions.read(args), getattr(args, "limit", None))
     folder = str(args.data_dir / benchmark.image_folder)
     check_items(items, folder)
     return items, folder
@@ -82,10 +77,15 @@ def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def settings_digest(args: argparse.Namespace) -> str:
-    """A digest of all that the results depend on, wherever they are written."""
-    shared = {key: value for key, value in vars(args).items() if key != "output"}
-    return run_settings(argparse.Namespace(**shared))
+def settings_digest(args: argparse.Namespace, but: Sequence[str] = ("output",), **changed: Any) -> str:
+    """A digest of all that the results depend on, wherever they are written.
+
+    Args:
+        but: flags that they do not depend on.
+        changed: settings in place of the flags'.
+    """
+    shared = {key: value for key, value in vars(args).items() if key not in but}
+    return run_settings(argparse.Namespace(**{**shared, **changed}))
 
 
 def open_with_policy(args: argparse.Namespace) -> Answerer:
@@ -122,10 +122,9 @@ def run_study(
         return
     answerer = open_with_policy(args)
     manifest = prepare(answerer)
+    left = items[writer.kept :]
     with tqdm(total=len(items), initial=writer.kept, desc=f"{args.name}: {study}", unit="q") as progress:
-        for asked, batch in prepared_batches(
-            items[writer.kept :], args.batch_size, answerer.chat, image_folder
-        ):
+        for asked, batch in prepared_batches(left, args.batch_size, answerer.chat, image_folder):
             names = np.array([str(item.head["question_id"]) for item in asked])
             writer.append({"question_id": names, **rows_of(answerer, batch)})
             progress.update(len(asked))
@@ -147,7 +146,6 @@ def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
 
 def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
     """Where a study's numbers come from: the loaded model, benchmark, data, code and machine."""
-    commit, dirty = git_state()
     handle = handle_of(model)
     return {
         "model": args.model_path,
@@ -155,11 +153,7 @@ def provenance(args: argparse.Namespace, module: str, model) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "conv_mode": (handle.run.template if handle is not None else None) or args.conv_mode,
         "batch_size": args.batch_size,
-        "commit": commit,
-        "dirty": dirty,
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware(),
+        **asdict(Scoring.here()),
         "data_sha256": sha256_of([Path(args.question_file)], args.data_dir),
     }

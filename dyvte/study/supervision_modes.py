@@ -15,25 +15,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import HfArgumentParser
 
-from dyvte.cli import needs, one_line_errors
+from dyvte.cli import extra, one_line_errors
 from dyvte.cost.exits import decoder_flops_by_exit
 from dyvte.gates.calibration import Outcomes
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.store import StateStore
-from dyvte.report.plotting import BLUE, ORANGE, STYLE
-from dyvte.report.tables import to_markdown
+from dyvte.report.plotting import BLUE, ORANGE, styled
+from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.study.files import write_result
 from dyvte.study.gate_grid import fit_once
 from dyvte.study.gate_sizes import decoder_config, outcomes_of
 
-if TYPE_CHECKING:
+with extra("study"):
+    from matplotlib import pyplot
     from matplotlib.figure import Figure
 
 MODES = {"all": "labels of all layers", "random": "labels of one random layer"}
@@ -79,29 +81,25 @@ def compare(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
         FileNotFoundError, ValueError: a store, or the model's config, cannot be used.
     """
     config = decoder_config(args.model_path)
-    prompt, visual = (
-        part.tolist() for part in StateStore(args.held_out).read("prompt_tokens", "visual_tokens")
-    )
+    tokens = StateStore(args.held_out).read("prompt_tokens", "visual_tokens")
+    prompt, visual = (counts.tolist() for counts in tokens)
     layers = config.num_hidden_layers
     full = float(decoder_flops_by_exit(config, prompt, visual)[-1].mean())
     one = float(np.mean([pass_flops(config, prompt, visual, [layer]) for layer in range(layers)]))
     runs = []
-    for epochs in args.epochs:
-        for mode in MODES:
-            for seed in args.seeds:
-                folder = args.output / "gates" / f"{mode}-{epochs}ep-seed{seed}"
-                own = ["--gate_supervision", mode, "--num_train_epochs", str(epochs), "--seed", str(seed)]
-                fit_once(args.store, folder, [*flags, *own])
-                outcomes = outcomes_of(ExitGates.from_pretrained(folder), args.held_out, config)
-                runs.append({"mode": mode, "epochs": epochs, "seed": seed, **at_thresholds(outcomes, full)})
+    for epochs, mode, seed in product(args.epochs, MODES, args.seeds):
+        folder = args.output / "gates" / f"{mode}-{epochs}ep-seed{seed}"
+        own = ["--gate_supervision", mode, "--num_train_epochs", str(epochs), "--seed", str(seed)]
+        fit_once(args.store, folder, [*flags, *own])
+        outcomes = outcomes_of(ExitGates.from_pretrained(folder), args.held_out, config)
+        runs.append({"mode": mode, "epochs": epochs, "seed": seed, **at_thresholds(outcomes, full)})
+    samples = StateStore(args.store)
     return {
         "definitions": __doc__,
         "flags": list(flags),
-        "fitted": len(StateStore(args.store).index),
+        "fitted": len(samples.index),
         "held_out": len(prompt),
-        "passes": {
-            str(epochs): _passes(flags, len(StateStore(args.store)), epochs) for epochs in args.epochs
-        },
+        "passes": {str(epochs): _passes(flags, len(samples), epochs) for epochs in args.epochs},
         "pass_flops": {"all": pass_flops(config, prompt, visual, range(layers)) / one, "random": 1.0},
         "thresholds": list(THRESHOLDS),
         "runs": runs,
@@ -119,22 +117,14 @@ def _passes(flags: Sequence[str], samples: int, epochs: int) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: means over seeds, and the least and the most of them."""
-    half = result["thresholds"].index(0.5)
-    wanted = f"{SAVED_COMPUTE:.0%}"
+    half, wanted = result["thresholds"].index(0.5), f"{SAVED_COMPUTE:.0%}"
     rows = [["Labels", "Epochs", "Passes", "Changed at 0.5", "Saved at 0.5", f"Changed at {wanted} saved"]]
     for mode, epochs in dict.fromkeys((run["mode"], run["epochs"]) for run in result["runs"]):
-        runs = [run for run in result["runs"] if (run["mode"], run["epochs"]) == (mode, epochs)]
-        at = [changed_at(run["saved"], run["changed"], SAVED_COMPUTE) for run in runs]
-        rows.append(
-            [
-                MODES[mode],
-                str(epochs),
-                str(result["passes"][str(epochs)]),
-                _with_range([run["changed"][half] for run in runs]),
-                _with_range([run["saved"][half] for run in runs]),
-                _with_range([value for value in at if value is not None]) if None not in at else "-",
-            ]
-        )
+        runs = _runs_of(result, mode, epochs)
+        at_half = ([run[share][half] for run in runs] for share in ("changed", "saved"))
+        at_saved = [changed_at(run["saved"], run["changed"], SAVED_COMPUTE) for run in runs]
+        ranges = map(_with_range, (*at_half, at_saved))
+        rows.append([MODES[mode], str(epochs), str(result["passes"][str(epochs)]), *ranges])
     seeds = len({run["seed"] for run in result["runs"]})
     return (
         f"## Labels of all layers, or of one random layer\n\n{to_markdown(rows)}\n"
@@ -145,39 +135,37 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def _with_range(values: Sequence[float]) -> str:
+def _runs_of(result: dict[str, Any], mode: str, epochs: int) -> list[dict[str, Any]]:
+    return [run for run in result["runs"] if (run["mode"], run["epochs"]) == (mode, epochs)]
+
+
+def _with_range(found: Sequence[float | None]) -> str:
+    """The mean, the least and the most; nothing where a value is missing."""
+    values = [value for value in found if value is not None]
+    if len(values) < len(found):
+        return NOTHING
     return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 
+@styled
 def figure_of(result: dict[str, Any]) -> Figure:
     """Changed answers against saved FLOPs, one line for each fit: by color how it learnt, by panel for how long."""
-    pyplot = needs("matplotlib.pyplot", "study")
-
     lengths = list(dict.fromkeys(run["epochs"] for run in result["runs"]))
-    with pyplot.rc_context(STYLE):
-        figure, grid = pyplot.subplots(
-            1,
-            len(lengths),
-            figsize=(4.2 * len(lengths) + 0.6, 3.6),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        half = result["thresholds"].index(0.5)
-        for panel, epochs in zip(grid[0], lengths, strict=True):
-            for mode, color in zip(MODES, (ORANGE, BLUE), strict=True):
-                runs = [r for r in result["runs"] if (r["mode"], r["epochs"]) == (mode, epochs)]
-                for index, run in enumerate(runs):
-                    saved, changed = 100 * np.array(run["saved"]), 100 * np.array(run["changed"])
-                    label = None if index else MODES[mode]
-                    panel.plot(saved, changed, "-", color=color, linewidth=1, label=label)
-                    panel.plot(saved[half], changed[half], "o", color=color, markersize=4)
-            passes = result["passes"][str(epochs)]
-            panel.set_title(f"{passes} passes; dots: threshold 0.5", loc="left", fontsize=9)
-            panel.set_xlabel("decoder FLOPs saved (%)")
-            panel.set_xlim(left=0)
-        grid[0][0].set_ylabel("answers changed (%)")
-        grid[0][0].legend(frameon=False, loc="upper left", fontsize=8)
+    shape: dict[str, Any] = {"sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, grid = pyplot.subplots(1, len(lengths), figsize=(4.2 * len(lengths) + 0.6, 3.6), **shape)
+    half = result["thresholds"].index(0.5)
+    for panel, epochs in zip(grid[0], lengths, strict=True):
+        for (mode, label), color in zip(MODES.items(), (ORANGE, BLUE), strict=True):
+            for index, run in enumerate(_runs_of(result, mode, epochs)):
+                saved, changed = 100 * np.array(run["saved"]), 100 * np.array(run["changed"])
+                panel.plot(saved, changed, "-", color=color, linewidth=1, label=None if index else label)
+                panel.plot(saved[half], changed[half], "o", color=color, markersize=4)
+        passes = result["passes"][str(epochs)]
+        panel.set_title(f"{passes} passes; dots: threshold 0.5", loc="left", fontsize=9)
+        panel.set_xlabel("decoder FLOPs saved (%)")
+        panel.set_xlim(left=0)
+    grid[0][0].set_ylabel("answers changed (%)")
+    grid[0][0].legend(frameon=False, loc="upper left", fontsize=8)
     return figure
 
 

@@ -23,16 +23,13 @@ from tqdm import tqdm
 from dyvte.cli import run
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
-from dyvte.engine.answers_file import run_settings
-from dyvte.engine.options import DTYPES, add_template_arguments
+from dyvte.engine.options import add_device_arguments, add_template_arguments
 from dyvte.engine.questions import Item, check_items, item_of, read_lines
 from dyvte.engine.run import prepared_batches
 from dyvte.io import read_json_object, write_json
 from dyvte.reduction.vtw import choose_layer, exit_divergences
 from dyvte.study.files import has_settings
-from dyvte.study.run import evenly_spaced, open_with_policy, provenance
-
-NOT_MEASURED = ("output", "divergence")
+from dyvte.study.run import evenly_spaced, open_with_policy, provenance, settings_digest
 
 
 def read_questions(data_path: Path) -> list[Item]:
@@ -75,8 +72,7 @@ def measure_divergences(args: argparse.Namespace) -> dict[str, Any]:
         FileNotFoundError, ValueError: files are missing, or settings do not fit.
     """
     args.question_file, args.method, args.gates = str(args.data_path), "none", None
-    kept = {key: value for key, value in vars(args).items() if key not in NOT_MEASURED}
-    settings = run_settings(argparse.Namespace(**kept))
+    settings = settings_digest(args, but=("output", "divergence"))
     if has_settings(args.output, settings):
         return read_json_object(args.output)
     items = evenly_spaced(read_questions(args.data_path), args.limit)
@@ -96,56 +92,42 @@ def measure_divergences(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def search(args: argparse.Namespace) -> int:
-    """Measure, choose, write, and print.
-
-    Returns:
-        VTW's ``k``.
+def search(args: argparse.Namespace) -> None:
+    """Measure, choose VTW's ``k``, write, and print.
 
     Raises:
         ValueError: no layer is within the threshold; the divergences are written all the same.
     """
     found = measure_divergences(args)
     means = torch.tensor(found["mean_divergence"], dtype=torch.float64)[:, None]
+    k = None
     try:
         k = choose_layer(means, found["layers"], args.divergence)
-    except ValueError:
-        write_json(args.output, {**found, "threshold": args.divergence, "k": None})
-        raise
-    write_json(args.output, {**found, "threshold": args.divergence, "k": k})
+    finally:
+        write_json(args.output, {**found, "threshold": args.divergence, "k": k})
     for layer, mean in zip(found["layers"], found["mean_divergence"], strict=True):
         print(f"k={layer:<3d} mean divergence {mean:.3g}{'   <- chosen' if layer == k else ''}")
     print(f"{args.output}: k={k} ({found['samples']} questions, threshold {args.divergence:g})")
-    return k
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dyvte.study.vtw_search",
         description="Find the layer before which VTW withdraws the image.",
     )
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--model-base")
-    parser.add_argument(
-        "--data-path", type=Path, required=True, help="instruction data, or questions (.jsonl)"
-    )
-    parser.add_argument("--image-folder", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    add = parser.add_argument
+    add("--model-path", required=True)
+    add("--model-base")
+    add("--data-path", type=Path, required=True, help="instruction data, or questions (.jsonl)")
+    add("--image-folder", required=True)
+    add("--output", type=Path, required=True, help="JSON file to write")
     add_template_arguments(parser, "vicuna_v1")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=50, help="questions, evenly spaced in the file")
-    parser.add_argument(
-        "--divergence", type=float, default=0.003, help="largest mean divergence (13B: 0.0005)"
-    )
-    parser.add_argument("--first", type=int, default=5, help="first k that is tried")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
-    parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
-    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    run(build_parser(), search, arguments)
+    add("--batch-size", type=int, default=1)
+    add("--limit", type=int, default=50, help="questions, evenly spaced in the file")
+    add("--divergence", type=float, default=0.003, help="largest mean divergence (13B: 0.0005)")
+    add("--first", type=int, default=5, help="first k that is tried")
+    add_device_arguments(parser)
+    run(parser, search, arguments)
 
 
 if __name__ == "__main__":

@@ -27,20 +27,11 @@ def build(
     vocabulary: int, hidden: int = 128, layers: int = 20, heads: int = 4, width: int = 352
 ) -> LlamaForCausalLM:
     """A Llama with fresh weights; seed torch before for reproducible ones."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    shape: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    shape |= {"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": width}
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    others: dict[str, Any] = {"max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+    config = LlamaConfig(num_hidden_layers=layers, tie_word_embeddings=False, **shape, **tokens, **others)
     model = LlamaForCausalLM(config)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -66,15 +57,12 @@ def write_base(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="folder that dyvte.tiny.tokenizer wrote"
-    )
+    tokenizer = "folder that dyvte.tiny.tokenizer wrote"
+    parser.add_argument("--tokenizer", type=Path, required=True, help=tokenizer)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=352, help="MLP width")
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in {"hidden": 128, "layers": 20, "heads": 4, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     run(parser, write_base)
 
 

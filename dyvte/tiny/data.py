@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,53 +62,48 @@ def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return list(found.values())
 
 
-def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
-    """Turns in LLaVA's format: image and format instruction come with the first question.
+def record_of(number: int, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A scene's question and answer texts in LLaVA's format; the image comes with the first question."""
+    spoken = [part for turn in turns for part in zip(("human", "gpt"), turn, strict=True)]
+    conversations = [{"from": who, "value": text} for who, text in spoken]
+    return {"id": f"{number:06d}", "image": f"{number:06d}.jpg", "conversations": conversations}
 
-    As in LLaVA-1.5's mix, later questions go without the instruction to answer briefly; a choice always says
-    so.
+
+def write_chunk(numbers: range, out: Path, seed: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Write the images of the scenes with these numbers; return their (caption, questions).
+
+    As in LLaVA-1.5's mix, questions after the first go without the instruction to answer briefly; a choice always
+    says so.
     """
-    turns = []
-    for number, question in enumerate(questions):
-        asked = question.prompt() if number == 0 or question.kind == "choice" else question.text
-        turns.append({"from": "human", "value": "<image>\n" + asked if number == 0 else asked})
-        turns.append({"from": "gpt", "value": question.answer})
-    return turns
-
-
-def write_chunk(start: int, out: Path, count: int, seed: int) -> list[tuple[dict, dict]]:
-    """Write the images of ``_CHUNK`` scenes from number ``start`` on; return their (caption, questions)."""
-    numbers = range(start, min(start + _CHUNK, count))
     scenes = {number: draw("train", seed, number) for number in numbers}
     save_images({out / "images" / f"{number:06d}.jpg": scene for number, scene in scenes.items()})
     records = []
     for number, scene in scenes.items():
-        rng = np.random.default_rng((seed, number, 2))
-        about = {"id": f"{number:06d}", "image": f"{number:06d}.jpg"}
-        caption = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": scene.caption()}]
-        asked = conversation(ask_many(scene, rng))
-        records.append(({**about, "conversations": caption}, {**about, "conversations": asked}))
+        first, *others = ask_many(scene, np.random.default_rng((seed, number, 2)))
+        turns = [(f"<image>\n{first.prompt()}", first.answer)]
+        turns += [(q.prompt() if q.kind == "choice" else q.text, q.answer) for q in others]
+        records.append((record_of(number, [("<image>", scene.caption())]), record_of(number, turns)))
     return records
 
 
-def write(out: Path, count: int, seed: int = 0, processes: int = 1) -> None:
-    """Write images and both instruction files of ``count`` scenes.
+def write(out: Path, scenes: int, seed: int = 0, processes: int = 1) -> None:
+    """Write images and both instruction files of so many scenes.
 
     Raises:
-        ValueError: ``count`` or ``processes`` is below one.
+        ValueError: ``scenes`` or ``processes`` is below one.
     """
-    if count < 1 or processes < 1:
-        raise ValueError(f"scenes and processes must be at least 1, got {count} and {processes}")
-    work = partial(write_chunk, out=out, count=count, seed=seed)
-    starts = range(0, count, _CHUNK)
-    records = []
+    if scenes < 1 or processes < 1:
+        raise ValueError(f"scenes and processes must be at least 1, got {scenes} and {processes}")
+    chunks = [range(start, min(start + _CHUNK, scenes)) for start in range(0, scenes, _CHUNK)]
+    work, records = partial(write_chunk, out=out, seed=seed), []
     pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) if processes > 1 else None
-    with pool or nullcontext(), tqdm(total=count, desc="scenes", unit="scene") as bar:
-        for chunk in pool.imap(work, starts) if pool else map(work, starts):
+    with pool or nullcontext(), tqdm(total=scenes, desc="scenes", unit="scene") as bar:
+        for chunk in pool.imap(work, chunks) if pool else map(work, chunks):
             records += chunk
             bar.update(len(chunk))
-    for name, part in (("pretrain.json", 0), ("finetune.json", 1)):
-        write_json(out / name, [record[part] for record in records], indent=None)
+    for name, part in zip(("pretrain.json", "finetune.json"), zip(*records, strict=True), strict=True):
+        write_json(out / name, part, indent=None)
+    print(f"{scenes} scenes, captions and conversations written to {out}")
 
 
 def main() -> None:
@@ -116,12 +112,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
-
-    def action(args: argparse.Namespace) -> None:
-        write(args.out, args.scenes, args.seed, args.processes)
-        print(f"{args.scenes} scenes, captions and conversations written to {args.out}")
-
-    run(parser, action)
+    run(parser, lambda args: write(**vars(args)))
 
 
 if __name__ == "__main__":

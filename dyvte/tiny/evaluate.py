@@ -38,36 +38,30 @@ def accuracy_by_kind(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> 
     return {**values, "mean": sum(values.values()) / len(values)}
 
 
-def evaluate(
-    model_path: str, folder: Path, conv_mode: str, batch_size: int, layers: Sequence[int] | None
-) -> dict[str, Any]:
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Ask every question in every way.
-
-    Args:
-        layers: exit layers to try; None for all.
 
     Returns:
         "questions" (their number), "layers" (the model's), and "accuracy": for each way of asking ("image", "blind",
         or an exit layer as text) what ``accuracy_by_kind`` gives.
     """
-    rows = [row for _, row in read_lines(str(folder / "questions.jsonl"))]
+    rows = [row for _, row in read_lines(str(args.data / "questions.jsonl"))]
     rows.sort(key=lambda row: (len(row["text"]), row["question_id"]))
-    chat = open_model(ModelOptions(model_path, template=conv_mode, device="cpu"))
+    chat = open_model(ModelOptions(args.model_path, template=args.conv_mode, device="cpu"))
     assert chat.handle is not None
     depth = chat.decoder_config.num_hidden_layers
-    ways = [WITH_IMAGE, BLIND, *(range(depth) if layers is None else layers)]
-    accuracy = {}
+    ways = [WITH_IMAGE, BLIND, *(range(depth) if args.layers is None else args.layers)]
+    accuracy, folder = {}, args.data / "images"
     answerer = Answerer(chat, Generation(max_new_tokens=8))
     with chat.handle, tqdm(total=len(ways) * len(rows), unit="q") as bar:
         for way in ways:
             bar.set_description(f"exit {way}" if isinstance(way, int) else way)
             chat.handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
             answers = []
-            for start in range(0, len(rows), batch_size):
-                questions = []
-                for row in rows[start : start + batch_size]:
-                    images = [] if way == BLIND else [load_image(row["image"], folder / "images")]
-                    questions.append(Question(row["text"], images))
+            for start in range(0, len(rows), args.batch_size):
+                batch = rows[start : start + args.batch_size]
+                shown = [[] if way == BLIND else [load_image(row["image"], folder)] for row in batch]
+                questions = [Question(row["text"], images) for row, images in zip(batch, shown, strict=True)]
                 answers += [answer.text for answer in answerer.ask(questions)]
                 bar.update(len(questions))
             accuracy[str(way)] = accuracy_by_kind(rows, answers)
@@ -78,14 +72,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     """One row per kind; columns are the ways of asking."""
     accuracy = result["accuracy"]
     ways = list(accuracy)
-    lines = [
-        "| kind | " + " | ".join(f"exit {way}" if way.isdigit() else way for way in ways) + " |",
-        "|---|" + "---:|" * len(ways),
-    ]
-    for kind in accuracy[WITH_IMAGE]:
-        values = " | ".join(f"{accuracy[way][kind]:.1f}" for way in ways)
-        lines.append(f"| {kind} | {values} |")
-    return "\n".join(lines) + "\n"
+    rows = [["kind", *(f"exit {way}" if way.isdigit() else way for way in ways)]]
+    rows += [[kind, *(f"{accuracy[way][kind]:.1f}" for way in ways)] for kind in accuracy[WITH_IMAGE]]
+    head, *body = (f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join([head, "|---|" + "---:|" * len(ways) + "\n", *body])
 
 
 def main() -> None:
@@ -98,7 +88,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", help="exit layers to try (default: all)")
 
     def action(args: argparse.Namespace) -> None:
-        result = evaluate(args.model_path, args.data, args.conv_mode, args.batch_size, args.layers)
+        result = evaluate(args)
         write_json(args.out.with_suffix(".json"), result, indent=2)
         write_whole(args.out.with_suffix(".md"), as_markdown(result))
         print(as_markdown(result))

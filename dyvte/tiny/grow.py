@@ -34,19 +34,16 @@ def grow(weights: dict[str, Tensor], old: int, new: int, seed: int = 0) -> dict[
     if layers != set(range(old)) or new <= old:
         raise ValueError(f"cannot grow a model with layers {sorted(layers)} from {old} to {new} layers")
     generator = torch.Generator().manual_seed(seed)
-    grown = dict(weights)
+    grown, first = dict(weights), "model.layers.0."
     for layer in range(old, new):
-        for key, value in weights.items():
-            if not key.startswith("model.layers.0."):
-                continue
-            name = key.replace("layers.0.", f"layers.{layer}.", 1)
+        for key, value in ((key, value) for key, value in weights.items() if key.startswith(first)):
             if value.ndim == 1:  # norms
-                grown[name] = torch.ones_like(value)
+                made = torch.ones_like(value)
             elif "o_proj" in key or "down_proj" in key:
-                grown[name] = torch.zeros_like(value)
+                made = torch.zeros_like(value)
             else:
-                noise = torch.randn(value.shape, generator=generator) * value.shape[1] ** -0.5
-                grown[name] = noise.to(value.dtype)
+                made = torch.randn(value.shape, generator=generator) * value.shape[1] ** -0.5
+            grown[f"model.layers.{layer}.{key.removeprefix(first)}"] = made.to(value.dtype)
     return grown
 
 
@@ -60,15 +57,12 @@ def grow_folder(args: argparse.Namespace) -> None:
     config.pop("layer_types", None)
     save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
     write_json(args.out / "config.json", config, indent=2)
-    print(
-        f"{args.out}: {args.layers} layers, {sum(w.numel() for w in weights.values()) / 1e6:.2f} M parameters"
-    )
+    parameters = sum(weight.numel() for weight in weights.values())
+    print(f"{args.out}: {args.layers} layers, {parameters / 1e6:.2f} M parameters")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, type=Path, help="checkpoint folder with model.safetensors")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--layers", required=True, type=int, help="depth of the grown model")

@@ -41,14 +41,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         try:
-            text, status = str(grade_message(content["messages"][-1]["content"])), 200
+            message = {"role": "assistant", "content": str(grade_message(content["messages"][-1]["content"]))}
+            status, reply = 200, {"model": content.get("model"), "choices": [{"message": message}]}
         except ValueError as error:
-            text, status = str(error), 400
-        reply = {
-            "model": content.get("model"),
-            "choices": [{"message": {"role": "assistant", "content": text}}],
-        }
-        body = json.dumps(reply if status == 200 else {"error": {"message": text}}).encode()
+            status, reply = 400, {"error": {"message": str(error)}}
+        body = json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -62,16 +62,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="output folder of stage 2")
     parser.add_argument("--tower", type=Path, required=True)
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="folder that dyvte.tiny.tokenizer wrote"
-    )
+    tokenizer = "folder that dyvte.tiny.tokenizer wrote"
+    parser.add_argument("--tokenizer", type=Path, required=True, help=tokenizer)
     parser.add_argument("--out", type=Path, required=True)
-
-    def action(args: argparse.Namespace) -> None:
-        size = pack(args.model, args.tower, args.tokenizer, args.out)
-        print(f"{size / 1e6:.1f} MB written to {args.out}")
-
-    run(parser, action)
+    run(parser, lambda args: print(f"{pack(**vars(args)) / 1e6:.1f} MB written to {args.out}"))
 
 
 if __name__ == "__main__":

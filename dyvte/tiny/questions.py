@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,8 @@ LETTER_ANSWER = "Answer with the option's letter from the given choices directly
 """LLaVA-1.5's two format instructions, to the letter."""
 
 Asked = tuple[str, str]
+Kind = Callable[[Scene, np.random.Generator], Asked | None]
+Things = Callable[[Scene], Sequence[Thing]]
 T = TypeVar("T")
 
 
@@ -59,34 +62,36 @@ def ask_any(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> Que
     return None
 
 
-def digit_at(scene: Scene, rng: np.random.Generator) -> Asked:
-    """What stands at a place."""
-    thing = pick(scene.things, rng)
-    return f"What digit is in the {thing.position}?", str(thing.digit)
+def about(things: Things, text: str, answer: Callable[..., object], differ: str = "") -> Kind:
+    """A kind that asks about one of these things, or about two that differ in an attribute, in either order.
+
+    Args:
+        text: the question, with ``{0}`` for the thing, ``{1}`` for the second.
+        answer: from the thing, or from both.
+    """
+
+    def kind(scene: Scene, rng: np.random.Generator) -> Asked | None:
+        groups = permutations(things(scene), 2 if differ else 1)
+        fitting = [group for group in groups if not differ or len({getattr(t, differ) for t in group}) == 2]
+        chosen = pick(fitting, rng)
+        return (text.format(*chosen), str(answer(*chosen))) if chosen else None
+
+    return kind
 
 
-def color_at(scene: Scene, rng: np.random.Generator) -> Asked:
-    """The color at a place."""
-    thing = pick(scene.things, rng)
-    return f"What color is the digit in the {thing.position}?", thing.color
+def every(scene: Scene) -> Sequence[Thing]:
+    """All things; a place singles one out."""
+    return scene.things
 
 
-def color_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The color of a digit that occurs once."""
-    thing = pick(_single(scene, lambda thing: thing.digit), rng)
-    return (f"What color is the {thing.digit}?", thing.color) if thing else None
+def only(attribute: str) -> Things:
+    """Things that this attribute singles out, because no other thing of the scene has the same."""
 
+    def single(scene: Scene) -> list[Thing]:
+        counts = Counter(getattr(thing, attribute) for thing in scene.things)
+        return [thing for thing in scene.things if counts[getattr(thing, attribute)] == 1]
 
-def digit_of(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The digit in a color that occurs once."""
-    thing = pick(_single(scene, lambda thing: thing.color), rng)
-    return (f"What digit is {thing.color}?", str(thing.digit)) if thing else None
-
-
-def place(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """Where a thing is."""
-    thing = pick(_named(scene), rng)
-    return (f"Where is the {thing.name}?", thing.position) if thing else None
+    return single
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -94,9 +99,7 @@ def presence(scene: Scene, rng: np.random.Generator) -> Asked:
     if rng.random() < 0.5:
         return presence_question(pick(scene.things, rng).name), "yes"
     mixed = absent_mixtures(scene)
-    everything = [f"{color} {digit}" for color in COLORS for digit in range(10)]
-    present = {thing.name for thing in scene.things}
-    absent = mixed if mixed and rng.random() < 0.7 else [name for name in everything if name not in present]
+    absent = mixed if mixed and rng.random() < 0.7 else _absent(scene, COLORS, range(10))
     return presence_question(pick(absent, rng)), "no"
 
 
@@ -107,10 +110,13 @@ def presence_question(name: str) -> str:
 
 def absent_mixtures(scene: Scene) -> list[str]:
     """Names of things that are not there although their color and their digit are."""
+    colors, digits = ({getattr(thing, part) for thing in scene.things} for part in ("color", "digit"))
+    return _absent(scene, sorted(colors), sorted(digits))
+
+
+def _absent(scene: Scene, colors: Sequence[str], digits: Sequence[int]) -> list[str]:
     present = {thing.name for thing in scene.things}
-    colors = sorted({thing.color for thing in scene.things})
-    numbers = sorted({thing.digit for thing in scene.things})
-    return [f"{c} {d}" for c in colors for d in numbers if f"{c} {d}" not in present]
+    return [name for color in colors for digit in digits if (name := f"{color} {digit}") not in present]
 
 
 def count_color(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -127,76 +133,42 @@ def count_all(scene: Scene, rng: np.random.Generator) -> Asked:
 
 def neighbor(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """What is next to a thing."""
-    offers = []
-    for thing in _named(scene):
-        for words, rows, columns in _DIRECTIONS:
-            row, column = thing.row + rows, thing.column + columns
-            other = scene.at.get(3 * row + column) if 0 <= row < 3 and 0 <= column < 3 else None
-            if other:
-                offers.append((f"What digit is directly {words} the {thing.name}?", str(other.digit)))
+    digit_at = {(thing.row, thing.column): thing.digit for thing in scene.things}
+    offers = [
+        (f"What digit is directly {words} the {thing.name}?", str(digit_at[place]))
+        for thing in only("name")(scene)
+        for words, rows, columns in _DIRECTIONS
+        if (place := (thing.row + rows, thing.column + columns)) in digit_at
+    ]
     return pick(offers, rng)
 
 
 def count_side(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """How many things lie to one side of a thing."""
-    offers: dict[str, int] = {}
-    for thing in _named(scene):
-        for words, rows, columns in _DIRECTIONS:
-            offers[f"How many digits are {words} the {thing.name}?"] = sum(
-                (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
-                for other in scene.things
-            )
+    offers = {
+        f"How many digits are {words} the {thing.name}?": sum(
+            (other.row - thing.row) * rows + (other.column - thing.column) * columns > 0
+            for other in scene.things
+        )
+        for thing in only("name")(scene)
+        for words, rows, columns in _DIRECTIONS
+    }
     question = _pick_evenly(offers, rng) if offers else None
     return (question, str(offers[question])) if question else None
 
 
-def higher(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """Which of two digits is higher up."""
-    pair = _pick_pair(_single(scene, lambda thing: thing.digit), lambda a, b: a.row != b.row, rng)
-    if not pair:
-        return None
-    answer = min(pair, key=lambda thing: thing.row)
-    return f"Which digit is higher, {pair[0].digit} or {pair[1].digit}?", str(answer.digit)
-
-
 def read_line(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """All digits of a row from left to right, or of a column from top to bottom."""
-    rows, columns = ("top", "middle", "bottom"), ("left", "center", "right")
     lines = [
-        *(
-            (f"{name} row", [thing for thing in scene.things if thing.row == i])
-            for i, name in enumerate(rows)
-        ),
-        *((f"{name} column", [t for t in scene.things if t.column == i]) for i, name in enumerate(columns)),
+        (
+            f"Read the digits in the {word} {line}.",
+            [t.digit for t in scene.things if getattr(t, line) == place],
+        )
+        for line, words in {"row": ("top", "middle", "bottom"), "column": ("left", "center", "right")}.items()
+        for place, word in enumerate(words)
     ]
     chosen = pick([line for line in lines if len(line[1]) >= 2], rng)
-    if not chosen:
-        return None
-    return f"Read the digits in the {chosen[0]}.", " ".join(str(thing.digit) for thing in chosen[1])
-
-
-def add(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The sum of two digits, named by their colors, which occur once."""
-    pair = _pick_pair(_single(scene, lambda thing: thing.color), lambda a, b: True, rng)
-    if not pair:
-        return None
-    a, b = pair
-    return f"What is the {a.color} digit plus the {b.color} digit?", str(a.digit + b.digit)
-
-
-def larger(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """The larger of two digits, named by their places."""
-    pair = _pick_pair(scene.things, lambda a, b: a.digit != b.digit, rng)
-    if not pair:
-        return None
-    answer = max(pair, key=lambda thing: thing.digit)
-    return f"Which digit is larger, {pair[0].position} or {pair[1].position}?", str(answer.digit)
-
-
-def parity(scene: Scene, rng: np.random.Generator) -> Asked:
-    """Whether the digit at a place is even or odd."""
-    thing = pick(scene.things, rng)
-    return f"Is the digit in the {thing.position} even or odd?", _even_or_odd(thing.digit)
+    return (chosen[0], " ".join(map(str, chosen[1]))) if chosen else None
 
 
 def choice(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -220,26 +192,42 @@ def arithmetic(scene: Scene, rng: np.random.Generator) -> Asked:
     return pick(offers, rng)
 
 
-KINDS: dict[str, Callable[[Scene, np.random.Generator], Asked | None]] = {
-    function.__name__: function
-    for function in (
-        digit_at, color_at, color_of, digit_of, place, presence, count_color, count_all,
-        neighbor, count_side, higher, read_line, add, larger, parity, choice, arithmetic,
-    )
-}  # fmt: skip
-TEXT_ONLY = ("arithmetic",)
-"""Kinds that can be answered without the image."""
-
-_DIRECTIONS = (
-    ("left of", 0, -1),
-    ("right of", 0, 1),
-    ("above", -1, 0),
-    ("below", 1, 0),
-)  # words, rows, columns
-
-
 def _even_or_odd(digit: int) -> str:
     return "odd" if digit % 2 else "even"
+
+
+def _higher(a: Thing, b: Thing) -> int:
+    return a.digit if a.row < b.row else b.digit
+
+
+def _larger(a: Thing, b: Thing) -> int:
+    return max(a.digit, b.digit)
+
+
+def _sum(a: Thing, b: Thing) -> int:
+    return a.digit + b.digit
+
+
+KINDS: dict[str, Kind] = {
+    "digit_at": about(every, "What digit is in the {0.position}?", lambda thing: thing.digit),
+    "color_at": about(every, "What color is the digit in the {0.position}?", lambda thing: thing.color),
+    "color_of": about(only("digit"), "What color is the {0.digit}?", lambda thing: thing.color),
+    "digit_of": about(only("color"), "What digit is {0.color}?", lambda thing: thing.digit),
+    "place": about(only("name"), "Where is the {0.name}?", lambda thing: thing.position),
+    **{kind.__name__: kind for kind in (presence, count_color, count_all, neighbor, count_side)},
+    "higher": about(only("digit"), "Which digit is higher, {0.digit} or {1.digit}?", _higher, differ="row"),
+    "read_line": read_line,
+    "add": about(
+        only("color"), "What is the {0.color} digit plus the {1.color} digit?", _sum, differ="color"
+    ),
+    "larger": about(every, "Which digit is larger, {0.position} or {1.position}?", _larger, differ="digit"),
+    "parity": about(every, "Is the digit in the {0.position} even or odd?", lambda t: _even_or_odd(t.digit)),
+    **{kind.__name__: kind for kind in (choice, arithmetic)},
+}
+"""All kinds; ``KIND_WEIGHTS`` of ``data.py`` and the seeds of scenes go by their order."""
+
+# words, rows, columns
+_DIRECTIONS = (("left of", 0, -1), ("right of", 0, 1), ("above", -1, 0), ("below", 1, 0))
 
 
 def pick(options: Sequence[T], rng: np.random.Generator) -> T:
@@ -251,21 +239,3 @@ def _pick_evenly(answers: dict[str, int], rng: np.random.Generator) -> str:
     """One of the keys, so that each value that occurs is equally likely."""
     value = pick(sorted(set(answers.values())), rng)
     return pick([key for key, answer in answers.items() if answer == value], rng)
-
-
-def _pick_pair(
-    things: Sequence[Thing], fits: Callable[[Thing, Thing], bool], rng: np.random.Generator
-) -> tuple[Thing, Thing] | None:
-    """Two different things, in either order, that fit together."""
-    return pick([(a, b) for a in things for b in things if a is not b and fits(a, b)], rng)
-
-
-def _single(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
-    """Things whose key no other thing of the scene has."""
-    counts = Counter(key(thing) for thing in scene.things)
-    return [thing for thing in scene.things if counts[key(thing)] == 1]
-
-
-def _named(scene: Scene) -> list[Thing]:
-    """Things that color and digit together single out."""
-    return _single(scene, lambda thing: thing.name)

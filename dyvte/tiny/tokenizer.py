@@ -27,14 +27,12 @@ SYSTEM_TEXT = (
 
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _CUT = "\x1f"
+_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 _CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "add_bos_token": True,
     "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<unk>",
+    **_SPECIAL,
     "legacy": False,
     "padding_side": "right",
     "clean_up_tokenization_spaces": False,
@@ -71,8 +69,7 @@ def train(texts: Iterable[str], folder: Path, vocabulary: int = 640) -> None:
     )
     write_whole(folder / "tokenizer.model", model.getvalue())
     write_json(folder / "tokenizer_config.json", _CONFIG, indent=2)
-    special = {name: _CONFIG[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    write_json(folder / "special_tokens_map.json", special, indent=2)
+    write_json(folder / "special_tokens_map.json", _SPECIAL, indent=2)
 
 
 def training_texts(data: Path, limit: int = 4000) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
@@ -37,16 +38,9 @@ _CLASSES = (11, len(COLORS) + 1)
 
 def build(hidden: int, layers: int, heads: int, patch: int) -> CLIPVisionModel:
     """A fresh tower for 72-pixel images."""
-    config = CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=IMAGE_SIZE,
-        patch_size=patch,
-        projection_dim=hidden,
-        hidden_act="gelu",
-    )
+    shape: dict[str, Any] = {"num_hidden_layers": layers, "num_attention_heads": heads, "patch_size": patch}
+    shape |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "projection_dim": hidden}
+    config = CLIPVisionConfig(**shape, image_size=IMAGE_SIZE, hidden_act="gelu")
     tower = CLIPVisionModel(config)
     _initialize(tower)
     return tower
@@ -136,12 +130,11 @@ class CellReader(nn.Module):
 
     def loss(self, features: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy over patches, digits plus colors; labels (N, 9) each."""
-        pairs = zip(self(features), labels, strict=True)
-        parts = [
+        digits, colors = (
             F.cross_entropy(logits.flatten(0, 1), cells[:, self.cell_of_patch].flatten())
-            for logits, cells in pairs
-        ]
-        return parts[0] + parts[1]
+            for logits, cells in zip(self(features), labels, strict=True)
+        )
+        return digits + colors
 
     def cells(self, features: Tensor) -> list[Tensor]:
         """Digits and colors read off, each (N, 9): the patches of a cell vote by log-probability."""
@@ -172,7 +165,7 @@ def pretrain(
         ],
         betas=(0.9, 0.98),
     )
-    highest = [group["lr"] for group in optimizer.param_groups]
+    schedule = LambdaLR(optimizer, lambda step: _share_of_rate(step / steps))
     bar = tqdm(range(steps), desc="tower", unit="step")
     for step in bar:
         scenes = [draw("train", seed, step * batch + number, most=9) for number in range(batch)]
@@ -180,9 +173,8 @@ def pretrain(
         loss = reader.loss(read_features(tower, pixels), cell_labels(scenes))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group, rate_of_group in zip(optimizer.param_groups, highest, strict=True):
-            group["lr"] = rate_of_group * _share_of_rate(step / steps)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -207,21 +199,15 @@ def accuracy(
     tower: CLIPVisionModel, reader: CellReader, split: str, count: int, seed: int
 ) -> dict[str, float]:
     """Share of things whose digit, and whose color, is read right, and of cells right in both."""
-    right = torch.zeros(3)
-    occupied = everything = 0
+    parts = []
     for start in range(0, count, 100):
         scenes = [draw(split, seed, index) for index in range(start, min(start + 100, count))]
         digits, colors = cell_labels(scenes)
         read = reader.cells(read_features(tower, normalize(render(scenes))))
-        full = digits != NO_DIGIT
-        digit_right, color_right = read[0] == digits, read[1] == colors
-        right += torch.stack(
-            [(digit_right & full).sum(), (color_right & full).sum(), (digit_right & color_right).sum()]
-        )
-        occupied += int(full.sum())
-        everything += full.numel()
-    values = (right / torch.tensor([occupied, occupied, everything])).tolist()
-    return dict(zip(("digit", "color", "cell"), values, strict=True))
+        parts.append(torch.stack([digits != NO_DIGIT, read[0] == digits, read[1] == colors]))
+    full, digit, color = torch.cat(parts, dim=1)
+    right = {"digit": digit[full], "color": color[full], "cell": digit & color}
+    return {name: float(marks.float().mean()) for name, marks in right.items()}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -237,8 +223,8 @@ def train(arguments: argparse.Namespace) -> None:
     if reader is None or arguments.distorted_steps:
         reader = pretrain(tower, arguments.distorted_steps, batch, rate / 2, seed + 1, arguments.distortion)
     seconds = time.perf_counter() - began
-    tower.save_pretrained(Path(arguments.out))
-    processor().save_pretrained(Path(arguments.out))
+    for part in (tower, processor()):
+        part.save_pretrained(Path(arguments.out))
     print(f"{seconds:.0f} s; share read right from the features:")
     for split in ("train", "eval"):
         shares = accuracy(tower, reader, split, 1000, arguments.seed + 2000)
@@ -249,9 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=1200, help="of the first run")
-    parser.add_argument(
-        "--distorted-steps", type=int, default=400, help="of the second run, with bent strokes"
-    )
+    bent = "of the second run, with bent strokes"
+    parser.add_argument("--distorted-steps", type=int, default=400, help=bent)
     parser.add_argument("--distortion", type=float, default=1.5, help="pixels by which strokes are bent")
     parser.add_argument("--start", help="tower to start the second run from, instead of a first run")
     parser.add_argument("--batch", type=int, default=48, help="scenes per step")

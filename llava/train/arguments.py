@@ -65,12 +65,20 @@ class TrainingArguments(options.TrainingArguments):
     lora_weight_path: str = flag("", "Accepted for LLaVA's scripts; ignored.")
     lora_bias: str = flag("none", "Which biases LoRA trains: none, all or lora_only.")
     mm_projector_lr: float | None = flag(None, "Learning rate of the projector, where it differs.")
+    shard_model: bool = flag(False, "Gates: the processes share the frozen decoder's layers (FSDP2).")
+    device_map: str | None = flag(
+        None, "Gates: auto spreads the frozen model over the GPUs of this machine, for one process."
+    )
     muon_lr: float | None = flag(None, "Train the decoder layers' matrices with Muon, at this learning rate.")
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8, 16):
             raise ValueError(f"--bits must be 4, 8 or 16, got {self.bits}")
+        if self.device_map not in (None, "auto"):
+            raise ValueError(f"--device_map must be auto, or left out; got {self.device_map!r}")
         super().__post_init__()
+        if self.device_map and self.n_gpu > 1:
+            self._n_gpu = 1  # else the Trainer copies the gates to every GPU
 
     @property
     def weights_dtype(self) -> torch.dtype:
@@ -99,6 +107,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         model_args.version = "v0"
     if data_args.data_path is None:
         raise ValueError("--data_path is missing: name a JSON file of instruction data")
+    if (training_args.shard_model or training_args.device_map) and not model_args.tune_visual_gates:
+        raise ValueError("--shard_model and --device_map place a frozen model: they need --tune_visual_gates")
     modes = {
         "--tune_visual_gates": model_args.tune_visual_gates,
         "--tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from dyvte.cli import extra
+from dyvte.decoding.sharding import check_processes, shard_layers
 from llava.model import builder
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
@@ -48,6 +49,8 @@ def load_model(
             training_args.quant_type,
             skip_modules=["mm_projector", "lm_head"],
         )
+    if training_args.device_map:
+        quantization["device_map"] = training_args.device_map
     model = model_class.from_pretrained(
         name,
         config=config_class.from_dict(fields),
@@ -137,20 +140,32 @@ def add_vision(model, tokenizer, arguments: Arguments):
     return tower
 
 
-def check_not_sharded() -> None:
-    """Raise ValueError where DeepSpeed would shard the frozen model."""
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("ZeRO-3 shards the frozen model, so gates cannot be trained: use scripts/zero2.json")
+def check_sharding(training_args: TrainingArguments) -> None:
+    """Raise ValueError where the gates would be sharded, or the frozen model be in two kinds of pieces."""
+    if is_deepspeed_zero3_enabled() or training_args.fsdp:
+        raise ValueError(
+            "ZeRO-3 and --fsdp shard what is trained, and the gates are small: --shard_model True shards the frozen "
+            "model (without --deepspeed, or with scripts/zero2.json)"
+        )
+    if training_args.device_map and (training_args.shard_model or training_args.world_size > 1):
+        raise ValueError(
+            "--device_map spreads the frozen model over the GPUs of one process: leave it out where several "
+            "processes run, and pass --shard_model True if the model is larger than one GPU"
+        )
+    if training_args.shard_model:
+        check_processes()
+        if training_args.bits != 16:
+            raise ValueError("--shard_model takes weights in 16 bits or more: leave --bits out")
 
 
 def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
     """A finished LLaVA model and its tower, frozen, on the training device; images are prepared as its config says.
 
     Raises:
-        ValueError: when the model has no vision tower, or DeepSpeed would shard it.
+        ValueError: when the model has no vision tower, or cannot be placed as the arguments ask.
     """
     model_args, data_args, training_args = arguments
-    check_not_sharded()
+    check_sharding(training_args)
     model = load_model(model_args, training_args, attn_implementation)
     tower = model.get_vision_tower()
     if tower is None:
@@ -159,7 +174,9 @@ def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
             f"{name} has no vision tower: gates need a finished LLaVA model as --model_name_or_path"
         )
     tower.load_model()
-    if training_args.bits == 16:
+    if training_args.shard_model:
+        shard_layers(model, training_args.device)
+    elif training_args.bits == 16 and not training_args.device_map:
         model.to(training_args.device)
     tower.to(dtype=training_args.compute_dtype, device=training_args.device)
     aspect = getattr(model.config, "image_aspect_ratio", None) or "square"

@@ -74,19 +74,20 @@ def build_processor_gate_trainer(arguments: Arguments, attn_implementation: str 
     """The same for a family that brings its processor and chat template.
 
     Raises:
-        ValueError: a prompt template was asked for, or DeepSpeed would shard the frozen model.
+        ValueError: a prompt template was asked for, or the model cannot be placed as the arguments ask.
     """
     model_args, data_args, training_args = arguments
-    prepare.check_not_sharded()
+    prepare.check_sharding(training_args)
     path, dtype = model_args.model_name_or_path, str(training_args.compute_dtype).removeprefix("torch.")
     options = ModelOptions(
         path,
         template=model_args.version,
-        device=str(training_args.device),
+        device="cuda" if training_args.device_map else str(training_args.device),
         dtype=dtype,
         attn_implementation=attn_implementation,
         load_8bit=training_args.bits == 8,
         load_4bit=training_args.bits == 4,
+        shard_model=training_args.shard_model,
     )
     chat = open_model(options)
     assert chat.handle is not None

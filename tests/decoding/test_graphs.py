@@ -116,7 +116,7 @@ def test_layers_after_an_exit_are_recorded_once_for_all_prompts_of_a_length(hf_l
 @torch.no_grad()
 @pytest.mark.parametrize(
     "policy",
-    [NoExit(), AttentionStats(FixedExit(1)), FastV(1, 0.5)],
+    [NoExit(), Combine((AttentionStats(), FixedExit(1))), FastV(1, 0.5)],
     ids=["images stay", "observed", "fastv"],
 )
 def test_rows_with_images_and_studied_layers_are_not_recorded(hf_llava, policy):

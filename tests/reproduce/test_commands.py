@@ -241,34 +241,39 @@ def test_tiny_llavas_benchmarks_are_made(tmp_path):
 
 class TestKeptEvaluations:
     @pytest.fixture
-    def evaluate(self, tmp_path, monkeypatch):
-        places = {name: tmp_path / name for name in ("model", "gqa", "gates")}
-        for place in places.values():
-            place.mkdir()
-            (place / "file").write_text("1")
+    def place(self, tmp_path):
+        """A folder with blanks in its name."""
+        return tmp_path / "a  place"
+
+    @pytest.fixture
+    def evaluate(self, place):
+        places = {name: place / name for name in ("model", "gqa", "gates")}
+        for folder in places.values():
+            folder.mkdir(parents=True)
+            (folder / "file").write_text("1")
 
         def evaluate(config: str = "", graded: bool = True, **settings) -> bool:
             """Whether it ran."""
             commands = Commands() if graded else (lambda *_: commands_without.append(1) or 0)
             commands_without: list[int] = []
-            own = Settings(data_root=tmp_path, gates=places["gates"], **settings)
-            work = Work(own, str(places["model"]), tmp_path, commands)
-            work.evaluation("gqa", tmp_path / "out", "dyvte", config, places["gates"])
+            own = Settings(data_root=place, gates=places["gates"], **settings)
+            work = Work(own, str(places["model"]), place, commands)
+            work.evaluation("gqa", place / "out", "dyvte", config, places["gates"])
             return bool(commands.lines if graded else commands_without)
 
         return evaluate
 
-    def test_until_something_changes(self, evaluate, tmp_path):
+    def test_until_something_changes(self, evaluate, place):
         assert [evaluate(), evaluate(), evaluate("k=3"), evaluate()] == [True, False, True, True]
         for setting in ("threshold", "batch_size", "conv_mode", "verify_every", "variant", "chunks"):
             assert [evaluate(**{setting: 7}), evaluate(**{setting: 7}), evaluate()] == [True, False, True], (
                 setting
             )
         for name in ("model", "gqa", "gates"):
-            (tmp_path / name / "file").write_text("other")
+            (place / name / "file").write_text("other")
             assert [evaluate(), evaluate()] == [True, False], name
 
-    def test_answers_without_a_record_are_not_done(self, evaluate, tmp_path):
+    def test_answers_without_a_record_are_not_done(self, evaluate, place):
         """Nobody has graded them yet, or the record was removed."""
         assert [evaluate(graded=False), evaluate(graded=False), evaluate(), evaluate()] == [
             True,
@@ -276,5 +281,5 @@ class TestKeptEvaluations:
             True,
             False,
         ]
-        (tmp_path / "out/record.json").unlink()
+        (place / "out/record.json").unlink()
         assert evaluate()

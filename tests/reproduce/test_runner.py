@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dyvte.reproduce import runner as runner_module
+from dyvte.reproduce.__main__ import models_of, parse
 from dyvte.reproduce.experiments import Experiment, kind
 from dyvte.reproduce.runner import FAILURES, Runner
 from dyvte.reproduce.settings import Settings
@@ -123,6 +124,33 @@ def test_what_changed_runs_again(place, commands, change, settings, again):
     assert commands.taken() == again
 
 
+def test_changed_gates_are_noticed_whatever_their_folder_is_called(place, commands, monkeypatch):
+    """Settings from the environment, with blanks in every path."""
+    for name, value in {"MODEL": "checkpoint", "GATES": "gates", "DATA_ROOT": "data", "OUT": "out"}.items():
+        monkeypatch.setenv(name, str(place / value))
+
+    def run() -> list[str]:
+        settings = parse(["all"])[1]
+        assert settings.out is not None
+        assert Runner(settings, models_of(None, settings), settings.out, commands).run_all() == []
+        return commands.taken()
+
+    assert [run(), run()] == [list(STEPS), []]
+    (place / "gates/file").write_text("other")
+    assert [run(), run()] == [list(STEPS), []]
+
+
+def test_scripts_hand_on_values_as_they_are(place):
+    python = place / "a python"
+    python.write_text('#!/bin/sh\nprintf "%s|" "$@" "$GATES" "$PWD"\n')
+    python.chmod(0o755)
+    line = ["bash", str(ROOT / "scripts/reproduce/table1.sh"), "my model", "--out", "my  out"]
+    environment = {**os.environ, "PYTHON": str(python), "GATES": "my gates *"}
+    done = subprocess.run(line, env=environment, cwd=place, capture_output=True, text=True, check=True)
+    wanted = ["-m", "dyvte.reproduce", "table1", "my model", "--out", "my  out", "my gates *", str(ROOT)]
+    assert done.stdout.split("|")[:-1] == wanted
+
+
 def test_new_data_and_new_code_run_again(place, commands, monkeypatch):
     entry = FIGURE6
     monkeypatch.setattr(runner_module, "findings_of", lambda name, folder: ())
@@ -216,7 +244,8 @@ def test_an_interrupted_run_goes_on(tmp_path, number):
     while not (out / "started").exists() and time.monotonic() < until:
         time.sleep(0.05)
     second = start()
-    assert "another run is at work" in second.communicate(timeout=30)[1] and second.returncode == 1
+    assert second.communicate(timeout=30) == ("", f"all: another run is at work in {out}\n")
+    assert second.returncode == 1 and run.poll() is None
     run.send_signal(number)
     _, errors = run.communicate(timeout=30)  # ends only when nothing that it started holds its output
     assert run.returncode == 130 and "goes on from here" in errors

@@ -13,6 +13,7 @@ from dyvte import FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.attention.logits import causal_logits
 from dyvte.decoding.packed import Layout
+from dyvte.reduction.combine import Combine
 from dyvte.study import attention_stats
 from dyvte.study.attention import over_samples
 from dyvte.study.attention_stats import KINDS, MEASURES, AttentionStats, measures_of, statistics_of
@@ -65,7 +66,7 @@ def after_last_image(visual: list[bool]) -> list[int]:
 
 
 def measured(model, prompts, side, policy):
-    with attach(model, AttentionStats(policy)) as handle, torch.no_grad():
+    with attach(model, Combine((AttentionStats(), policy))) as handle, torch.no_grad():
         model(**prompts.hf(side), use_cache=False)
         return statistics_of(handle.traces[0]), handle.traces[0]
 
@@ -141,7 +142,7 @@ def test_each_sample_exits_at_its_own_layer(hf_llava, prompts, gates):
         )
 
 
-def test_the_policy_within_still_observes(hf_llava, prompts):
+def test_the_policy_beside_still_observes(hf_llava, prompts):
     seen = []
 
     class Looks(NoExit):
@@ -160,7 +161,7 @@ def test_a_model_of_another_scaling(hf_llava, prompts, monkeypatch):
     usual, _ = measured(hf_llava, prompts[0], "left", NoExit())
     for layer in hf_llava.model.language_model.layers:
         monkeypatch.setattr(layer.self_attn, "scaling", 1e-9)
-    with attach(hf_llava, AttentionStats(NoExit())) as handle, torch.no_grad():
+    with attach(hf_llava, AttentionStats()) as handle, torch.no_grad():
         hf_llava(**prompts[0].hf(), use_cache=False)
     # without any scores weights are even: 7 text tokens after 3 + 4 tokens see 8, 9, 10, 11 tokens, 4 of them visual
     even = statistics_of(handle.traces[0]).mean[0, 0, 1]
@@ -217,7 +218,7 @@ def test_a_merged_token_counts_as_often_as_what_it_stands_for():
 
 
 def test_measuring_changes_no_reduction(hf_llava, prompts):
-    """A policy that works before the first layer, and on values, does so within ``AttentionStats`` too."""
+    """A policy that works before the first layer, and on values, does so beside ``AttentionStats``."""
     seen = []
 
     class Busy(NoExit):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dyvte.decoding.report import PrefillReport
+from dyvte.report.record import ResultRecord
 from dyvte.study import dynamic
 from dyvte.study.answered import EARLIEST, ORACLE, Answered, read_answered
 from dyvte.study.files import StudyWriter
@@ -63,7 +64,7 @@ def test_best_setting_that_costs_no_more_by_hand():
     assert chosen.tolist() == [1, 0, 0, 0] and fits.tolist() == [True, True, True, False]
 
 
-def test_the_interval_covers_the_choice_of_the_layer(make_record):
+def test_the_interval_covers_the_choice_of_the_layer():
     """Two layers of equal cost whose scores differ by chance: each resample takes the better of the two."""
     count, draw = 60, np.random.default_rng(2)
     right = {
@@ -72,17 +73,16 @@ def test_the_interval_covers_the_choice_of_the_layer(make_record):
     }
     keys = tuple((str(number), 0) for number in range(count))
 
-    def answered(method, scores, cost, **settings):
-        record = make_record(benchmark="gqa", method=method, settings=settings, num_layers=2)
-        return Answered(record, keys, scores, np.full(count, cost))
+    def answered(method, scores, cost, layer=None):
+        return Answered(f"{method} {layer}", method, keys, scores, np.full(count, cost), layer)
 
     methods = [
         answered("none", np.full(count, 100.0), 9.0),
-        *(answered("fixed", scores, 1.0, exit_layer=layer) for layer, scores in right.items()),
-        answered("dyvte", np.full(count, 50.0), 1.0, threshold="0.5"),
+        *(answered("fixed", scores, 1.0, int(layer)) for layer, scores in right.items()),
+        answered("dyvte", np.full(count, 50.0), 1.0),
     ]
     resamples = Resamples({"gqa": count}, count=500)
-    (ours,) = dynamic.Comparison({"gqa": methods}, resamples).scope(["gqa"])["rows"]
+    (ours,) = dynamic.scope_of({"gqa": methods}, resamples)["rows"]
     means = np.stack([resamples.means({"gqa": scores}) for scores in right.values()], 1)
     expected = interval(50 - means.max(1))
     assert ours["over_cheaper"] == pytest.approx(asdict(expected)) and ours["fixed_layer"] == "1"
@@ -227,5 +227,5 @@ def test_answers_with_one_id_are_told_apart(folder):
     lines = [{"question_id": "x", "text": "a", "metadata": measured(cost, 4)} for cost in (1, 2)]
     (place / "merge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "scores.json").write_text(json.dumps([{"question_id": "x", "score": s} for s in (0.0, 1.0)]))
-    answered = read_answered(place / "record.json")
+    answered = read_answered(place / "record.json", ResultRecord.read(place / "record.json"))
     assert answered.scores.tolist() == [0, 100] and answered.costs.tolist() == [1, 2]

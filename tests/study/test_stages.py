@@ -53,7 +53,8 @@ def test_oracle_exit_is_the_first_layer_from_which_all_labels_are_one():
 
 def test_questions_that_cannot_exit_count_as_all_layers():
     labels = np.array([[0, 1], [1, 1]], dtype=bool)
-    study = OracleStudy({}, labels, np.array([[0, 1], [0, 0]], dtype=bool), np.array([True, False]))
+    kept, has_exit = np.array([[0, 1], [0, 0]], dtype=bool), np.array([True, False])
+    study = OracleStudy({}, np.array(["a", "b"]), labels, kept, has_exit)
     assert study.exit_layers.tolist() == [1, 2]
     assert study.unchanged.tolist() == [50, 100], "without an image there is nothing to change"
 

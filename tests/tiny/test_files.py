@@ -19,7 +19,7 @@ from dyvte.tiny.scenes import draw, render
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    data.write(folder, count=230, processes=1)
+    data.write(folder, scenes=230, processes=1)
     return folder
 
 
@@ -50,7 +50,7 @@ def test_instruction_files(made: Path) -> None:
 
 
 def test_files_do_not_depend_on_processes(made: Path, tmp_path: Path) -> None:
-    data.write(tmp_path, count=130, processes=2)
+    data.write(tmp_path, scenes=130, processes=2)
     for name in ("pretrain.json", "finetune.json"):
         assert json.loads((tmp_path / name).read_text()) == json.loads((made / name).read_text())[:130]
     assert (tmp_path / "images/000129.jpg").read_bytes() == (made / "images/000129.jpg").read_bytes()

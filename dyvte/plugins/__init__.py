@@ -1,0 +1,1 @@
+"""Attached models inside other people's evaluation harnesses."""
