@@ -5,7 +5,7 @@ is a row of its own, whose index is larger by ``k`` million. Where that table is
 ``mmbench_*.tsv`` of the folder (the Chinese one, say) is scored.
 
 Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_mmbench_for_submission.py`` calls
-:func:`match_answers`.
+:func:`match_answers`. Scoring variants must stay as they were published.
 """
 
 from __future__ import annotations

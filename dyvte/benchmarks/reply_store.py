@@ -21,7 +21,7 @@ MAX_TOKENS = 3  # of a reply, as in MM-Vet's evaluator: a grade such as 0.5 has 
 
 class ReplyStore:
     """Replies by model name and request, in an SQLite file. The key has no address: servers that serve different
-    models under one name need a file each.
+    models under one name need a file each (``judge --store``).
 
     A run holds ``lock`` while it asks: of two runs at once, both could pay for the same reply.
 
@@ -38,12 +38,12 @@ class ReplyStore:
 
     def ask(self, message: str, temperature: float, round_index: int) -> Reply:
         """The stored reply, or a new one, stored before it is returned. Each round has replies of its own."""
-        question = json.dumps([self._endpoint.model, message, temperature, MAX_TOKENS, round_index])
-        asked = hashlib.sha256(question.encode()).hexdigest()
-        if rows := self._run("SELECT reply FROM replies WHERE asked = ?", asked):
+        request = json.dumps([self._endpoint.model, message, temperature, MAX_TOKENS, round_index])
+        key = hashlib.sha256(request.encode()).hexdigest()
+        if rows := self._run("SELECT reply FROM replies WHERE asked = ?", key):
             return Reply(**json.loads(rows[0][0]))
         reply = self._endpoint.ask(message, temperature, MAX_TOKENS)
-        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", asked, json.dumps(asdict(reply)))
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, json.dumps(asdict(reply)))
         return reply
 
     def _run(self, command: str, *values: str) -> list[tuple[str]]:

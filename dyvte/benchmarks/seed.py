@@ -8,7 +8,8 @@ LLaVA's question ids are numbers for images and strings such as ``v12`` for vide
 Parts, in percent: ``total``, ``image``, ``video`` (each where there are such questions), and one for each type under
 its own name. Papers that write SEED print ``total``, those that write SEED-IMG print ``image``.
 
-Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_seed_for_submission.py`` writes its uploads.
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_seed_for_submission.py`` writes its uploads. Numbers
+must stay those of LLaVA's script.
 """
 
 from __future__ import annotations

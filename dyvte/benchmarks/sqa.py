@@ -5,7 +5,7 @@ Files: ``problems.json`` (problems by id), ``pid_splits.json`` (ids by split), `
 image: a question without an answer is wrong in ``accuracy`` and does not count in ``IMG-accuracy``.
 
 The figures by subject, context and grade are those of ScienceQA's own paper, over all questions. Registered in
-``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_science_qa`` is LLaVA's command line for it.
+``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_science_qa`` is LLaVA's command line, whose numbers must stay.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Files: ``TextVQA_0.5.1_val.json`` (annotations), ``llava_textvqa_val_v051_ocr.js
 ids are image ids (strings). As in LLaVA's script, the mean is over the lines of the answers file: a question answered
 twice counts twice, one without an answer does not count.
 
-Registered in ``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_textvqa`` is LLaVA's command line for it.
+Registered in ``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_textvqa`` is LLaVA's command line, whose
+numbers must stay.
 """
 
 from __future__ import annotations

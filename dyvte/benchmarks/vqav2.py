@@ -9,7 +9,8 @@ Answers in LLaVA's JSON lines are scored as LLaVA uploads them: normalised as fo
 ``{"question_id", "answer"}``, the official format of results, is taken as it is. Official evaluators then normalise
 once more before they compare, each in its own way: these are the scoring variants.
 
-Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_vqav2_for_submission.py`` writes uploads.
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_vqav2_for_submission.py`` writes uploads. A new
+official evaluator is a new variant: numbers of the others must stay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Bytes of the KV cache after a prefill, from its trace; for :mod:`dyvte.decoding.trace` and :mod:`dyvte.bench`."""
+"""Bytes of the KV cache after a prefill, from its trace; for :mod:`dyvte.decoding.trace` and :mod:`dyvte.bench`.
+
+They must equal what the real cache holds (``tests/decoding/test_equalities.py``).
+"""
 
 from __future__ import annotations
 

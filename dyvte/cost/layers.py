@@ -1,6 +1,6 @@
 """FLOPs and KV-cache elements of one decoder layer, per token and per pair of tokens, from its config or its modules.
 
-All other files of this package, and so every FLOPs figure of the project, are computed from :class:`LayerCost`.
+All other files of this package, and so all decoder FLOPs of the project, are computed from :class:`LayerCost`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Granite 4 Vision: scaled embeddings, and features added to visual tokens before chosen layers.
 
-transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``.
+transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``;
+logits must equal those of transformers.
 """
 
 from __future__ import annotations

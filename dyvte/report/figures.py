@@ -4,7 +4,7 @@
     python -m dyvte.report.figures tradeoff RECORDS... --out tradeoff.png
 
 ``exits``: histograms of exit layers (Fig. 6 of the paper). ``tradeoff``: score against decoder FLOPs, with fixed
-exits. A name without ending is written as PNG and PDF. :mod:`dyvte.report.summary` and :mod:`dyvte.reproduce` call it.
+exits. A name without ending is written as PNG and PDF. ``summary`` and :mod:`dyvte.reproduce` call it.
 """
 
 from __future__ import annotations
