@@ -23,7 +23,7 @@ class File:
     Attributes:
         path: relative to the benchmark's folder; may be a glob pattern.
         source: where a user gets it.
-        needed_for: the figures or variants that need it; empty when the benchmark cannot be scored without it.
+        needed_for: the figures or variants that need it; empty when it is always needed.
     """
 
     path: str

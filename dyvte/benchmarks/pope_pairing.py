@@ -51,10 +51,8 @@ class SplitScore:
     @property
     def _ratios(self) -> dict[str, tuple[float, float]]:
         """Numerator and denominator of each figure."""
-        predicted, labeled = (
-            self.true_positive + self.false_positive,
-            self.true_positive + self.false_negative,
-        )
+        predicted = self.true_positive + self.false_positive
+        labeled = self.true_positive + self.false_negative
         precision, recall = _ratio(self.true_positive, predicted), _ratio(self.true_positive, labeled)
         return {
             "f1": (2 * precision * recall, precision + recall),

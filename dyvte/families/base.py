@@ -31,7 +31,7 @@ class Adapter:
             -1 for the others; None where all layers are causal.
         logits: (model, output of the language head) -> the model's logits, where these differ.
         answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
-        position_axes: number of axes of rotary positions, where they have several (M-RoPE).
+        position_axes: of rotary positions where they have several (M-RoPE).
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 

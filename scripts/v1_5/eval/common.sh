@@ -2,7 +2,7 @@
 # Shared by the benchmark scripts of this folder, which set -euo pipefail and source it, then set DATA (and RUNNER where
 # another command line answers) and call run_benchmark. Settings, all environment variables:
 #
-#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | ... (docs/method.md), or dyvte+fastv
+#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | ... (docs/method.md); dyvte+fastv: both
 #   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"
 #   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   template of LLaVA's models (vicuna_v1)
@@ -28,7 +28,7 @@ CONV_MODE=${CONV_MODE:-}
 BATCH_SIZE=${BATCH_SIZE:-1}
 VERIFY_EVERY=${VERIFY_EVERY:-100}
 VARIANT=${VARIANT:-}
-RUNNER=llava.eval.model_vqa_loader
+RUNNER=llava.eval.model_vqa_loader # a script whose questions another command line answers sets its own
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [ -z "${PYTHON:-}" ]; then
     if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; else PYTHON=python; fi
