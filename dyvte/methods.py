@@ -63,11 +63,7 @@ OWN_FLAGS = ("none", "dyvte", "fixed")
 
 
 def parse_method(text: str) -> tuple[str, ...]:
-    """The names in a method, or in several joined by ``+``.
-
-    Raises:
-        ValueError: there is no such method, or they do not go together.
-    """
+    """The names in a method, or in several joined by ``+``; ValueError when they are unknown or cannot be joined."""
     names = tuple(text.split("+"))
     for name in names:
         if name not in METHODS:

@@ -45,8 +45,7 @@ class Reply:
 class TryAgain(ConnectionError):
     """An error that may pass: no connection, no reply in time, too many requests, a server error.
 
-    Attributes:
-        wait: seconds that the server asks to wait; 0 when it does not say.
+    ``wait``: seconds that the server asks to wait; 0 when it does not say.
     """
 
     def __init__(self, trouble: str, wait: float = 0.0) -> None:

@@ -60,11 +60,7 @@ def prediction_of(text: str) -> str:
 
 
 def read_records(path: Path) -> Records:
-    """Question records by id.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or the file is not a dict of records with answers.
-    """
+    """Question records by id; ValueError unless the file is a dict of records with answers."""
     return read_annotations(path, {str: _RECORD}, "take GQA's own file, of a split with ground truth")
 
 

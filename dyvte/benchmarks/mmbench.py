@@ -155,10 +155,8 @@ def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> lis
             what = "a rotation of a question that is not in the table: left out"
             remarks.append(Remark(row["index"], what, skipped=True))
         elif row["answer"] not in asked:
-            what = (
-                f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)}): "
-            )
-            what += 'one reads as an empty cell ("None", "N/A" and the like)'
+            what = f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)})"
+            what += ': one reads as an empty cell ("None", "N/A" and the like)'
             remarks.append(Remark(row["index"], what))
     return remarks
 

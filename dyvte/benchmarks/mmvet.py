@@ -81,11 +81,7 @@ class Predictions:
 
 
 def read_predictions(answers_file: Path) -> Predictions:
-    """The predictions of an answers file in LLaVA's JSON lines.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or a line is broken, or there are none.
-    """
+    """The predictions of an answers file in LLaVA's JSON lines; ValueError when a line is broken."""
     rows, remarks = read_answers_and_remarks(answers_file)
     texts = {sample_id(row["question_id"]): row["text"] for row in rows}
     ids = {sample_id(row["question_id"]): row["question_id"] for row in rows}
@@ -99,11 +95,7 @@ def read_predictions(answers_file: Path) -> Predictions:
 
 
 def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
-    """The predictions for the samples of ``data_dir``.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or broken, or no answer belongs to any sample.
-    """
+    """Those for samples of ``data_dir``; ValueError when no answer belongs to any."""
     given, samples = read_predictions(answers_file), read_samples(data_dir)
     known = {key: text for key, text in given.texts.items() if key in samples}
     if not known:

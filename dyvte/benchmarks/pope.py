@@ -45,11 +45,7 @@ def label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def read_categories(path: str | Path) -> Categories:
-    """The split of each question id, in file order.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or a line is broken.
-    """
+    """The split of each question id, in file order; ValueError when a line is broken."""
     rows = read_json_lines(path, {"question_id": int | str, "category": str})
     return {row["question_id"]: row["category"] for row in rows}
 

@@ -68,11 +68,7 @@ class Annotations:
 
 
 def read_seed(path: Path) -> Annotations:
-    """Read ``SEED-Bench.json``.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is broken; the message names the question.
-    """
+    """Read ``SEED-Bench.json``; ValueError, naming the question, when it is broken."""
     advice = f"download it again from {_SOURCE}"
     content = read_annotations(path, _SHAPE, advice)
     types = {number: name for name, number in content["question_type"].items()}

@@ -27,11 +27,7 @@ Key = tuple[str, str]
 
 
 def question_of(prompt: Any) -> str:
-    """The question within a prompt, in lower case, for each of the three prompt shapes that LLaVA uses.
-
-    Raises:
-        ValueError: the prompt has none of these shapes.
-    """
+    """The question in a prompt, in lower case; ValueError unless it has one of LLaVA's three prompt shapes."""
     lines = prompt.split("\n") if isinstance(prompt, str) else []
     if lines and prompt.startswith("OCR tokens: "):
         found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)

@@ -33,9 +33,7 @@ class Decoder(Protocol):
     rotary_emb: Callable[..., tuple[Tensor, Tensor]]
     embed_tokens: nn.Module
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All weights."""
-        ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class VisionLanguageModel(Protocol):
@@ -46,10 +44,6 @@ class VisionLanguageModel(Protocol):
     dtype: torch.dtype
     model: Any  # what holds tower, projector and decoder: families name them as they like
 
-    def get_input_embeddings(self) -> Any:
-        """The token embeddings."""
-        ...
+    def get_input_embeddings(self) -> Any: ...
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The language head."""
-        ...
+    def get_output_embeddings(self) -> nn.Module: ...

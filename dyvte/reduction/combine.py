@@ -21,10 +21,7 @@ class Combine(Policy):
     """The policies one after another, before layer 0 and after each layer; each gets the row from the one before.
 
     Args:
-        policies: in the order in which they act.
-
-    Raises:
-        ValueError: there is none, or one is given twice.
+        policies: in the order in which they act; one at least, and none twice.
     """
 
     policies: tuple[Policy, ...]

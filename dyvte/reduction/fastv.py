@@ -1,6 +1,6 @@
 """FastV (arXiv:2403.06764): from layer K on, only the visual tokens that the last token attended to most.
 
-Registered in ``dyvte/methods.py``.
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Average pooling of the grid of visual tokens before the first layer. Registered in ``dyvte/methods.py``."""
+"""Average pooling of the grid of visual tokens before the first layer.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""PyramidDrop (arXiv:2410.17247): fewer visual tokens after each stage. Registered in ``dyvte/methods.py``."""
+"""PyramidDrop (arXiv:2410.17247): fewer visual tokens after each stage of layers.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Random dropping of visual tokens, a baseline of methods that choose them. Registered in ``dyvte/methods.py``."""
+"""Random dropping of visual tokens, a baseline of methods that choose them.
+
+Registered in ``dyvte/methods.py``, its fields as settings. Another draw changes the results of existing records.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """VisiPruner's exit (arXiv:2510.17205): a dynamic exit without training, by how much each visual token changes the
-attention output of the last text token. Registered in ``dyvte/methods.py``."""
+attention output of the last text token.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 

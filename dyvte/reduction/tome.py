@@ -1,5 +1,7 @@
-"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens are merged. Registered in
-``dyvte/methods.py``."""
+"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens are merged.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 

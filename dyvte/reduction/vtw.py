@@ -1,6 +1,7 @@
 """VTW, visual tokens withdrawal (arXiv:2405.05803): one exit layer for all samples, found by a search.
 
-The policy is registered in ``dyvte/methods.py``; :mod:`dyvte.study.vtw_search` runs the search.
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+:mod:`dyvte.study.vtw_search` runs the search.
 """
 
 from __future__ import annotations

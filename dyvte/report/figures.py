@@ -69,11 +69,7 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
 
 
 def tradeoff(records: Sequence[ResultRecord]) -> Figure:
-    """Average score against decoder FLOPs: baseline, every fixed exit layer, DyVTE.
-
-    Raises:
-        ValueError: no method has run on every benchmark.
-    """
+    """Average score against decoder FLOPs: baseline, fixed exits, DyVTE; ValueError when no average is complete."""
     with extra("study"):
         from matplotlib import pyplot
 

@@ -110,11 +110,7 @@ class Report:
 
 
 def collect(root: Path) -> Report:
-    """Read all parts that the folder has; the others go to ``Report.missing``.
-
-    Raises:
-        ValueError: a file is broken.
-    """
+    """Read all parts that the folder has; the others go to ``Report.missing``."""
     report = Report()
     for name, title in TITLES.items():
         path = root / f"tables/{name}.json"
@@ -211,11 +207,7 @@ def markdown(text: str) -> Markup:
 
 
 def page_of(root: Path) -> str:
-    """The page as HTML.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such folder, or a file in it is broken.
-    """
+    """The page as HTML; FileNotFoundError without the folder, ValueError when a file in it is broken."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; python -m dyvte.reproduce all makes one.")
     report, records, studies = collect(root), page_run.records_below(root), page_run.read_studies(root)

@@ -175,11 +175,7 @@ def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[P
 
 
 def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict[str, Any]:
-    """The fields of :class:`ResultRecord` that come from the answers' reports and ``texts``.
-
-    Raises:
-        ValueError: a report has no seconds.
-    """
+    """The fields of :class:`ResultRecord` that come from reports and texts; ValueError without seconds."""
     if any(report.seconds is None for report in reports):
         raise ValueError("some answers have no seconds in their metadata; answer the questions again")
     num_layers = reports[0].num_layers

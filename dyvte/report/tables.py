@@ -143,11 +143,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path, relative_to: Path) -> Table:
-        """Read the JSON form, with the names of sources relative to a folder.
-
-        Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is not a table.
-        """
+        """The table of a JSON file, with sources relative to a folder; ValueError when it is not a table."""
         try:
             table = cls(**read_json_object(path))
             return table._moved(lambda source: os.path.relpath(path.parent / source, relative_to))
