@@ -20,11 +20,13 @@ from safetensors.torch import save_file
 from transformers import HfArgumentParser, set_seed
 
 from dyvte.cli import one_line_errors
-from dyvte.gates.files import PAPER_PREFIX, tensors_in
+from dyvte.fields import MOST_LAYERS, WIDEST, check_fields, whole
+from dyvte.gates.files import PAPER_PREFIX
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.options import GateOptions
 from dyvte.gates.states import PAPER_STATES
 from dyvte.io import read_json_object, write_json
+from dyvte.weights import tensors_in
 
 
 def main() -> None:
@@ -71,9 +73,12 @@ def decoder_size(folder: Path) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: when there is no ``config.json``.
+        ValueError: when it lacks them.
     """
     config = read_json_object(folder / "config.json")
     config = config.get("text_config", config)  # transformers' own LLaVA nests the decoder's config
+    sizes = {"num_hidden_layers": whole(1, MOST_LAYERS), "hidden_size": whole(1, WIDEST)}
+    check_fields(config, sizes, folder / "config.json")
     return config["num_hidden_layers"], config["hidden_size"]
 
 

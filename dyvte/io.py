@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "UTF-8 with a byte-order mark",
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -40,18 +51,66 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     write_whole(path, json.dumps(content, indent=indent) + "\n")
 
 
+def move_aside(path: Path, run: str) -> Path:
+    """Rename a file so that another can take its place; returns its new name, which is free.
+
+    The name tells which run it was: ``answers.20260131-124500-RUN.jsonl``, with the time of its last change.
+    """
+    changed = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    name, count = path.with_name(f"{path.stem}.{changed}-{run}{path.suffix}"), 1
+    while name.exists():
+        count += 1
+        name = path.with_name(f"{path.stem}.{changed}-{run}-{count}{path.suffix}")
+    path.rename(name)
+    return name
+
+
+def check_output(output: str | Path, source: str | Path, flags: str) -> None:
+    """Refuse to write a file over the one that is read.
+
+    Args:
+        flags: the two flags that name them, for the message.
+
+    Raises:
+        ValueError: both are one file.
+    """
+    output, source = Path(output).expanduser(), Path(source).expanduser()
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"{flags} are the same file, {source}: writing would destroy what is read")
+
+
+def check_encoding(start: bytes, path: str | Path) -> None:
+    """Say what a file is that cannot be read as UTF-8 text, from its first bytes.
+
+    Raises:
+        ValueError: it begins with a byte-order mark, or is a Git LFS pointer.
+    """
+    check_pointer(start, path)
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            raise ValueError(f"{path} is {encoding}: save it as UTF-8 without a byte-order mark")
+
+
+def check_pointer(start: bytes, path: str | Path) -> None:
+    """Raise ValueError where a file's first bytes say that it is a Git LFS pointer."""
+    if start.startswith(_LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+
+
 def read_text(path: str | Path) -> str:
     """A UTF-8 file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or a Git LFS pointer.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    content = path.read_bytes()
+    check_encoding(content[:64], path)
     try:
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
 
@@ -66,7 +125,7 @@ def parse_json(text: str | bytes, place: str | Path) -> Any:
         ValueError: it is not JSON in UTF-8, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not valid JSON ({error}); write or download it again") from None
 

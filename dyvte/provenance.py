@@ -22,6 +22,23 @@ _WEIGHTS = tuple(
 _GATES = "visual_gates"  # in the name of the shard that init_weight.py --merge adds to a checkpoint
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDE_A_BASE = ("adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin")
+_BESIDE_WEIGHTS = (
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+"""What is read beside the weights, of whichever family: tokenizer, templates, image processor."""
 PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
 
 
@@ -57,17 +74,26 @@ def hardware() -> dict[str, str | int | list[str]]:
 
 def sha256_of(paths: Iterable[Path], root: Path) -> dict[str, str]:
     """SHA-256 of each file, by its path below ``root``; of many files one over all their digests."""
-    digests = {}
-    for path in sorted(paths):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        digests[path.relative_to(root).as_posix()] = digest.hexdigest()
+    digests = {path.relative_to(root).as_posix(): file_sha256(path) for path in sorted(paths)}
     if len(digests) <= _MOST_DIGESTS:
         return digests
     together = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return {f"{len(digests)} files": hashlib.sha256(together.encode()).hexdigest()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; one that did not change since is not read again."""
+    stat = path.stat()
+    return _sha256(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
@@ -85,10 +111,15 @@ def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
     else:
         weights = [name for name in _WEIGHTS if (folder / name).is_file()][:1]
         for name in weights:
-            indexed = name.endswith(".json")
-            shards = set(read_json_object(folder / name)["weight_map"].values()) if indexed else {name}
+            shards = _shards(folder / name) if name.endswith(".json") else {name}
             names += sorted(shard for shard in shards if _GATES not in shard)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _shards(index: Path) -> set[str]:
+    from dyvte.weights import shards_of  # only here: it brings torch
+
+    return set(shards_of(index))
 
 
 def checkpoint_digest(model_path: str, tower: str | None = None, base: str | None = None) -> str:
@@ -102,23 +133,57 @@ def checkpoint_digest(model_path: str, tower: str | None = None, base: str | Non
     Raises:
         FileNotFoundError: there is no such folder, and nothing was downloaded under this name.
     """
-    folder = _checkpoint_folder(model_path)
+    folder = checkpoint_folder(model_path)
     parts = sorted(sha256_of([file], folder).popitem() for file in checkpoint_files(folder, base is not None))
-    places = [Path(tower).expanduser(), folder / tower, Path(base or "") / tower] if tower else []
-    for place in [place for place in places if (place / "config.json").is_file()][:1]:
+    if place := _tower_folder(folder, tower, base):
         parts.append(("tower", checkpoint_digest(str(place))))
     if base is not None:
         parts.append(("base", checkpoint_digest(base)))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _checkpoint_folder(model_path: str) -> Path:
+def loaded_digest(model_path: str, base: str | None = None) -> str:
+    """SHA-256 over all files that a model's answers depend on: what :func:`checkpoint_digest` covers, and tokenizer,
+    generation settings, templates and image processor. Other files in the folders do not count.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and nothing was downloaded under this name.
+        ValueError: ``config.json`` is broken.
+    """
+    folder = checkpoint_folder(model_path)
+    config = folder / "config.json"
+    tower = read_json_object(config).get("mm_vision_tower") if config.is_file() else None
+    tower = tower if isinstance(tower, str) else None
+    folders = [folder, checkpoint_folder(base) if base else None, _tower_folder(folder, tower, base)]
+    parts = [checkpoint_digest(model_path, tower, base)]
+    for place in folders:
+        files = [place / name for name in _BESIDE_WEIGHTS if (place / name).is_file()] if place else []
+        parts.append(repr([(file.name, file_sha256(file)) for file in files]))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _tower_folder(folder: Path, tower: str | None, base: str | None) -> Path | None:
+    """The vision tower's folder, by itself, in the checkpoint or in its base; None for one of the Hub, or inside."""
+    places = [Path(tower).expanduser(), folder / tower, Path(base or "") / tower] if tower else []
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def checkpoint_folder(model_path: str) -> Path:
+    """The folder of a checkpoint, or the snapshot that was downloaded under this name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download  # only here: commands that load no model do not wait for it
+    from huggingface_hub.errors import HFValidationError
 
-    return Path(snapshot_download(model_path, local_files_only=True))
+    try:
+        return Path(snapshot_download(model_path, local_files_only=True))
+    except HFValidationError:
+        raise FileNotFoundError(f"model folder not found: {model_path}") from None
 
 
 def _cpu_model() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.model import (
     Batch,
@@ -34,6 +34,7 @@ from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import Embedded
+from dyvte.io import read_json_object
 from dyvte.provenance import checkpoint_digest
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, WRAPPED_IMAGE_TOKEN
 from llava.conversation import conv_templates
@@ -61,9 +62,9 @@ def infer_conv_mode(model_name: str, model_path: str | None = None) -> DefaultTe
     """
     config = Path(model_path or "") / "config.json"
     if model_path and config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("conversation_template")
+        named = read_json_object(config).get("conversation_template")
         if named:
-            return DefaultTemplate(named)
+            return DefaultTemplate(str(named))
     name = model_name.lower()
     return DefaultTemplate(next((mode for part, mode in _MODES_BY_NAME.items() if part in name), "llava_v0"))
 
@@ -81,7 +82,7 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
         raise ValueError(f"unknown conversation mode {template!r}: use one of {', '.join(conv_templates)}")
     loading: dict[str, Any] = {"dtype": options.dtype}
     if options.attn_implementation:
-        loading["attn_implementation"] = options.attn_implementation
+        loading["attn_implementation"] = STOCK.get(options.attn_implementation, options.attn_implementation)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         options.model_path,
         options.model_base,

@@ -7,12 +7,13 @@ import base64
 import io
 import logging
 import math
+import re
 
 import torch
 from PIL import Image
 from transformers import StoppingCriteria
 
-from dyvte.engine.images import MAX_PIXELS, to_rgb
+from dyvte.engine.images import KEPT_PIXELS, open_image, to_rgb
 from dyvte.engine.model import model_name_of as get_model_name_from_path  # noqa: F401 - LLaVA's name of it
 from llava.constants import IMAGE_TOKEN_INDEX
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
     """Decode a base64 text into an image, in the mode it was stored in."""
-    return Image.open(io.BytesIO(base64.b64decode(image)))
+    return open_image(io.BytesIO(base64.b64decode(image)))
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
@@ -35,8 +36,8 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
     if len(background_color) == 3 and pil_img.mode != "RGB":
         pil_img = to_rgb(pil_img)
     side = max(width, height)
-    if side * side > MAX_PIXELS:
-        scale = math.isqrt(MAX_PIXELS) / side
+    if side * side > KEPT_PIXELS:
+        scale = math.isqrt(KEPT_PIXELS) / side
         logger.warning("an image of %dx%d pixels is made smaller before it is padded", width, height)
         width, height = max(1, int(width * scale)), max(1, int(height * scale))
         pil_img = pil_img.resize((width, height))
@@ -82,24 +83,59 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
     ]
 
 
-def _pinpoints(grid_pinpoints) -> list[tuple[int, int]]:
-    """Resolutions as a list; configs hold either a list or its text."""
-    return ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
+def is_aspect_ratio(value: object) -> bool:
+    """Whether a config's ``image_aspect_ratio`` is one that there is."""
+    return value in ("square", "pad", "anyres") or most_tiles(value) is not None
+
+
+def most_tiles(aspect: object) -> int | None:
+    """N of ``anyres_max_N``; None for other ``image_aspect_ratio``."""
+    named = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", aspect) if isinstance(aspect, str) else None
+    return int(named[1]) if named else None
+
+
+def _pinpoints(grid_pinpoints, tile: int) -> list[tuple[int, int]]:
+    """Resolutions (width, height) as a list; configs hold a list, its text, or a range of numbers of tiles, from
+    ``(1x1),...,(6x6)``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(grid_pinpoints, str) and "x" in grid_pinpoints:
+        corners = [
+            (int(across), int(down))
+            for across, down in re.findall(r"\((\d{1,2})x(\d{1,2})\)", grid_pinpoints)
+        ]
+        if corners:
+            (left, top), (right, bottom) = corners[0], corners[-1]
+            columns, rows = range(left, right + 1), range(top, bottom + 1)
+            return [(across * tile, down * tile) for across in columns for down in rows]
+    try:
+        points = ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
+        found = [(int(width), int(height)) for width, height in points]
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        found = []
+    if not found or min(min(point) for point in found) < 1:
+        raise ValueError(
+            f"image_grid_pinpoints must be a list of [width, height], or (1x1),...,(6x6), it is {grid_pinpoints!r}"
+        )
+    return found
 
 
 def get_anyres_image_grid_shape(
     image_size: tuple[int, int], grid_pinpoints, patch_size: int
 ) -> tuple[int, int]:
     """How many tiles (across, down) an image of (width, height) is cut into."""
-    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
 def process_anyres_image(image: Image.Image, processor, grid_pinpoints) -> torch.Tensor:
     """Pixels (1 + tiles, 3, crop, crop): the whole image squeezed to a square, then its tiles."""
     image = to_rgb(image)
-    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
-    tiles = divide_to_patches(resize_and_pad_image(image, resolution), processor.crop_size["height"])
+    tile = processor.crop_size["height"]
+    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints, tile))
+    tiles = divide_to_patches(resize_and_pad_image(image, resolution), tile)
     side = processor.size["shortest_edge"]
     return torch.stack([_pixels(tile, processor) for tile in (image.resize((side, side)), *tiles)])
 
@@ -107,7 +143,7 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints) -> torch
 def _pixels(image: Image.Image, processor) -> torch.Tensor:
     """(3, H, W) from the processor."""
     side = processor.size["shortest_edge"]
-    if side * side * max(image.size) // min(image.size) > MAX_PIXELS:
+    if side * side * max(image.size) // min(image.size) > KEPT_PIXELS:
         raise ValueError(
             f"an image of {image.width}x{image.height} pixels is too elongated to be cropped: pad it"
         )
@@ -117,16 +153,22 @@ def _pixels(image: Image.Image, processor) -> torch.Tensor:
 def process_images(
     images: list[Image.Image], image_processor, model_cfg
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pixels of the images, as ``model_cfg.image_aspect_ratio`` says: "pad", "anyres", or plain.
+    """Pixels of the images, as ``model_cfg.image_aspect_ratio`` says: "pad", "anyres", "anyres_max_N" (the same
+    tiles, whose features are made fewer), or plain ("square", None).
 
     Returns:
         (I, 3, H, W), or (I, 1 + tiles, 3, H, W) for anyres; a list when the tiles differ.
+
+    Raises:
+        ValueError: there is no such ``image_aspect_ratio``.
     """
     aspect = getattr(model_cfg, "image_aspect_ratio", None)
+    if aspect is not None and not is_aspect_ratio(aspect):
+        raise ValueError(f"image_aspect_ratio must be square, pad, anyres or anyres_max_N, it is {aspect!r}")
     if aspect == "pad":
         colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
         pixels = [_pixels(expand2square(to_rgb(image), colour), image_processor) for image in images]
-    elif aspect == "anyres":
+    elif aspect not in (None, "square"):
         pixels = [
             process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images
         ]

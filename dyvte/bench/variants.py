@@ -56,7 +56,7 @@ class Variant:
         if self.policy is None:
             yield None
             return
-        with attach(model, self.policy, self.graphs) as handle:
+        with attach(model, self.policy, self.graphs or False, self.kernel) as handle:
             yield handle
 
     def prefill(self, model, prompts: Prompts):

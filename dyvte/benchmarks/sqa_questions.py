@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dyvte.engine.questions import IMAGE_TOKEN, Item, QuestionFormat
+from dyvte.engine.questions import IMAGE_TOKEN, Item, QuestionFormat, Troubles, image_names, naming
 from dyvte.io import read_json
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -21,14 +21,19 @@ def read_items(args: argparse.Namespace) -> list[Item]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a list of conversations; the message names the entry.
+        ValueError: it is not a list of conversations; the message names the entries.
     """
     path = Path(args.question_file).expanduser()
     rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path} is not a list of questions")
     suffix = f"\n{LETTER_PROMPT}" if getattr(args, "single_pred_prompt", False) else ""
-    return [item_of(row, f"{path}, entry {number}", suffix) for number, row in enumerate(rows)]
+    items, troubles = [], Troubles()
+    for number, row in enumerate(rows):
+        with troubles.noted():
+            items.append(item_of(row, f"{path}, entry {number}", suffix))
+    troubles.tell()
+    return items
 
 
 def item_of(row: dict[str, Any], place: str, suffix: str = "") -> Item:
@@ -41,11 +46,11 @@ def item_of(row: dict[str, Any], place: str, suffix: str = "") -> Item:
         name, text = row["id"], row["conversations"][0]["value"].replace(IMAGE_TOKEN, "").strip()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{place}: not a question with id and conversations ({error!r})") from error
-    image = row.get("image")
-    if image:
-        text = f"{IMAGE_TOKEN}\n{text}"
-    prompt = text + suffix
-    return Item({"question_id": name, "prompt": prompt}, prompt, (image,) if image else (), place)
+    item = Item({"question_id": name}, text, (), place)
+    with naming(item):
+        images = image_names(row.get("image"))
+    prompt = (f"{IMAGE_TOKEN}\n{text}" if images else text) + suffix
+    return Item({"question_id": name, "prompt": prompt}, prompt, images, place)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

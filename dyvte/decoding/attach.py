@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from dyvte.cost.vision import VisionMeter
-from dyvte.decoding.attention.interface import check_kernel
+from dyvte.decoding.attention.plan import check_kernel, choose_kernel
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import run_layers
@@ -36,7 +37,7 @@ from dyvte.decoding.policy import Policy
 from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
-from dyvte.families.stack import execution_device, next_positions, text_positions
+from dyvte.families.stack import Stack, execution_device, next_positions, text_positions
 from dyvte.provenance import git_state, versions
 
 TRACES_KEPT = 1024
@@ -53,14 +54,22 @@ def handle_of(model: nn.Module) -> Handle | None:
     return vars(adapter_for(model).decoder(model)).get("_exit_handle")
 
 
-def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Handle:
+def attach(
+    model: nn.Module,
+    policy: Policy,
+    graphs: Graphs | Literal[False] | None = None,
+    kernel: str | None = None,
+) -> Handle:
     """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
 
     Args:
         model: of a family in :mod:`dyvte.families`, as LLaVA's own class here or as transformers has it.
         policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
-        graphs: ``Graphs()`` records decoding steps and the layers after an exit as CUDA graphs; by default every
-            kernel is launched by itself. Make new ones when the model's weights are moved or replaced.
+        graphs: what records layers and decoding steps as CUDA graphs, and replays them. By default one for all models
+            of the process, where the decoder is on one CUDA device and can be recorded; False: every kernel is
+            launched by itself.
+        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; by default see
+            :func:`~dyvte.decoding.attention.plan.choose_kernel`.
 
     Raises:
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
@@ -70,10 +79,27 @@ def attach(model: nn.Module, policy: Policy, graphs: Graphs | None = None) -> Ha
     stack = adapter.stack(adapter.decoder(model))
     if is_attached(model):
         raise ValueError("a policy is attached to this model already: call detach() on its handle first")
-    check_kernel(stack.config)
-    if graphs is not None:
-        graphs.check(stack)
-    return Handle(model, policy, graphs)
+    return Handle(model, policy, graphs_for(stack, graphs), kernel)
+
+
+@cache
+def _shared_graphs() -> Graphs:
+    """Those of all models that nobody gave others."""
+    return Graphs()
+
+
+def graphs_for(stack: Stack, graphs: Graphs | Literal[False] | None) -> Graphs | None:
+    """The graphs that :func:`attach` is to use for a decoder.
+
+    Raises:
+        ValueError: it cannot be recorded, and graphs were given.
+    """
+    if graphs is None and next(iter(stack.decoder.parameters())).device.type == "cuda":
+        return _shared_graphs() if _shared_graphs().refuses(stack) is None else None
+    if not graphs:
+        return None
+    graphs.check(stack)
+    return graphs
 
 
 @dataclass
@@ -119,20 +145,22 @@ class Handle:
     Several threads may run the model at once; each collects its own traces with :meth:`collect`.
 
     Attributes:
-        graphs: what replays recorded work, or None.
         traces: one :class:`ExitTrace` per prefill, the newest :data:`TRACES_KEPT`; clear it as you like.
         run: what goes into reports about precision, kernel and device; complete it with digests where they are known.
     """
 
-    def __init__(self, model: nn.Module, policy: Policy, graphs: Graphs | None = None):
+    def __init__(
+        self, model: nn.Module, policy: Policy, graphs: Graphs | None = None, kernel: str | None = None
+    ) -> None:
         adapter = adapter_for(model)
         self._model = model
         self._decoder = adapter.decoder(model)
         self._stack = adapter.stack(self._decoder)
         self._axes = adapter.position_axes
         self.policy = policy
+        self.run = run_info(model)
         self.graphs = graphs
-        self.run = run_info(model, graphs)
+        self.kernel = kernel
         self.traces: deque[ExitTrace] = deque(maxlen=TRACES_KEPT)
         # of each thread: `traces` and `calls` being collected, and the `prompt` on its way to the decoder
         self._local = threading.local()
@@ -165,6 +193,16 @@ class Handle:
                 entry.register_forward_pre_hook(note_prompt, with_kwargs=True),
                 entry.register_forward_hook(forget_prompt, always_call=True),
             ]
+        self._encoder = adapter.encoder(model)
+        if self._encoder is not None:
+            plain = getattr(model, self._encoder)
+            parts = tuple(part for part in (tower, projector) if part is not None)
+
+            def encode(pixels: Tensor) -> Tensor:
+                graphs = self._usable_graphs()
+                return plain(pixels) if graphs is None else graphs.call(parts, plain, pixels)
+
+            vars(model)[self._encoder] = encode
         # plain attributes, so that neither enters the module tree or the state dict
         attributes = vars(self._decoder)
         self._own_forward = attributes.get("forward")  # where a wrapper has replaced the class's
@@ -184,6 +222,37 @@ class Handle:
         policy.check(len(self._decoder.layers), self._decoder.config.hidden_size)
         policy.place([_device_of(layer) for layer in self._decoder.layers])
         self._policy = policy
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """What replays recorded work; may be replaced between prefills."""
+        return self._graphs
+
+    @graphs.setter
+    def graphs(self, graphs: Graphs | None) -> None:
+        self._graphs = graphs
+        self.run = replace(self.run, graphs=graphs is not None)
+
+    @property
+    def kernel(self) -> str:
+        """The attention kernel; setting None chooses it by what the model is and where it is now.
+
+        Raises:
+            ValueError: on setting one that has no packed form.
+        """
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, kernel: str | None) -> None:
+        config = self._stack.config
+        weight = next(part for part in self._decoder.parameters() if part.is_floating_point())
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kernel = kernel or choose_kernel(
+            config._attn_implementation_internal, weight.device, weight.dtype, head_dim
+        )
+        check_kernel(kernel)
+        self._kernel = kernel
+        self.run = replace(self.run, attention=kernel)
 
     @contextmanager
     def collect(self) -> Generator[list[ExitTrace]]:
@@ -216,6 +285,8 @@ class Handle:
         del attributes["_exit_handle"], attributes["forward"]
         if self._own_forward is not None:
             attributes["forward"] = self._own_forward
+        if self._encoder is not None:
+            del vars(self._model)[self._encoder]
         for hook in self._hooks:
             hook.remove()
         if self._meter is not None:
@@ -285,7 +356,13 @@ class Handle:
         if self._meter is not None:
             trace.vision_flops = self._meter.take()
         row = run_layers(
-            self._stack, row, policy=self.policy, trace=trace, cache=cache, graphs=self._usable_graphs()
+            self._stack,
+            row,
+            policy=self.policy,
+            trace=trace,
+            cache=cache,
+            graphs=self._usable_graphs(),
+            kernel=self.kernel,
         )
         collected = getattr(self._local, "traces", None)
         (self.traces if collected is None else collected).append(trace)
@@ -294,15 +371,15 @@ class Handle:
     def _step(self, row: PackedRow, cache: RaggedCache) -> PackedRow:
         graphs = self._usable_graphs()
         if graphs is None:
-            return run_layers(self._stack, row, cache=cache)
-        return graphs.step(self._stack, row, cache, run_layers)
+            return run_layers(self._stack, row, cache=cache, kernel=self.kernel)
+        return graphs.step(self._stack, row, cache, partial(run_layers, kernel=self.kernel))
 
     def _usable_graphs(self) -> Graphs | None:
         """Recorded work has no gradients."""
         return None if torch.is_grad_enabled() else self.graphs
 
 
-def run_info(model: nn.Module, graphs: Graphs | None = None) -> RunInfo:
+def run_info(model: nn.Module) -> RunInfo:
     """Precision, kernel, device and code, as reports of this model's prefills state them."""
     device: torch.device = model.device  # type: ignore[assignment]
     commit, dirty = git_state()
@@ -310,7 +387,6 @@ def run_info(model: nn.Module, graphs: Graphs | None = None) -> RunInfo:
         dtype=str(model.dtype).removeprefix("torch."),
         attention=adapter_for(model).decoder(model).config._attn_implementation or "sdpa",
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        graphs=graphs is not None,
         commit=commit,
         dirty=dirty,
         versions=versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from dyvte.decoding.trace import ExitTrace
 from dyvte.families.stack import Stack
 
 if TYPE_CHECKING:
-    from dyvte.decoding.graphs import Graphs, RecordedLayers
+    from dyvte.decoding.graphs.graphs import Graphs
+    from dyvte.decoding.graphs.rows import RecordedLayers
 
 
 def run_layers(
@@ -29,6 +31,7 @@ def run_layers(
     trace: ExitTrace | None = None,
     cache: RaggedCache | None = None,
     graphs: Graphs | None = None,
+    kernel: str | None = None,
 ) -> PackedRow:
     """Run a packed row through all layers and the final norm.
 
@@ -38,7 +41,8 @@ def run_layers(
         policy: may edit the row before the first layer and after each; None while decoding.
         trace: where policy and loop write what they did; needed with a policy.
         cache: filled on the way, and attended to where it already holds tokens.
-        graphs: replays layers over text alone, where they were recorded.
+        graphs: replays layers with a policy's probes, where they were recorded.
+        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; by default that of the config.
 
     Returns:
         The row after the final norm, with the tokens that are left.
@@ -48,15 +52,17 @@ def run_layers(
     """
     if (policy is None) != (trace is None):
         raise ValueError("a policy needs a trace to write to, and a trace a policy")
-    with packed_layers(stack.config) as kernel:
+    with packed_layers(stack.config, kernel) as kernel, ExitStack() as stretch:
         if policy is not None and trace is not None:
             row = policy.enter(row, trace)
         layers: Layers | RecordedLayers | None = None
         for index, device in enumerate(stack.devices):
             row = row if device is None else row.to(device)
             if layers is None or layers.layout is not row.layout:
-                plain = Layers(stack, row, cache, kernel, first=index)
-                layers = (graphs and graphs.layers(plain, index, row)) or plain
+                stretch.close()  # a stretch: layers over one layout
+                plain = layers = Layers(stack, row, cache, kernel, first=index)
+                if graphs is not None and policy is not None and trace is not None:
+                    layers = graphs.layers(plain, index, row, policy, trace, stretch) or plain
             if policy is None or trace is None:
                 row = PackedRow(layers(index, row.hidden), row.layout)
                 continue
@@ -76,6 +82,8 @@ class Layers:
     Attributes:
         stack, layout, cache, kernel: what they run on.
         continued: whether the cache held tokens of the samples before.
+        positions: (1, T) or (axes, 1, T), of the tokens.
+        ropes: rotary embeddings of the tokens, by kind of layer.
     """
 
     def __init__(
@@ -85,8 +93,8 @@ class Layers:
         self.continued = cache is not None and cache.layers[first].is_initialized
         positions = row.layout.positions
         self._modules = tuple(stack.layers)  # a ModuleList takes microseconds to find one by its number
-        self._positions = positions[None] if positions.ndim == 1 else positions[:, None]
-        self._ropes = stack.ropes(row.hidden, self._positions)
+        self.positions = positions[None] if positions.ndim == 1 else positions[:, None]
+        self.ropes = stack.ropes(row.hidden, self.positions)
         self._contexts = {
             kind: PackedContext(
                 row.layout,
@@ -107,4 +115,4 @@ class Layers:
         hidden = stack.before(index, hidden, self.layout)
         if observe is not None:
             context = replace(context, observe=observe)
-        return stack.run(index, self._modules[index], hidden, self._ropes[kind], self._positions, context)
+        return stack.run(index, self._modules[index], hidden, self.ropes[kind], self.positions, context)

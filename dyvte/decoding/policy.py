@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow, drop_visual
@@ -20,8 +21,12 @@ class Policy:
     so) and :meth:`edit`.
 
     A policy keeps no state of a run: it writes what it decides to the ``trace``. ``trace.scratch`` takes what one
-    hook leaves for a later one. A layer that is not observed may be replayed from a CUDA graph; nothing else is asked
-    of a policy for that.
+    hook leaves for a later one. What it is given is there for the call only: a later layer may overwrite states, so a
+    policy that keeps some copies them.
+
+    A layer that is not observed may be replayed from a CUDA graph. What :meth:`edit` has to compute from the states
+    can be recorded with it where the policy offers that as :meth:`probes`; all else that ``edit`` does runs between
+    two replays, as it does between two layers.
     """
 
     def check(self, num_layers: int, hidden_size: int) -> None:
@@ -41,9 +46,40 @@ class Policy:
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Look at what a layer's attention works on, before it runs."""
 
+    def probes(self, layout: Layout) -> Sequence[Probe]:
+        """What :meth:`edit` computes from the states of rows of this layout, where that can be recorded.
+
+        What a probe gave, if it ran, :meth:`edit` finds by :meth:`ExitTrace.answer`.
+        """
+        return ()
+
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """The row that enters layer ``layer + 1``, given the states after ``layer``."""
         return row
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A computation on the states after a layer that a policy decides by, in a form that can be recorded.
+
+    Attributes:
+        owner: the policy.
+        weights: what it computes with. Probes of one kind of policy with the same weights, and inputs of the same
+            shapes, share a recording.
+        inputs: what it reads beside the states, made of the layout alone. The fewer shapes they have, the less is
+            recorded.
+        answers: how many numbers it gives.
+        asks: whether it runs after a layer.
+        compute: (layer, states (T, D), the inputs) -> (answers,) float32. The states may be followed by those of a
+            filler, which it must not read. It runs on the device, without reading anything on the host.
+    """
+
+    owner: Policy
+    weights: nn.Module
+    inputs: tuple[Tensor, ...]
+    answers: int
+    asks: Callable[[int], bool]
+    compute: Callable[[int, Tensor, tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)

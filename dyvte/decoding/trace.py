@@ -42,6 +42,7 @@ class ExitTrace:
         self.visual_tokens = list(layout.visual)
         self.vision_flops: int | None = None
         self.scratch: dict[object, Any] = {}
+        self._answers: dict[object, tuple[Layout, Tensor]] = {}
         self._tokens: list[tuple[int, ...]] = []
         self._probabilities: list[tuple[int, list[int], Tensor]] = []
         self._flops: list[tuple[int, list[int], int]] = []  # added up when someone asks
@@ -54,6 +55,18 @@ class ExitTrace:
     def record_layer(self, layout: Layout) -> None:
         """Note the tokens that the next layer computes (called by the layer loop)."""
         self._tokens.append(layout.lengths[: self.num_samples])
+
+    def note_answer(self, policy: object, layout: Layout, answer: Tensor) -> None:
+        """Keep what a policy's probe gave for the layer just computed, (n,) float32 on the host."""
+        self._answers[policy] = layout, answer
+
+    def answer(self, policy: object, layout: Layout) -> Tensor | None:
+        """What the policy's probe gave for the layer just computed.
+
+        None where it did not run, or ran on another row than this (another policy has edited it since).
+        """
+        noted = self._answers.pop(policy, None)
+        return noted[1] if noted is not None and noted[0] is layout else None
 
     def record_gate(self, layer: int, samples: Sequence[int], probabilities: Tensor, flops: int) -> None:
         """Note that a gate of ``flops`` FLOPs gave these exit ``probabilities`` (n,) for these ``samples``."""

@@ -13,6 +13,7 @@ exit must keep: with the answer as given, an exit changes nothing when it change
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -192,12 +193,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m dyvte.engine.calibrate",
         description="Choose the gates' threshold on a calibration set.",
     )
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--model-base")
+    parser.add_argument("--model-path", type=os.path.expanduser, required=True)
+    parser.add_argument("--model-base", type=os.path.expanduser)
     parser.add_argument(
         "--data-path", required=True, help="instruction data that the gates were not trained on"
     )
-    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--image-folder", type=os.path.expanduser, required=True)
     add_template_arguments(parser, "vicuna_v1")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--limit", type=int, help="use the first so many questions")

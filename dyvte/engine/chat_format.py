@@ -209,7 +209,7 @@ class ChatSamples(Dataset[Sample]):
 
     def __init__(self, form: ChatFormat, data_path: str, image_folder: str, max_length: int) -> None:
         self.records = read_records(data_path)
-        check_records(self.records)
+        check_records(self.records, data_path, image_folder, turns_fit=check_pairs)
         self.form, self.image_folder, self.max_length = form, image_folder, max_length
 
     @property
@@ -220,6 +220,15 @@ class ChatSamples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def has_target(self, index: int) -> bool:
+        """Whether gates learn from a sample: it has an image, and an answer with a token that is not cut off."""
+        record = self.records[index]
+        stand_ins = [Image.new("RGB", (1, 1)) for _ in image_paths(record)]
+        if not stand_ins:
+            return False
+        sample = self.form.sample(turns_of(record, stand_ins), self.max_length)
+        return any(start > max(end, sample.cut) for start, end in sample.answers)
+
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         images = [load_image(path, folder=self.image_folder) for path in image_paths(record)]
@@ -229,16 +238,15 @@ class ChatSamples(Dataset[Sample]):
             raise ValueError(f"sample {record.get('id', index)!r}: {error}") from error
 
 
-def turns_of(record: Mapping[str, Any], images: Sequence[Image.Image]) -> list[tuple[Question, str]]:
-    """Questions with their images, and answers, of a record. A single image stands in front of its question.
-
-    Raises:
-        ValueError: questions and answers do not take turns.
-    """
-    conversation, rest = record["conversations"], iter(images)
-    speakers = [turn["from"] for turn in conversation]
-    if not conversation or speakers != ["human", "gpt"] * (len(conversation) // 2):
+def check_pairs(turns: Sequence[Mapping[str, str]]) -> None:
+    """Raise ValueError unless questions and answers take turns: chat templates have no place for others."""
+    if [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
         raise ValueError("the conversation must be questions of 'human' and answers of 'gpt' in turns")
+
+
+def turns_of(record: Mapping[str, Any], images: Sequence[Image.Image]) -> list[tuple[Question, str]]:
+    """Questions with their images, and answers, of a record. A single image stands in front of its question."""
+    conversation, rest = record["conversations"], iter(images)
     turns = []
     for asked, answered in zip(conversation[::2], conversation[1::2], strict=True):
         text = asked["value"]

@@ -44,7 +44,7 @@ class ModelOptions:
         gates: folder of exit gates; by default those in the checkpoint, if any.
         device: "cuda" becomes "cpu", with a warning, where there is no GPU.
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
-        attn_implementation: sdpa, flash_attention_2 or eager.
+        attn_implementation: one of :data:`~dyvte.decoding.attention.plan.KERNELS`.
         load_8bit, load_4bit: quantize with bitsandbytes.
         shard_model: the processes of this run share the decoder's layers, see :mod:`dyvte.decoding.sharding`.
         evaluator: the command line that asks (``model_vqa``), for models whose own one prepares images differently.

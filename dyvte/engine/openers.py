@@ -22,6 +22,7 @@ from dyvte.decoding.attach import run_info
 from dyvte.decoding.sharding import check_processes, shard_layers
 from dyvte.engine.model import ChatModel, ModelOptions
 from dyvte.families.base import REFUSED
+from dyvte.weights import reading
 
 GROUP = "dyvte.models"
 LLAVA, TRANSFORMERS = "llava", "transformers"
@@ -55,11 +56,15 @@ def family_of(model_path: str, model_base: str | None = None) -> str:
     if model_base is not None:
         return LLAVA
     try:
-        config, _ = PretrainedConfig.get_config_dict(model_path)
+        with reading(model_path):
+            config, _ = PretrainedConfig.get_config_dict(model_path)
     except (OSError, ValueError):
         return LLAVA
-    of_llava = "mm_vision_tower" in config or config.get("model_type") == "llava_llama"
-    brings_tower = "vision_config" in config or config.get("model_type") in REFUSED
+    if not isinstance(config, dict):
+        return LLAVA
+    model_type = str(config.get("model_type"))
+    of_llava = "mm_vision_tower" in config or model_type == "llava_llama"
+    brings_tower = "vision_config" in config or model_type in REFUSED
     return TRANSFORMERS if brings_tower and not of_llava else LLAVA
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+from dyvte.decoding.attach import graphs_for
+from dyvte.decoding.attention.plan import KERNELS
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
@@ -20,8 +23,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def add_model_arguments(parser: argparse.ArgumentParser, conv_mode: str | None, max_new_tokens: int) -> None:
     """LLaVA's flags for the model, its prompt template and how it generates, and those of the exit method."""
-    parser.add_argument("--model-path", default="facebook/opt-350m")
-    parser.add_argument("--model-base")
+    parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=os.path.expanduser)
     add_template_arguments(parser, conv_mode)
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--top_p", type=float)
@@ -47,7 +50,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings of the method, such as k=3 r=0.5; fastv.r=0.5 where several methods have r",
     )
-    parser.add_argument("--gates", help="folder with gates; default: the checkpoint's own")
+    parser.add_argument(
+        "--gates", type=os.path.expanduser, help="folder with gates; default: the checkpoint's own"
+    )
     parser.add_argument(
         "--threshold",
         type=float,
@@ -57,9 +62,14 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="record layers and decoding steps as CUDA graphs, and replay them; default: on a GPU, for models that "
+        "can be recorded",
+    )
+    parser.add_argument(
+        "--compile",
         action="store_true",
-        help="record decoding steps and the layers after an exit as CUDA graphs: pays for small batches and answers "
-        "of many tokens",
+        help="compile the decoder layers within CUDA graphs: some seconds for each new length of prompts",
     )
 
 
@@ -67,7 +77,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags for where, in which precision and with which attention to run."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16, on CPU float32")
     parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
-    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2 or eager")
+    parser.add_argument(
+        "--attn-implementation",
+        choices=KERNELS,
+        help="attention kernel; default: on a GPU in half precision torch_varlen or flash_attention_2, whichever is "
+        "there, else sdpa",
+    )
 
 
 def add_template_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -134,14 +149,15 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
         handle.policy = make_policy(
             names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
         )
-        graphs = Graphs() if getattr(args, "cuda_graphs", False) else None
-        if graphs is not None:
-            graphs.check(stack_of(chat.model))
+        wanted, compiled = getattr(args, "cuda_graphs", None), bool(getattr(args, "compile", False))
+        if compiled and wanted is False:
+            raise ValueError("--compile is for layers within CUDA graphs: leave out --no-cuda-graphs")
+        given = Graphs(compile=compiled) if wanted or compiled else wanted
+        handle.graphs = graphs_for(stack_of(chat.model), given)
+        handle.kernel = options.attn_implementation
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise
-    handle.graphs = graphs
-    handle.run = replace(handle.run, graphs=graphs is not None)
     return Answerer(chat, generation)
 
 

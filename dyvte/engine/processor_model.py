@@ -27,8 +27,10 @@ from transformers import (
 from transformers.utils.import_utils import is_torchvision_available
 
 from dyvte.decoding.attach import Handle, attach
+from dyvte.decoding.attention.plan import STOCK
 from dyvte.decoding.policy import NoExit
 from dyvte.engine.chat_format import ChatCollator, ChatFormat, ChatSamples
+from dyvte.engine.instructions import check_targets
 from dyvte.engine.model import (
     Batch,
     ChatModel,
@@ -41,12 +43,14 @@ from dyvte.engine.model import (
 )
 from dyvte.engine.questions import Question
 from dyvte.families.base import adapter_for
+from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest, has_gates
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import IGNORE_INDEX, Embedded
 from dyvte.provenance import checkpoint_digest
+from dyvte.weights import load_pretrained, reading
 
 
 def open_processor_model(options: ModelOptions) -> ProcessorModel:
@@ -58,7 +62,9 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
             gates are of another model. All but gates of the wrong size are found before weights are loaded.
     """
     path = options.model_path
-    fields, _ = PretrainedConfig.get_config_dict(path)
+    with reading(f"{path}/config.json"):
+        fields, _ = PretrainedConfig.get_config_dict(path)
+    check_sizes(fields, f"{path}/config.json")
     family = fields.get("model_type", "")
     adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
     if options.template is not None and not isinstance(options.template, DefaultTemplate):
@@ -90,10 +96,13 @@ def load_processor(path: str) -> Any:
         ValueError: it has none, or a package that it needs is not installed.
     """
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except (ImportError, AttributeError, TypeError) as error:
+        with reading(f"{path} (processor)"):
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         # without torchvision, transformers fails in several ways to make a processor that also takes videos
-        if is_torchvision_available():
+        if is_torchvision_available() or not isinstance(
+            error.__cause__, (ImportError, AttributeError, TypeError)
+        ):
             raise
         raise ValueError(
             f"the processor of {path} needs torchvision: pip install torchvision ({error})"
@@ -118,14 +127,12 @@ def load_model(options: ModelOptions, fields: dict[str, Any]) -> Any:
     if on_gpu and not options.shard_model:  # else layers leave the host one by one
         loading["device_map"] = "auto" if options.device == "cuda" else {"": options.device}
     if options.attn_implementation:
-        loading["attn_implementation"] = options.attn_implementation
+        loading["attn_implementation"] = STOCK.get(options.attn_implementation, options.attn_implementation)
     if options.load_8bit or options.load_4bit:
         loading["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=options.load_8bit and not options.load_4bit, load_in_4bit=options.load_4bit
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        options.model_path, trust_remote_code=False, **loading
-    )
+    model, _ = load_pretrained(AutoModelForImageTextToText, options.model_path, **loading)
     return model.eval()
 
 
@@ -197,6 +204,7 @@ class ProcessorModel(ChatModel):
         self, data_path: str, image_folder: str, max_length: int = 2048
     ) -> tuple[TrainingSet, Collator]:
         samples: Any = ChatSamples(self.form, data_path, image_folder, max_length)
+        check_targets(samples, data_path)
         collator: Any = ChatCollator(self.form)
         return samples, collator
 

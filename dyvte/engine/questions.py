@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
+import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,12 @@ from typing import Any
 from PIL import Image
 
 from dyvte.engine.images import decode_image, load_image, path_inside
+from dyvte.engine.json_lines import JsonLines
 
+TROUBLES_SHOWN = 5
+"""Questions that cannot be asked and are named; of the others the number is told."""
+LONGEST_SHOWN = 80
+"""Characters of a value in a message."""
 IMAGE_TOKEN = "<image>"
 """Where an image belongs in a question's text; a text without it is asked after its images."""
 _IMAGE_PLACES = re.compile(f"{re.escape(IMAGE_TOKEN)}|<image-placeholder>")
@@ -40,13 +45,10 @@ class Question:
         Raises:
             ValueError: the text has places for another number of images than it comes with.
         """
+        check_places(self.text, len(self.images))
         pieces, count = _IMAGE_PLACES.split(self.text), len(self.images)
         if len(pieces) == 1 and count:
             return ["", *["\n"] * (count - 1), "\n" + self.text]
-        if len(pieces) != count + 1:
-            raise ValueError(
-                f"the question has places for {len(pieces) - 1} images, but comes with {count}: {self.text!r}"
-            )
         return pieces
 
 
@@ -70,39 +72,56 @@ class Item:
     @property
     def name(self) -> str:
         where = f" ({self.place})" if self.place else ""
-        return f"question {self.head['question_id']!r}{where}"
+        return f"question {shown(self.head['question_id'])}{where}"
 
 
-def read_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(place, row) of each line of a JSON-lines file.
+def read_lines(path: str) -> JsonLines[tuple[str, dict[str, Any]]]:
+    """(place, row) of each line of a JSON-lines file, read when asked for.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: naming the line that is not an object with a question_id.
+        ValueError: it is in another encoding than UTF-8. Asking for a row: it is not an object with a question_id;
+            the message names the line.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"question file not found: {file}")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-            row["question_id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{place}: not a question with a question_id ({error})") from error
-        rows.append((place, row))
-    return rows
+    return JsonLines(file, _row_of)
 
 
-def item_of(row: dict[str, Any], place: str = "") -> Item:
-    """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list)."""
-    images = row.get("image") or []
-    images = (images,) if isinstance(images, str) else tuple(images)
+def _row_of(row: Any, place: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: not a question but {shown(row)}")
+    if "question_id" not in row:
+        raise ValueError(f"{place}: a question without question_id")
+    return place, row
+
+
+def item_of(row: Mapping[str, Any], place: str = "") -> Item:
+    """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list).
+
+    Raises:
+        ValueError: ``image`` is something else; the message names the question.
+    """
     text = row.get("text")
-    return Item({"question_id": row["question_id"], "prompt": text}, text or "", images, place)
+    item = Item({"question_id": row["question_id"], "prompt": text}, "" if text is None else text, (), place)
+    with naming(item):
+        return replace(item, images=image_names(row.get("image")))
+
+
+def image_names(value: Any) -> tuple[str, ...]:
+    """The field ``image`` of a question: a file name, a list of some, or nothing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is None or value == "":
+        return ()
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"image must be a file name or a list of file names, not {shown(value)}")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -111,13 +130,14 @@ class QuestionFormat:
 
     Attributes:
         read: the questions of ``args.question_file``, as the flags of ``add_flags`` ask for them; a flag that
-            ``args`` lacks takes its default. Raises FileNotFoundError or ValueError, naming file and entry.
+            ``args`` lacks takes its default. Raises FileNotFoundError or ValueError, naming file and entry, at once
+            or when a question is asked for.
         add_flags: adds the flags that only this format has.
         question_file, conv_mode, max_new_tokens: defaults of the flags that all formats have, as in LLaVA.
         description: of the command line.
     """
 
-    read: Callable[[argparse.Namespace], list[Item]]
+    read: Callable[[argparse.Namespace], Sequence[Item]]
     description: str
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     question_file: str = "tables/question.jsonl"
@@ -126,7 +146,7 @@ class QuestionFormat:
 
 
 JSON_LINES = QuestionFormat(
-    read=lambda args: [item_of(row, place) for place, row in read_lines(args.question_file)],
+    read=lambda args: read_lines(args.question_file).map(lambda row: item_of(row[1], row[0])),
     description="Answer a JSON-lines file of questions about images.",
 )
 OPEN_QUESTIONS = replace(JSON_LINES, max_new_tokens=1024)
@@ -137,18 +157,42 @@ def check_items(items: Sequence[Item], folder: str | Path) -> None:
     """Find what is wrong with any question before hours of inference.
 
     Raises:
-        FileNotFoundError, ValueError: naming the first question without text, or whose image is missing or lies
-            outside the folder, and how many more there are.
+        FileNotFoundError, ValueError: naming the first questions that cannot be asked, with file, line and field,
+            and how many more there are.
     """
-    troubles: list[Exception] = []
-    for item in items:
+    troubles = Troubles()
+    for number in range(len(items)):
+        with troubles.noted():
+            _check(items[number], folder)
+    troubles.tell()
+
+
+class Troubles:
+    """What is wrong with questions: the first few in words, of the others the number."""
+
+    def __init__(self) -> None:
+        self._first: list[Exception] = []
+        self._count = 0
+
+    @contextmanager
+    def noted(self) -> Generator[None]:
+        """A ValueError or OSError in the block is kept instead of raised."""
         try:
-            _check(item, folder)
-        except (ValueError, FileNotFoundError) as error:
-            troubles.append(error)
-    if troubles:
-        more = f" ({len(troubles) - 1} more questions cannot be asked)" if len(troubles) > 1 else ""
-        raise type(troubles[0])(f"{troubles[0]}{more}")
+            yield
+        except (ValueError, OSError) as error:
+            self._count += 1
+            if len(self._first) < TROUBLES_SHOWN:
+                self._first.append(error)
+
+    def tell(self) -> None:
+        """Raise one error about all of them; FileNotFoundError where files are missing and nothing else is wrong."""
+        if not self._count:
+            return
+        missing = all(isinstance(error, FileNotFoundError) for error in self._first)
+        more = self._count - len(self._first)
+        told = "; ".join(str(error) for error in self._first)
+        message = f"{told} ({more} more questions cannot be asked)" if more else told
+        raise FileNotFoundError(message) if missing else ValueError(message)
 
 
 def prepare(item: Item, folder: str | Path) -> Question:
@@ -157,7 +201,7 @@ def prepare(item: Item, folder: str | Path) -> Question:
     Raises:
         FileNotFoundError, ValueError: naming the question, when its text or an image is not usable.
     """
-    _check(item, folder)
+    _check(item, folder)  # again: files may be gone since the questions were checked
     with naming(item):
         inside = partial(decode_image, name="in the question file")
         loaded = [load_image(i, folder) if isinstance(i, str) else inside(io.BytesIO(i)) for i in item.images]
@@ -169,14 +213,62 @@ def naming(item: Item) -> Generator[None]:
     """Errors in the block begin with the question's name."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{item.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{item.name}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{item.name}: {error}") from error
+
+
+@contextmanager
+def naming_all(items: Sequence[Item]) -> Generator[None]:
+    """A ValueError in the block, which answers a batch, begins with the name of its question, or of the first."""
+    try:
+        yield
+    except ValueError as error:
+        others = f" or one of the {len(items) - 1} after it" if len(items) > 1 else ""
+        raise ValueError(f"{items[0].name}{others}: {error}") from error
 
 
 def _check(item: Item, folder: str | Path) -> None:
-    if not isinstance(item.text, str) or not item.text.strip():
-        raise ValueError(f"{item.name} has no text")
+    question_id, text = item.head["question_id"], item.text
+    if isinstance(question_id, bool) or not isinstance(question_id, (str, int, float)):
+        raise ValueError(f"{item.name}: question_id must be text or a number")
+    if isinstance(question_id, float) and not math.isfinite(question_id):
+        raise ValueError(f"{item.name}: question_id is no finite number")
     with naming(item):
+        check_text(question_id if isinstance(question_id, str) else "", "question_id")
+        if not isinstance(text, str):
+            raise ValueError(f"text must be text, not {shown(text)}")
+        if not text.strip():
+            raise ValueError("it has no text: the field text is missing or blank")
+        check_text(text, "text")
+        check_places(text, len(item.images))
         for image in item.images:
-            if isinstance(image, str) and not path_inside(folder, image).is_file():
-                raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
+            if isinstance(image, str):
+                check_text(image, "image")
+                if "\0" in image:
+                    raise ValueError(f"image: the file name {shown(image)} holds a NUL character")
+                if not path_inside(folder, image).is_file():
+                    raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
+
+
+def check_places(text: str, images: int) -> None:
+    """Raise ValueError where a text has places for another number of images than it comes with."""
+    places = len(_IMAGE_PLACES.findall(text))
+    if places and places != images:
+        raise ValueError(f"the text has places for {places} images, but comes with {images}: {shown(text)}")
+
+
+def check_text(text: str, field: str) -> None:
+    """Raise ValueError for half of a character, which no tokenizer and no file system takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(f"{field} holds {half!a}, half of a character (a lone surrogate)") from None
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

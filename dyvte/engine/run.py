@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from dyvte.engine.answer import Answer, Answerer
-from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.answers_file import AnswersFile, describe_run, has_checkpoints
 from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_model_arguments, open_answerer
-from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, prepare
+from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, naming_all, prepare
+from dyvte.io import check_output
 
 
 def split_list(lst: Sequence, n: int) -> list:
@@ -73,22 +75,27 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
     that answer as ``batch1_text``.
 
     Raises:
-        FileNotFoundError, ValueError: before the model is loaded where that can be known; what was answered is kept.
+        FileNotFoundError, ValueError: before the model is loaded where that can be known; what was answered is kept,
+            and answers of another run are not touched.
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be positive, got {args.batch_size}")
+    check_output(args.answers_file, args.question_file, "--answers-file and --question-file")
     items = get_chunk(items, args.num_chunks, args.chunk_idx)
     check_items(items, args.image_folder)
-    model_name = model_name_of(args.model_path)
-    with AnswersFile(args.answers_file, run_settings(args), model_name, items) as answers:
+    model_name, template = model_name_of(args.model_path), template or args.conv_mode
+    # what a name on the Hub stands for is known once it is downloaded
+    answerer = None if has_checkpoints(args) else open_answerer(args, template)
+    with AnswersFile(args.answers_file, describe_run(args), model_name, items) as answers:
         remaining = items[answers.kept :]
         if not remaining:
             return
-        answerer = open_answerer(args, template or args.conv_mode)
+        answerer = answerer or open_answerer(args, template)
         with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
             batches = prepared_batches(remaining, args.batch_size, answerer.chat, args.image_folder)
             for number, (asked, batch) in enumerate(batches):
-                done = answerer.complete(batch)
+                with naming_all(asked):
+                    done = answerer.complete(batch)
                 if args.batch_size > 1 and args.verify_every:
                     done = _verified(answerer, asked, done, args, answers.kept + number * args.batch_size)
                 answers.write([answer_line(*pair, model_name) for pair in zip(asked, done, strict=True)])
@@ -122,9 +129,9 @@ def answer_line(item: Item, answer: Answer, model_name: str) -> dict[str, Any]:
 def question_parser(questions: QuestionFormat, description: str = "") -> argparse.ArgumentParser:
     """LLaVA's flags, those of the question format, and those of the exit method."""
     parser = argparse.ArgumentParser(description=description or questions.description)
-    parser.add_argument("--image-folder", default="")
-    parser.add_argument("--question-file", default=questions.question_file)
-    parser.add_argument("--answers-file", default="answer.jsonl")
+    parser.add_argument("--image-folder", type=os.path.expanduser, default="")
+    parser.add_argument("--question-file", type=os.path.expanduser, default=questions.question_file)
+    parser.add_argument("--answers-file", type=os.path.expanduser, default="answer.jsonl")
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=1, help="questions answered together")

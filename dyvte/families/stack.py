@@ -60,11 +60,16 @@ class Stack:
         return type(self) is Stack and not any(rule.local for rule in self.rules)
 
     def kind(self, index: int) -> str:
-        """The kind of a layer. Where the config does not list kinds, all layers have the window that it names."""
+        """The kind of a layer. Where the config does not list kinds, all layers have the window that it names, if its
+        family knows windows: a Llama computes full attention whatever ``sliding_window`` its file may hold.
+        """
         kinds: Sequence[str] | None = getattr(self.config, "layer_types", None)
         if kinds is not None:
+            if index >= len(kinds):
+                raise ValueError(f"layer_types of the config names {len(kinds)} layers, the model has more")
             return kinds[index]
-        if getattr(self.config, "sliding_window", None) is not None:
+        knows_windows = "sliding_window" in inspect.signature(type(self.config)).parameters
+        if knows_windows and self.config.sliding_window is not None:
             return "sliding_attention"
         return "full_attention"
 

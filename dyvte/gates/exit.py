@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.decoding.policy import Policy, exit_sequences
+from dyvte.decoding.policy import Policy, Probe, exit_sequences
 from dyvte.decoding.trace import ExitTrace
 from dyvte.gates.attention_states import attention_states
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.states import gather_states, reads_attention
+from dyvte.gates.states import Means, gather_states, means_of, reads_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +66,48 @@ class LearnedExit(Policy):
         """Keep what the gate needs of the layer's attention."""
         trace.scratch[self] = attention_states(inputs, self.gates.hidden_size)
 
-    @torch.no_grad()
+    def probes(self, layout: Layout) -> Sequence[Probe]:
+        """The exit probabilities of the sequences that may exit; not of gates that read attention."""
+        gates = self.gates
+        if reads_attention(gates.states) or not layout.may_exit:
+            return ()
+
+        def compute(layer: int, hidden: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+            means = Means(*inputs).of(hidden)[:-1]  # the last one is that of the filling tokens
+            return gates.exit_probability(layer, means.view(-1, len(gates.states) * hidden.shape[-1]))
+
+        means = means_of(layout, gates.states, filled=True)
+        return (
+            Probe(
+                owner=self,
+                weights=gates,
+                inputs=(means.tokens, means.order, means.starts),
+                answers=len(layout.may_exit),
+                asks=lambda layer: self._asks(layer, layout),
+                compute=compute,
+            ),
+        )
+
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         """Ask the layer's gate about every sample whose image is still there; drop the images it lets go."""
         if not self._asks(layer, row.layout):
             return row
         sequences = row.layout.may_exit
-        states = gather_states(row, self.gates.states, trace.scratch.pop(self, None))
-        probabilities = self.gates.exit_probability(layer, states)
+        probabilities = trace.answer(self, row.layout)
+        if probabilities is None:
+            states = gather_states(row, self.gates.states, trace.scratch.pop(self, None))
+            probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[sequence] for sequence in sequences]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
-        # a NaN compares as False: it never exits. Reading the decisions makes the host wait for the device.
-        decisions: list[bool] = (probabilities > cast(float, self.threshold)).tolist()
-        leaving = [sequence for sequence, decision in zip(sequences, decisions, strict=True) if decision]
+        # a NaN compares as False: it never exits. Reading the probabilities makes the host wait for the device.
+        pairs = zip(sequences, probabilities.tolist(), strict=True)
+        leaving = [sequence for sequence, probability in pairs if probability > self._limit]
         return exit_sequences(row, leaving, layer, trace)
+
+    @cached_property
+    def _limit(self) -> float:
+        """The threshold in the probabilities' precision, so that comparing on the host is comparing on the device."""
+        return float(np.float32(cast(float, self.threshold)))
 
     def _asks(self, layer: int, layout: Layout) -> bool:
         """Whether the layer's gate takes part, and some sample has an image that may leave."""

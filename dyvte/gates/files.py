@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dyvte.fields import MOST_LAYERS, TEXT, WIDEST, check_fields, listed, number, optional, record, whole
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import Origin
-from dyvte.io import read_json, read_json_object, whole_file, write_json
+from dyvte.io import read_json_object, whole_file, write_json
 from dyvte.provenance import sha256_of
+from dyvte.weights import FLOATS, check_finite, load_tensors, shards_of, tensors_in, writing
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 FORMAT, VERSIONS = "dyvte-gates", (1, 2)
 """Version 2 adds where gates come from (:class:`dyvte.gates.origin.Origin`)."""
-PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d+)\.(w[12])\.weight$")
+_TEXT = optional(TEXT)
+FIELDS = {
+    "num_layers": whole(1, MOST_LAYERS),
+    "hidden_size": whole(1, WIDEST),
+    "width": whole(1, WIDEST),
+    "states": listed(TEXT),
+    "kind": _TEXT,
+    "rank": optional(whole(1, WIDEST)),
+    "gated_layers": optional(listed(whole(0, MOST_LAYERS))),
+    "base_model": _TEXT,
+    "base_sha256": _TEXT,
+    "model_family": _TEXT,
+    "trained_on": optional(record(sha256=TEXT, samples=whole(0, 10**12))),
+    "calibration": optional(record(threshold=number(0, 1))),
+}
+"""What a description of gates holds."""
+PAPER_KEY = re.compile(r"(?:^|\.)visual_gates_router\.(\d{1,4})\.(w[12])\.weight$")
 PAPER_PREFIX = "model.visual_gates_router"
 
 
 def save_gates(gates: ExitGates, folder: str | Path) -> None:
     """Write the gates to ``folder``: weights as safetensors, then what they are as JSON."""
     folder = Path(folder)
-    write_tensors(folder / WEIGHTS, gates.state_dict())
+    weights = {name: value.detach().cpu().contiguous() for name, value in gates.state_dict().items()}
+    with writing(folder / WEIGHTS), whole_file(folder / WEIGHTS) as unfinished:
+        save_file(weights, unfinished, metadata={"format": "pt"})
+        if not (folder / WEIGHTS).is_file() or not filecmp.cmp(folder / WEIGHTS, unfinished, shallow=False):
+            # else a kill between the two files would leave other gates with this calibration and origin
+            (folder / DESCRIPTION).unlink(missing_ok=True)
     description = {
         "format": FORMAT,
         "version": VERSIONS[-1],
@@ -41,14 +63,8 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
         "calibration": gates.calibration or None,
     }
     known = {name: value for name, value in description.items() if value is not None}
-    write_json(folder / DESCRIPTION, known, indent=2)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with whole_file(path) as unfinished:
-        save_file(tensors, unfinished, metadata={"format": "pt"})
+    with writing(folder / DESCRIPTION):
+        write_json(folder / DESCRIPTION, known, indent=2)
 
 
 def has_gates(folder: str | Path) -> bool:
@@ -74,9 +90,7 @@ def load_gates(folder: str | Path, dtype: torch.dtype | None = None) -> ExitGate
     """See :meth:`ExitGates.from_pretrained`."""
     folder = Path(folder)
     gates = _load_own(folder) if (folder / WEIGHTS).is_file() else _load_paper(folder)
-    for name, value in gates.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{folder}: gate weight {name} is not finite; train the gates again")
+    check_finite(gates.state_dict().items(), folder)
     return gates.to(dtype) if dtype is not None else gates
 
 
@@ -89,11 +103,12 @@ def _load_own(folder: Path) -> ExitGates:
         raise ValueError(
             f"{path} is not a description of gates ({FORMAT}, version {VERSIONS[0]} or {VERSIONS[1]})"
         )
-    weights = {key: read() for key, read in tensors_in(folder / WEIGHTS)}
+    check_fields(described, FIELDS, path)
+    weights = load_tensors(folder / WEIGHTS)
     sizes = {name: described[name] for name in ("num_layers", "hidden_size", "width", "states")}
     options = {name: described[name] for name in ("kind", "rank", "gated_layers") if name in described}
-    gates = _assemble(weights, folder, **sizes, **options)
-    gates.calibration = described.get("calibration", {})
+    gates = _assemble(weights, path, **sizes, **options)
+    gates.calibration = described.get("calibration") or {}
     gates.origin = Origin.from_dict(described)
     return gates
 
@@ -109,7 +124,7 @@ def _load_paper(folder: Path) -> ExitGates:
             "make some with init_weight.py and train them"
         )
     first = weights.get("layers.0.w1.weight")
-    if first is None:
+    if first is None or first.ndim != 2:
         raise ValueError(f"{folder}: the gates of layer 0 are missing (found {len(weights)} gate weights)")
     num_layers = 1 + max(int(key.split(".")[1]) for key in weights)
     # the paper's gates read two text states
@@ -118,40 +133,37 @@ def _load_paper(folder: Path) -> ExitGates:
     )
 
 
-def _assemble(weights: dict[str, Tensor], folder: Path, **sizes) -> ExitGates:
-    """Gates around these tensors: built without storage, so the weights are held once."""
-    with torch.device("meta"):
-        gates = ExitGates(**sizes)
+def _assemble(weights: dict[str, Tensor], place: Path, **sizes) -> ExitGates:
+    """Gates around these tensors: built without storage, so the weights are held once; ``place`` gave the sizes."""
+    try:
+        with torch.device("meta"):
+            gates = ExitGates(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
     expected = {name: tuple(value.shape) for name, value in gates.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise ValueError(
-            f"{folder}: gate weight {wrong} should have shape {expected.get(wrong)} by its description, "
+            f"{place}: gate weight {wrong} should have shape {expected.get(wrong)} by its description, "
             f"the file has {found.get(wrong)}"
+        )
+    types = {value.dtype for value in weights.values()}
+    if len(types) > 1 or not types <= set(FLOATS):
+        named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in types))
+        raise ValueError(
+            f"{place}: gate weights must all be float16, bfloat16, float32 or float64; they are {named}"
         )
     gates.load_state_dict(weights, assign=True)
     return gates
 
 
-def tensors_in(path: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(key, function that reads the tensor) of a file of weights, safetensors or ``.bin``."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                yield key, partial(file.get_tensor, key)
-    else:
-        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for key, tensor in shard.items():
-            yield key, tensor.clone
-
-
 def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """As :func:`tensors_in`, of all weights in a checkpoint folder, shard by shard."""
+    """As :func:`dyvte.weights.tensors_in`, of all weights in a checkpoint folder, shard by shard."""
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
-        weight_map = read_json(index)["weight_map"]
-        bins = {folder / shard for key, shard in weight_map.items() if PAPER_KEY.search(key)}
+        shards = shards_of(index).items()
+        bins = {folder / shard for shard, keys in shards if any(PAPER_KEY.search(key) for key in keys)}
     else:
         bins = set(folder.glob("pytorch_model*.bin"))
     for path in [*sorted(folder.glob("*.safetensors")), *sorted(bins)]:

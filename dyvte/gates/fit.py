@@ -22,7 +22,9 @@ from transformers import HfArgumentParser, set_seed
 
 from dyvte.cli import one_line_errors
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.identity import RunIdentity, settings_of, weights_digest
 from dyvte.gates.options import GateOptions, TrainingArguments, flag
+from dyvte.gates.running import only_run
 from dyvte.gates.store import MEASURED, StateStore
 from dyvte.gates.supervision import Supervision, labels_of
 from dyvte.gates.trainer import log_to_stderr
@@ -110,10 +112,14 @@ def fit(options: FitArguments, training_args: TrainingArguments) -> ExitGates:
     gates = starting_gates(store, options)
     model = StoredGates(gates, training_args.gate_alpha)
     trainer = GateTrainer(model=model, args=training_args, train_dataset=store, data_collator=collate)
-    trainer.train_to_the_end()
-    trainer.save_model()
-    if options.gate_dtype == "float16" and training_args.should_save:
-        gates.half().save_pretrained(str(training_args.output_dir))
+    settings = settings_of(options, training_args, global_batch=training_args.global_batch)
+    manifest = store.manifest
+    settings |= {"prompts": manifest.settings, "dtype": manifest.dtype}
+    trainer.identity = RunIdentity(manifest.model, manifest.data, weights_digest(gates), settings)
+    with only_run(training_args):
+        trainer.train_to_the_end()
+        if options.gate_dtype == "float16" and training_args.should_save:
+            gates.half().save_pretrained(str(training_args.output_dir))
     return gates
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class ExitGates(nn.Module):
         """The calibrated threshold; 0.5, the paper's, where there is none."""
         return self.calibration.get("threshold", 0.5)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """FLOPs (2 x multiply-accumulate) of one gate for one sample."""
         gate = self.layers[self.gated_layers[0]] if self.shared is None else self.shared

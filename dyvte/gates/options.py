@@ -6,6 +6,7 @@ The parser accepts each flag with underscores and with hyphens (``--gate_kind``,
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +97,11 @@ class TrainingArguments(transformers.TrainingArguments):
             self.warmup_steps = self.warmup_steps or self.warmup_ratio
         if self.no_cuda:
             self.use_cpu = True
+        if (self.bf16 or self.fp16) and not self.use_cpu and not torch.cuda.is_available():
+            raise ValueError(
+                f"--{'bf16' if self.bf16 else 'fp16'} True needs a GPU, and this machine has none: leave it out "
+                "(the scripts: BF16=False), or train in it on the CPU with --use_cpu True"
+            )
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
         if self.tf32 and not torch.cuda.is_available():
@@ -106,6 +112,11 @@ class TrainingArguments(transformers.TrainingArguments):
                 logger.warning("--%s is ignored: this version of transformers has no such flag", name)
         if self.gate_supervision not in ("all", "random"):
             raise ValueError(f"--gate_supervision must be 'all' or 'random', got {self.gate_supervision!r}")
-        if self.gate_alpha <= 0:
+        if not 0 < self.gate_alpha < math.inf:
             raise ValueError(f"--gate_alpha must be positive, got {self.gate_alpha}")
         super().__post_init__()
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step, over all processes and accumulated batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.cli import run
+from dyvte.engine.images import path_inside
 from dyvte.engine.instructions import image_paths, read_records
-from dyvte.engine.questions import IMAGE_TOKEN
-from dyvte.io import write_json, write_whole
+from dyvte.engine.questions import IMAGE_TOKEN, check_text
+from dyvte.io import check_output, write_json, write_whole
 
 
 def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict | None, str]:
@@ -29,7 +30,10 @@ def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict |
         return None, "missing fields"
     if not record.get("image"):
         return None, "text only"
-    images = image_paths(record)
+    try:
+        images = image_paths(record)
+    except ValueError:
+        return None, "missing fields"
     if len(images) > 1:
         return None, "several images"
     turns = record["conversations"][:2]
@@ -41,8 +45,16 @@ def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict |
         return None, "first question does not hold the image"
     if not turns[1]["value"].strip():
         return None, "empty answer"
-    if image_folder is not None and not (image_folder / images[0]).is_file():
-        return None, "image file missing"
+    try:
+        path = path_inside(image_folder or Path(), images[0])
+        if image_folder is not None and not path.is_file():
+            return None, "image file missing"
+    except (ValueError, OSError):
+        return None, "image outside the image folder"
+    try:
+        check_text(turns[0]["value"] + turns[1]["value"], "value")
+    except ValueError:
+        return None, "half of a character in the text"
     return {**record, "image": images[0], "conversations": turns}, ""
 
 
@@ -86,12 +98,14 @@ def draw(
 
 def sample(args: argparse.Namespace) -> None:
     """Draw, write the samples and the report, and print the report."""
+    output = Path(args.output)
+    report_path = output.with_suffix(".report.json")
+    for written in (output, report_path):
+        check_output(written, args.data_path, "--output and --data-path")
     folder = None if args.image_folder is None else Path(args.image_folder)
     samples, report = draw(read_records(args.data_path), args.fraction, args.seed, folder)
     report = {"data_path": args.data_path, **report}
-    output = Path(args.output)
     write_whole(output, json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
-    report_path = output.with_suffix(".report.json")
     write_json(report_path, report, indent=2)
     print(json.dumps(report, indent=2))
     print(f"wrote {output} and {report_path}")

@@ -9,11 +9,13 @@ Shapes: G sequences, T tokens, D hidden size, K states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from dyvte.decoding.packed import VISUAL, Layout, PackedRow
 
@@ -41,22 +43,48 @@ def reads_attention(states: Sequence[str]) -> bool:
     return not set(states).isdisjoint(ATTENTION_STATES)
 
 
-Means = tuple[Tensor, Tensor, Tensor]
-_MEANS: WeakKeyDictionary[Layout, dict[tuple[str, ...], Means]] = WeakKeyDictionary()
+FILL = 32
+"""Lists of tokens are filled up to a multiple of this. A choice, as in :mod:`dyvte.decoding.graphs.rows`."""
 
 
-def _means(layout: Layout, states: tuple[str, ...]) -> Means:
-    """These states as means: (m,) tokens, (m,) the row of (n * K) states of each, (n * K, 1) how many.
+@dataclass(frozen=True, eq=False)
+class Means:
+    """States as means of tokens, on the row's device. A last state is the mean of one token.
 
-    A last state is the mean of one token, so that gathering takes equally few operations for any choice. Made once
-    per layout.
+    Attributes:
+        tokens: (m,) long, those of the first mean, of the second one, and so on.
+        order: (m,) long, 0, 1, ...
+        starts: (n * K,) long, where each mean's tokens begin.
+    """
+
+    tokens: Tensor
+    order: Tensor
+    starts: Tensor
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """Means of states (T, D), (n * K, D). Sums run in float32."""
+        if hidden.dtype == torch.float32:
+            return embedding_bag(self.tokens, hidden, self.starts, mode="mean")
+        some = hidden.index_select(0, self.tokens).float()
+        return embedding_bag(self.order, some, self.starts, mode="mean").to(hidden.dtype)
+
+
+_MEANS: WeakKeyDictionary[Layout, dict[tuple[tuple[str, ...], bool], Means]] = WeakKeyDictionary()
+
+
+def means_of(layout: Layout, states: tuple[str, ...], filled: bool = False) -> Means:
+    """These states of the sequences that may exit, as means; made once per layout.
+
+    Args:
+        filled: fill the list of tokens up to a multiple of :data:`FILL`, so that it has few lengths. What fills it,
+            the first token of the row again and again, has one more mean at the end.
     """
     made = _MEANS.setdefault(layout, {})
-    if states not in made:
+    if (states, filled) not in made:
         owner, sequences = layout.owners, np.array(layout.may_exit, dtype=np.int64)
         rank = np.full(len(layout.samples), -1)
         rank[sequences] = np.arange(len(sequences))
-        tokens, rows, counts = [], [], []
+        tokens, rows = [], []
         for column, state in enumerate(states):
             which, _, kind = state.partition("_")
             visual = kind == "visual"
@@ -68,13 +96,17 @@ def _means(layout: Layout, states: tuple[str, ...]) -> Means:
                 # all but the last; a sequence's only token stands for the mean
                 counted = (np.arange(len(owner)) != last[owner]) | (total[owner] == 1)
                 own = np.flatnonzero(member & (rank[owner] >= 0) & counted)
-            ranks = rank[owner[own]]
             tokens.append(own)
-            rows.append(ranks * len(states) + column)
-            counts.append(np.bincount(ranks, minlength=len(sequences)))
-        parts = np.concatenate(tokens), np.concatenate(rows), np.stack(counts, 1).reshape(-1, 1)
-        made[states] = layout.to_device(parts[0]), layout.to_device(parts[1]), layout.to_device(parts[2])
-    return made[states]
+            rows.append(rank[owner[own]] * len(states) + column)
+        row_of = np.concatenate(rows)
+        sort = np.argsort(row_of, kind="stable")
+        listed, means = np.concatenate(tokens)[sort], len(sequences) * len(states)
+        starts = np.searchsorted(row_of[sort], np.arange(means + filled))
+        if filled:
+            listed = np.concatenate([listed, np.zeros(-len(listed) % FILL, np.int64)])
+        to_device = layout.to_device
+        made[states, filled] = Means(to_device(listed), to_device(np.arange(len(listed))), to_device(starts))
+    return made[states, filled]
 
 
 def gather_states(
@@ -91,10 +123,7 @@ def gather_states(
     of_tokens = tuple(state for state in states if state not in ATTENTION_STATES)
     parts = {}
     if of_tokens:
-        tokens, rows, counts = _means(row.layout, of_tokens)
-        total = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device)
-        total.index_add_(0, rows, hidden.index_select(0, tokens).float())
-        gathered = (total / counts).to(hidden.dtype).view(-1, len(of_tokens) * hidden.shape[-1])
+        gathered = means_of(row.layout, of_tokens).of(hidden).view(-1, len(of_tokens) * hidden.shape[-1])
         if len(of_tokens) == len(states):
             return gathered
         parts = dict(zip(of_tokens, gathered.chunk(len(of_tokens), -1), strict=True))

@@ -31,14 +31,27 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dyvte.cli import needs
-from dyvte.gates.files import write_tensors
+from dyvte.fields import MOST_LAYERS, TEXT, WIDEST, check_fields, listed, optional, record, whole
+from dyvte.gates.identity import first_difference
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.supervision import labels_of
 from dyvte.io import read_json_object, write_json
+from dyvte.weights import reading, write_tensors
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "dyvte-states", 1
 MEASURED = ("agreement", "loss_with_exit", "loss_without_exit", "prompt_tokens", "visual_tokens")
+FIELDS = {
+    **dict.fromkeys(("model", "data", "dtype"), TEXT),
+    "settings": record(),
+    "states": listed(TEXT),
+    "num_layers": whole(1, MOST_LAYERS),
+    "hidden_size": whole(1, WIDEST),
+    "samples": whole(1, 10**9),
+    "shard_size": whole(1, 10**9),
+    **dict.fromkeys(("base_model", "model_family"), optional(TEXT)),
+}
+"""What a manifest holds."""
 NAMES_ONLY = ("base_model", "model_family")
 
 
@@ -82,6 +95,7 @@ class Manifest:
         fields = read_json_object(path)
         if (fields.pop("format", None), fields.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"{path} is not of the format that this version reads ({FORMAT}, {VERSION})")
+        check_fields(fields, FIELDS, path)
         try:
             return cls(**fields)
         except TypeError as error:
@@ -102,19 +116,6 @@ class Manifest:
         return [range(start, min(start + size, self.samples)) for start in range(0, self.samples, size)]
 
 
-def _check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError, naming a field and both values, when the content of ``folder`` is not what is wanted."""
-    for name in sorted((found.keys() | wanted.keys()) - set(NAMES_ONLY)):
-        have, want = found.get(name), wanted.get(name)
-        if isinstance(have, dict) and isinstance(want, dict):
-            _check_same(have, want, folder)
-        elif have != want:
-            raise ValueError(
-                f"{folder} is a store of another {name}: it has {have}, this run has {want}; choose another "
-                "folder or remove it"
-            )
-
-
 class StoreWriter:
     """Writes a store, or goes on with one that the same model, data and settings began.
 
@@ -128,10 +129,14 @@ class StoreWriter:
         self.folder, self.manifest = Path(folder), manifest
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):  # of several that start now, one writes the manifest
-            if (self.folder / MANIFEST).is_file():
-                _check_same(vars(Manifest.read(self.folder)), vars(manifest), self.folder)
-            else:
+            if not (self.folder / MANIFEST).is_file():
                 manifest.write(self.folder)
+            have = vars(Manifest.read(self.folder))
+        if found := first_difference(have, vars(manifest), NAMES_ONLY):
+            raise ValueError(
+                f"{folder} is a store of another {found[0]}: it has {found[1]}, this run has {found[2]}; choose "
+                "another folder or remove it"
+            )
 
     def missing(self) -> list[tuple[int, range]]:
         """Number and samples of each shard that is not there yet."""
@@ -254,7 +259,8 @@ class StateStore(Dataset):
 
     def _file(self, number: int):
         if number not in self._open:
-            self._open[number] = safe_open(self._shards[number], framework="pt").__enter__()
+            with reading(self._shards[number]):
+                self._open[number] = safe_open(self._shards[number], framework="pt").__enter__()
         return self._open[number]
 
     def _joined(self, name: str) -> Tensor:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dyvte.cli import run
 from dyvte.decoding.sharding import in_step
-from dyvte.engine.instructions import data_digest
+from dyvte.engine.instructions import check_records, data_digest, read_records
 from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
 from dyvte.engine.options import flags_of
@@ -111,6 +111,7 @@ def shard_of(
 
 def store(args: argparse.Namespace) -> None:
     """Write what the store lacks, and no other process is writing."""
+    check_records(read_records(args.data_path), args.data_path, args.image_folder)  # before a model is loaded
     process = PartialState(cpu=args.device == "cpu")
     options = replace(flags_of(ModelOptions, args), template=args.version)
     if process.num_processes > 1 and not args.shard_model:

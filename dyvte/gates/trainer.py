@@ -14,17 +14,24 @@ from typing import Any
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from dyvte.gates.identity import RunIdentity
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
 from dyvte.io import read_json
+from dyvte.weights import reading, writing
 
 logger = logging.getLogger(__name__)
 
 
 class PartTrainer(Trainer, abc.ABC):
-    """Trainer with LLaVA's sampler, whose checkpoints hold what :meth:`save_part` writes."""
+    """Trainer with LLaVA's sampler, whose checkpoints hold what :meth:`save_part` writes.
+
+    Attributes:
+        identity: of this run; known to the process that writes.
+    """
 
     args: TrainingArguments
+    identity: RunIdentity | None = None
     model: Any
     train_dataset: Any
 
@@ -56,7 +63,21 @@ class PartTrainer(Trainer, abc.ABC):
         self.save_part(own, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        if self.identity is not None and folder != Path(self.args.output_dir or "."):
+            self.identity.write(folder)
         logger.info("saved to %s", folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         wrapped = self.model if model is None else model
@@ -64,13 +85,55 @@ class PartTrainer(Trainer, abc.ABC):
         self.load_part(own, Path(resume_from_checkpoint))
 
     def train_to_the_end(self) -> None:
-        """Train, from the newest checkpoint where there is one, and write the Trainer's state."""
-        output = str(self.args.output_dir)
-        checkpoint = self.args.resume_from_checkpoint or newest_checkpoint(output)
-        if checkpoint:
+        """Train, from the newest checkpoint where there is one, and write what was trained.
+
+        Raises:
+            ValueError: the checkpoint is of another run, or ``--resume_from_checkpoint`` names none.
+            OSError: a checkpoint cannot be written; the earlier ones are kept.
+        """
+        checkpoint = checkpoint_of(self.args)
+        if checkpoint is not None:
+            if self.identity is not None:
+                self.identity.check(Path(checkpoint))
             logger.info("resuming from %s", checkpoint)
         self.train(resume_from_checkpoint=checkpoint)
-        self.save_state()
+        self.model.config.use_cache = True
+        with writing(self.args.output_dir or "."):
+            self.save_state()
+            self.save_model()
+
+
+def checkpoint_of(args: TrainingArguments) -> str | None:
+    """What a run goes on from; None where it begins.
+
+    ``--resume_from_checkpoint`` may name a checkpoint, be True for the newest one, which then has to exist, or False
+    for none. By default it is the newest one, if any.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is incomplete.
+    """
+    asked, output = args.resume_from_checkpoint, args.output_dir or "."
+    if asked is None or asked.lower() == "true":
+        newest = newest_checkpoint(output)
+        if newest is None and asked is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint: {output} holds no complete checkpoint to resume from"
+            )
+        return newest
+    if asked.lower() == "false":
+        return None
+    if not is_complete(Path(asked)):
+        raise ValueError(f"--resume_from_checkpoint {asked} is not the folder of a complete checkpoint")
+    return asked
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the last file that a checkpoint gets is there and whole."""
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def newest_checkpoint(output_dir: str | Path) -> str | None:
@@ -78,12 +141,9 @@ def newest_checkpoint(output_dir: str | Path) -> str | None:
     folders = {path.name.split("-")[-1]: path for path in Path(output_dir).glob("checkpoint-*")}
     for number in sorted(filter(str.isdigit, folders), key=int, reverse=True):
         folder = folders[number]
-        try:
-            read_json(folder / "trainer_state.json")  # the last file a checkpoint gets
-        except (FileNotFoundError, ValueError):
-            logger.warning("%s is incomplete, so it is not resumed from", folder)
-            continue
-        return str(folder)
+        if is_complete(folder):
+            return str(folder)
+        logger.warning("%s is incomplete, so it is not resumed from", folder)
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
-from dyvte.decoding.policy import Policy
+from dyvte.decoding.policy import Policy, Probe
 from dyvte.decoding.trace import ExitTrace
 
 
@@ -50,6 +50,10 @@ class Combine(Policy):
         for policy in self.policies:
             if policy.observes(layer, inputs.layout):
                 policy.observe(layer, inputs, trace)
+
+    def probes(self, layout: Layout) -> Sequence[Probe]:
+        """Those of all policies."""
+        return [probe for policy in self.policies for probe in policy.probes(layout)]
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
         for policy in self.policies:

@@ -29,7 +29,15 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.questions import Item, prepare
 from dyvte.io import write_json
 from dyvte.study.files import has_settings
-from dyvte.study.run import build_parser, method_of, open_with_policy, provenance, read_items, settings_digest
+from dyvte.study.run import (
+    build_parser,
+    downloaded,
+    method_of,
+    open_with_policy,
+    provenance,
+    read_items,
+    settings_digest,
+)
 
 STUDY = "examples"
 LONGEST_SIDE = 336
@@ -88,10 +96,11 @@ def collect(args: argparse.Namespace) -> Path:
     if args.rounds < 1:
         raise ValueError(f"--rounds must be positive, got {args.rounds}")
     items, image_folder = read_items(args)
+    answerer = downloaded(args)
     path, digest = args.output / f"{STUDY}.json", settings_digest(args)
     if has_settings(path, digest):
         return path
-    answerer = open_with_policy(args)
+    answerer = answerer or open_with_policy(args)
     if answerer.handle is None or not answerer.exits:
         raise ValueError("Examples compare with an exit: pass --gates, or --method fixed with --exit-layer.")
     policies = {"without": NoExit(), "with": answerer.handle.policy}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from dyvte.engine.model import model_name_of
 from dyvte.engine.questions import Item
 from dyvte.engine.run import answer_line, prepared_batches
 from dyvte.report.record import make_record, write_scores
-from dyvte.study.run import build_parser, open_with_policy, read_items, settings_digest
+from dyvte.study.run import build_parser, open_with_policy, read_items, settings_of
 
 
 def answer_at_layers(
     answerer: Answerer,
-    items: list[Item],
+    items: Sequence[Item],
     files: dict[int, AnswersFile],
     image_folder: str,
     args: argparse.Namespace,
@@ -63,8 +64,8 @@ def sweep(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         files = {}
         for layer, path in paths.items():
-            digest = settings_digest(args, ("layers", "output"), method="fixed", exit_layer=layer)
-            file = AnswersFile(str(path), digest, model_name_of(args.model_path), items)
+            settings = settings_of(args, ("layers", "output"), method="fixed", exit_layer=layer)
+            file = AnswersFile(str(path), settings, model_name_of(args.model_path), items)
             files[layer] = stack.enter_context(file)
         answer_at_layers(answerer, items, files, image_folder, args)
     for layer, path in paths.items():

@@ -17,7 +17,8 @@ from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.decoding.attach import handle_of
 from dyvte.decoding.policy import FixedExit, NoExit, Policy
 from dyvte.engine.answer import Answerer
-from dyvte.engine.answers_file import run_settings
+from dyvte.engine.answers_file import describe_run, has_checkpoints
+from dyvte.engine.marker import digest_of
 from dyvte.engine.model import Batch
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
@@ -49,7 +50,7 @@ def build_parser(
     return parser
 
 
-def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
+def read_items(args: argparse.Namespace) -> tuple[Sequence[Item], str]:
     """The questions that ``args`` ask for, all usable, and the folder of their images. Sets ``args.question_file``.
 
     Raises:
@@ -63,7 +64,7 @@ def read_items(args: argparse.Namespace) -> tuple[list[Item], str]:
     return items, folder
 
 
-def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
+def evenly_spaced(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     """``limit`` of the items, evenly spaced; all of them without a limit, or when there are fewer.
 
     Raises:
@@ -77,15 +78,20 @@ def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def settings_digest(args: argparse.Namespace, but: Sequence[str] = ("output",), **changed: Any) -> str:
-    """A digest of all that the results depend on, wherever they are written.
+def settings_of(args: argparse.Namespace, but: Sequence[str] = ("output",), **changed: Any) -> dict[str, str]:
+    """All that the results depend on, wherever they are written.
 
     Args:
         but: flags that they do not depend on.
         changed: settings in place of the flags'.
     """
     shared = {key: value for key, value in vars(args).items() if key not in but}
-    return run_settings(argparse.Namespace(**{**shared, **changed}))
+    return describe_run(argparse.Namespace(**{**shared, **changed}))
+
+
+def settings_digest(args: argparse.Namespace, but: Sequence[str] = ("output",)) -> str:
+    """One digest of :func:`settings_of`."""
+    return digest_of(settings_of(args, but))
 
 
 def open_with_policy(args: argparse.Namespace) -> Answerer:
@@ -98,6 +104,11 @@ def open_with_policy(args: argparse.Namespace) -> Answerer:
     if answerer.handle is None:
         raise ValueError(f"this study needs a model with images: {args.model_path} is a language model")
     return answerer
+
+
+def downloaded(args: argparse.Namespace) -> Answerer | None:
+    """The model, where it has to be downloaded first: its settings are known once it is there. Else None."""
+    return None if has_checkpoints(args) else open_with_policy(args)
 
 
 def run_study(
@@ -117,10 +128,11 @@ def run_study(
         FileNotFoundError, ValueError: files are missing or settings do not fit.
     """
     items, image_folder = read_items(args)
+    answerer = downloaded(args)
     writer = StudyWriter(args.output, study, settings_digest(args))
     if writer.complete:
         return
-    answerer = open_with_policy(args)
+    answerer = answerer or open_with_policy(args)
     manifest = prepare(answerer)
     left = items[writer.kept :]
     with tqdm(total=len(items), initial=writer.kept, desc=f"{args.name}: {study}", unit="q") as progress:

@@ -26,20 +26,20 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.options import add_device_arguments, add_template_arguments
 from dyvte.engine.questions import Item, check_items, item_of, read_lines
 from dyvte.engine.run import prepared_batches
-from dyvte.io import read_json_object, write_json
+from dyvte.io import check_output, read_json_object, write_json
 from dyvte.reduction.vtw import choose_layer, exit_divergences
 from dyvte.study.files import has_settings
-from dyvte.study.run import evenly_spaced, open_with_policy, provenance, settings_digest
+from dyvte.study.run import downloaded, evenly_spaced, open_with_policy, provenance, settings_digest
 
 
-def read_questions(data_path: Path) -> list[Item]:
+def read_questions(data_path: Path) -> Sequence[Item]:
     """Questions of instruction data, or of a file of questions by its ending.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or nothing usable in it.
     """
     if data_path.suffix == ".jsonl":
-        return [item_of(row, place) for place, row in read_lines(str(data_path))]
+        return read_lines(str(data_path)).map(lambda row: item_of(row[1], row[0]))
     return calibrate.read_items(str(data_path))
 
 
@@ -71,13 +71,15 @@ def measure_divergences(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: files are missing, or settings do not fit.
     """
+    check_output(args.output, args.data_path, "--output and --data-path")
     args.question_file, args.method, args.gates = str(args.data_path), "none", None
+    answerer = downloaded(args)
     settings = settings_digest(args, but=("output", "divergence"))
     if has_settings(args.output, settings):
         return read_json_object(args.output)
     items = evenly_spaced(read_questions(args.data_path), args.limit)
     check_items(items, args.image_folder)
-    answerer = open_with_policy(args)
+    answerer = answerer or open_with_policy(args)
     layers = list(range(args.first, answerer.chat.decoder_config.num_hidden_layers))
     if args.first < 1 or not layers:
         raise ValueError(f"--first must be a layer from 1 on, and below the model's depth, got {args.first}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from dyvte.benchmarks.sqa import OPTIONS, Outcome, score_file
 from dyvte.cli import run
-from dyvte.io import write_whole
+from dyvte.io import check_output, write_whole
 
 
 def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
@@ -45,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def score(args: argparse.Namespace) -> None:
     """Write both files and print the official lines."""
+    for output, flag in ((args.output_file, "--output-file"), (args.output_result, "--output-result")):
+        check_output(output, args.result_file, f"{flag} and --result-file")
     score, outcomes = score_file(args.base_dir, args.result_file, args.split, args.options)
     analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
     for outcome in outcomes:

@@ -21,8 +21,18 @@ from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
+from dyvte.io import check_pointer
+from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.checkpoint import find_file, has_weights, is_llava, load_bin, needed_file, read_config
+from llava.model.checkpoint import (
+    check_generation_config,
+    check_size,
+    find_file,
+    has_weights,
+    is_llava,
+    needed_file,
+    read_config,
+)
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower_path
 from llava.model.quantization import quantization_config
@@ -71,12 +81,13 @@ def load_pretrained_model(
         ValueError: when the checkpoint is of another family, or weights are missing.
     """
     options = _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
-    described = read_config(model_path)
+    described = read_config(model_path, model_base)
     if not is_llava(described, model_path):
         tokenizer, model = _load_language_model(model_path, model_base, options)
         return tokenizer, model, None, _context_length(model)
 
-    config = LlavaConfig.from_dict({**described, "model_type": LlavaConfig.model_type})
+    with reading(f"{model_path}/config.json"):
+        config = LlavaConfig.from_dict({**described, "model_type": LlavaConfig.model_type})
     config.mm_use_im_start_end = getattr(config, "mm_use_im_start_end", False)
     tower_name = getattr(config, "mm_vision_tower", None)
     if tower_name:
@@ -141,14 +152,34 @@ def load_tokenizer(path: str, **options: Any):
     """
     if not find_file(path, "tokenizer_config.json") and not find_file(path, "tokenizer.json"):
         needed_file(path, "tokenizer.model", "the checkpoint, or its base, brings the tokenizer")
-        return LlamaTokenizer.from_pretrained(path, add_bos_token=True, **options)
-    return AutoTokenizer.from_pretrained(path, config=LlamaConfig(), use_fast=False, **options)
+        return read_tokenizer(LlamaTokenizer, path, add_bos_token=True, **options)
+    return read_tokenizer(AutoTokenizer, path, config=LlamaConfig(), use_fast=False, **options)
+
+
+def read_tokenizer(cls: Any, path: str, **options: Any) -> Any:
+    """A tokenizer of one of transformers' classes; no code of the checkpoint runs.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: a file is missing or broken.
+    """
+    if file := find_file(path, "tokenizer.model"):
+        with open(file, "rb") as start:
+            check_pointer(start.read(64), file)
+    with reading(f"{path} (tokenizer)"):
+        tokenizer = cls.from_pretrained(path, trust_remote_code=False, **options)
+        known = set(tokenizer("What is shown here?")["input_ids"]) - set(tokenizer.all_special_ids)
+    if not known:
+        raise ValueError(
+            f"the tokenizer of {path} knows no words: its vocabulary (tokenizer.model or tokenizer.json) is missing"
+        )
+    return tokenizer
 
 
 def _load_language_model(path: str, base: str | None, options: dict[str, Any]):
     """A language model without images; with a base, PEFT weights on top of it."""
-    tokenizer = AutoTokenizer.from_pretrained(base or path, use_fast=False)
-    model = AutoModelForCausalLM.from_pretrained(base or path, **options)
+    tokenizer = read_tokenizer(AutoTokenizer, base or path, use_fast=False)
+    check_generation_config(base or path)
+    model, _ = load_pretrained(AutoModelForCausalLM, base or path, **options)
     return tokenizer, _merge_adapter(model, path) if base else model
 
 
@@ -171,7 +202,9 @@ def _load_whole(path: str, config: LlavaConfig, options: dict[str, Any]):
 
 def _load_lora(path: str, base: str, config: LlavaConfig, options: dict[str, Any]):
     needed_file(path, "adapter_config.json", "LoRA weights come with an adapter")
-    extras = load_bin(needed_file(path, "non_lora_trainables.bin", "it holds the projector of LoRA training"))
+    extras = load_tensors(
+        needed_file(path, "non_lora_trainables.bin", "it holds the projector of LoRA training")
+    )
     extras = {key.removeprefix("base_model."): value for key, value in extras.items()}
     if any(key.startswith("model.model.") for key in extras):
         extras = {key.removeprefix("model."): value for key, value in extras.items()}
@@ -184,17 +217,19 @@ def _load_projector(path: str, base: str, config: LlavaConfig, options: dict[str
     file = needed_file(
         path, "mm_projector.bin", "with model_base, a folder holds a projector or LoRA weights"
     )
-    extras = {re.sub(r"^.*mm_projector\.", "model.mm_projector.", k): v for k, v in load_bin(file).items()}
+    extras = {
+        re.sub(r"^.*mm_projector\.", "model.mm_projector.", k): v for k, v in load_tensors(file).items()
+    }
     model, info = _from_pretrained(base, config, options, ignore_mismatched_sizes=True)
     _fill(model, info, extras, path)
     return model
 
 
 def _from_pretrained(path: str, config: LlavaConfig, options: dict[str, Any], **more):
-    loaded: Any = LlavaLlamaForCausalLM.from_pretrained(
-        path, config=config, output_loading_info=True, **options, **more
-    )
-    model, info = loaded
+    check_generation_config(path)
+    if Path(path).is_dir():
+        check_size(config, check_checkpoint(Path(path)), path)
+    model, info = load_pretrained(LlavaLlamaForCausalLM, path, config=config, **options, **more)
     if unknown := sorted(key for key in info["unexpected_keys"] if not _EXPECTED_EXTRAS.search(key)):
         logger.warning(
             "%s holds %d weights that the model does not use: %s", path, len(unknown), _some(unknown)
@@ -212,7 +247,12 @@ def _fill(model: nn.Module, info: dict[str, Any], extras: dict[str, torch.Tensor
 
 def _merge_adapter(model: nn.Module, path: str):
     peft: Any = needs("peft", "train")
-    return peft.PeftModel.from_pretrained(model, path).merge_and_unload().eval()
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if file := find_file(path, name):
+            load_tensors(file)  # as PEFT will: it does not look at what it loads
+            break
+    with reading(path):
+        return peft.PeftModel.from_pretrained(model, path).merge_and_unload().eval()
 
 
 def _some(names: list[str]) -> str:

@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from transformers.utils.hub import cached_file
 
+from dyvte.fields import (
+    FLAG,
+    MOST_LAYERS,
+    TEXT,
+    WIDEST,
+    Rule,
+    check_fields,
+    check_sizes,
+    either,
+    listed,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from dyvte.io import read_json_object
+from dyvte.weights import WEIGHT_FILES, load_tensors, shapes_in, shards_of
+from llava.mm_utils import is_aspect_ratio
 
 MODEL_TYPE = "llava_llama"
-WEIGHT_FILES = tuple(
-    name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
-)
+PACKED = 8
+"""Most weights that one stored value may stand for, in quantized checkpoints."""
+_TOKEN = whole(-1, WIDEST * 100)
+FIELDS = {
+    "architectures": optional(listed(TEXT)),
+    "model_type": optional(TEXT),
+    "rms_norm_eps": optional(number(0, 1)),
+    "bos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
+    "eos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
+    "pad_token_id": optional(_TOKEN),
+    "sliding_window": optional(whole(1, 10**9)),
+    "layer_types": optional(listed(TEXT)),
+    "conversation_template": optional(TEXT),
+    "max_sequence_length": optional(whole(1, 10**9)),
+    "tokenizer_model_max_length": optional(whole(1, 10**30)),  # transformers writes 10^30 for no limit
+    "tokenizer_padding_side": optional(one_of("left", "right")),
+    "mm_vision_tower": optional(TEXT),
+    "mm_hidden_size": optional(whole(1, WIDEST)),
+    "mm_projector_type": optional(TEXT),
+    "mm_vision_select_layer": optional(whole(-MOST_LAYERS, MOST_LAYERS)),
+    "mm_vision_select_feature": optional(TEXT),
+    "mm_patch_merge_type": optional(TEXT),
+    "mm_use_im_start_end": optional(FLAG),
+    "mm_use_im_patch_token": optional(FLAG),
+    "image_aspect_ratio": optional(
+        Rule("square, pad, anyres or anyres_max_N with a number N", is_aspect_ratio)
+    ),
+    "image_grid_pinpoints": optional(either(TEXT, listed(listed(whole(1, 100_000), 2)))),
+}
+"""What the fields of a checkpoint's ``config.json`` must be that LLaVA's code reads."""
+GENERATION_FIELDS = {
+    **{name: FIELDS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    **dict.fromkeys(("max_length", "max_new_tokens", "top_k"), optional(whole(0, 10**9))),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size"), optional(whole(0, 10**6))),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), optional(whole(1, 1000))),
+    **dict.fromkeys(("do_sample", "use_cache"), optional(FLAG)),
+    **dict.fromkeys(("temperature", "top_p"), optional(number(0, 1000))),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), optional(number(1e-6, 1000))),
+    "stop_strings": Rule("null: answers end with a token", lambda value: value is None),
+    "bad_words_ids": optional(listed(listed(_TOKEN))),
+}
+"""What the fields of ``generation_config.json`` must be that change how a model answers."""
 
 
 def find_file(path: str, name: str) -> str | None:
@@ -37,19 +90,33 @@ def needed_file(path: str, name: str, why: str) -> str:
     return file
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """The checkpoint's ``config.json``; empty for an adapter that has none."""
+def read_config(path: str, base: str | None = None) -> dict[str, Any]:
+    """The checkpoint's ``config.json``; an adapter that has none has that of its base.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or a field is not what it must be.
+    """
     file = find_file(path, "config.json")
     if file is None:
-        if find_file(path, "adapter_config.json"):
-            return {}
+        if base is not None and find_file(path, "adapter_config.json"):
+            return read_config(base)
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no config.json")
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    described = read_json_object(file)
+    check_fields(described, FIELDS, file)
+    check_sizes(described, file)
+    return described
+
+
+def check_generation_config(path: str) -> None:
+    """Raise ValueError where ``generation_config.json`` is broken, which transformers would pass over."""
+    if file := find_file(path, "generation_config.json"):
+        check_fields(read_json_object(file), GENERATION_FIELDS, file)
 
 
 def is_llava(described: dict[str, Any], path: str) -> bool:
     """Whether a config is LLaVA's; transformers' own LLaVA and other decoders are refused."""
-    architectures = described.get("architectures") or []
+    architectures: list[str] = described.get("architectures") or []
     model_type = described.get("model_type") or ""
     if "LlavaForConditionalGeneration" in architectures or (
         model_type == "llava" and "text_config" in described
@@ -81,11 +148,8 @@ def _shards(path: str) -> dict[str, set[str] | None]:
         raise FileNotFoundError(f"{path} holds no weights")
     if not file.endswith(".json"):
         return {file: None}
-    shards: dict[str, set[str] | None] = {}
-    for key, name in read_json_object(file)["weight_map"].items():
-        shard = needed_file(path, name, f"{Path(file).name} names it")
-        shards.setdefault(shard, set()).add(key)  # type: ignore[union-attr] - none of these is None
-    return shards
+    why = f"{Path(file).name} names it"
+    return {needed_file(path, name, why): keys for name, keys in shards_of(file).items()}
 
 
 def load_weights(path: str) -> dict[str, torch.Tensor]:
@@ -93,10 +157,11 @@ def load_weights(path: str) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: when there are none, or a shard is missing.
+        ValueError: when a file is broken.
     """
     weights = {}
     for file in _shards(path):
-        weights |= load_file(file) if file.endswith(".safetensors") else load_bin(file)
+        weights |= load_tensors(file)
     return weights
 
 
@@ -110,21 +175,23 @@ def tensor_shapes(path: str, prefix: str, wanted: str) -> dict[str, tuple[int, .
         return found
     for file, keys in _shards(path).items():
         if keys is None or prefix + wanted in keys:
-            found |= {key: shape for key, shape in _shapes_in(file).items() if key.startswith(prefix)}
+            found |= {key: shape for key, shape in shapes_in(file).items() if key.startswith(prefix)}
         else:
             found |= dict.fromkeys(key for key in keys if key.startswith(prefix))
     found = {key.removeprefix(prefix): shape for key, shape in found.items()}
     return found if wanted in found else {}
 
 
-def _shapes_in(file: str) -> dict[str, tuple[int, ...]]:
-    if not file.endswith(".safetensors"):
-        tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
-        return {key: tuple(value.shape) for key, value in tensors.items()}
-    with safe_open(file, framework="pt") as opened:
-        return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-
-
-def load_bin(file: str) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.bin`` file, and nothing but tensors."""
-    return torch.load(file, map_location="cpu", weights_only=True)
+def check_size(config: Any, held: int, path: str) -> None:
+    """Raise ValueError where a Llama of these sizes has many times the weights that its files hold, before memory is
+    taken for it.
+    """
+    size = config.hidden_size
+    asked = config.vocab_size * size + config.num_hidden_layers * size * (
+        2 * size + 3 * config.intermediate_size
+    )
+    if asked > PACKED * held + WIDEST:
+        raise ValueError(
+            f"{path}/config.json asks for {asked:.3g} weights (vocab_size, hidden_size, intermediate_size, "
+            f"num_hidden_layers), its files hold {held:.3g}"
+        )

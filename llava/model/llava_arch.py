@@ -8,6 +8,7 @@ Shapes: B rows, S prompt length before the splice, L after it, N features of one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dyvte.gates.supervision import Embedded
+from dyvte.weights import load_tensors
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -24,7 +26,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.mm_utils import get_anyres_image_grid_shape
+from llava.mm_utils import get_anyres_image_grid_shape, most_tiles
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
@@ -128,6 +130,17 @@ def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     return tensor[:, :, border : columns - border]
 
 
+def _at_most(grid: Tensor, side: int, tiles: int | None) -> Tensor:
+    """A feature map (D, H, W), made smaller where it has over 1.1^2 times the features of so many tiles of side^2 (as
+    in LLaVA-NeXT's ``anyres_max_N``); None for no limit.
+    """
+    times = 0.0 if tiles is None else math.sqrt(grid.shape[1] * grid.shape[2] / (tiles * side**2))
+    if times <= 1.1:
+        return grid
+    smaller = (int(grid.shape[1] // times), int(grid.shape[2] // times))
+    return nn.functional.interpolate(grid[None], smaller, mode="bilinear")[0]
+
+
 class LlavaMetaModel:
     """Adds a vision tower and a projector to a language model's inner module."""
 
@@ -177,7 +190,7 @@ class LlavaMetaModel:
             parameter.requires_grad = True
 
         if adapter := getattr(model_args, "pretrain_mm_mlp_adapter", None):
-            weights = torch.load(adapter, map_location="cpu", weights_only=True)
+            weights = load_tensors(adapter)
             marker = "mm_projector."
             own = {key.split(marker, 1)[1]: value for key, value in weights.items() if marker in key}
             self.mm_projector.load_state_dict(own)
@@ -243,26 +256,43 @@ class LlavaMetaForCausalLM:
         if newline is None:
             return torch.cat([base, grid.permute(0, 2, 1, 3, 4).flatten(0, 3)])
         grid = grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # (D, rows * side, columns * side)
-        grid = unpad_image(grid, size)
+        grid = _at_most(
+            unpad_image(grid, size), side, most_tiles(getattr(self.config, "image_aspect_ratio", None))
+        )
         grid = torch.cat([grid, newline.expand(-1, grid.shape[1], 1)], dim=-1)
         return torch.cat([base, grid.flatten(1).T])
 
     def splice_images(
         self, input_ids, attention_mask=None, labels=None, images=None, image_sizes=None, padding_side=None
     ) -> Spliced:
-        """Encode ``images`` and splice them into the prompts; see :func:`splice` and :meth:`image_features`."""
+        """Encode ``images`` and splice them into the prompts; see :func:`splice` and :meth:`image_features`.
+
+        Samples with labels are cut to ``tokenizer_model_max_length``, as in LLaVA's training. A prompt without them
+        would lose its question so.
+
+        Raises:
+            ValueError: a prompt without labels is longer than that, or images and sentinels differ in number.
+        """
         config = self.config
+        longest = getattr(config, "tokenizer_model_max_length", None)
         has_tower = self.get_vision_tower() is not None
         features = self.image_features(images, image_sizes) if images is not None and has_tower else []
-        return splice(
+        spliced = splice(
             input_ids,
             features,
             self.get_model().embed_tokens,
             attention_mask=attention_mask,
             labels=labels,
-            max_length=getattr(config, "tokenizer_model_max_length", None),
+            max_length=longest if labels is not None else None,
             padding_side=padding_side or getattr(config, "tokenizer_padding_side", "right"),
         )
+        if labels is None and longest is not None and spliced.inputs_embeds.shape[1] > longest:
+            raise ValueError(
+                f"a prompt of {spliced.inputs_embeds.shape[1]} tokens, of which "
+                f"{int(spliced.visual_mask.sum(1).max())} are of images, is longer than {longest}, the model's "
+                "tokenizer_model_max_length: ask about fewer images, or with less text"
+            )
+        return spliced
 
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
@@ -304,5 +334,5 @@ class LlavaMetaForCausalLM:
             self.get_input_embeddings().weight.requires_grad = True
             self.get_output_embeddings().weight.requires_grad = False
         if adapter := model_args.pretrain_mm_mlp_adapter:
-            rows = torch.load(adapter, map_location="cpu", weights_only=True)["model.embed_tokens.weight"]
+            rows = load_tensors(adapter)["model.embed_tokens.weight"]
             embeddings[0][-added:] = rows[-added:].to(embeddings[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from transformers import TextStreamer
 
@@ -28,9 +29,15 @@ def main(args) -> None:
     streamer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     while text := _read(f"{human}: "):
         question = Question(text, [] if history else [image])
-        prompt = chat.prompt(question, history)
-        print(f"{model}: ", end="", flush=True)
-        (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
+        try:
+            prompt = chat.prompt(question, history)
+            print(f"{model}: ", end="", flush=True)
+            (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
+        except (
+            ValueError
+        ) as error:  # of this turn alone: <image> typed once more, or the chat has become too long
+            print(f"[not asked: {error}]")
+            continue
         history.append((question, answer.text))
         if answerer.exits and answer.report is not None:
             show_exit(answer.report)
@@ -51,8 +58,8 @@ def _read(prompt: str) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
     parser = argparse.ArgumentParser(description="Chat with a model about an image.")
-    parser.add_argument("--model-path", type=str, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=str, default=None)
+    parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
+    parser.add_argument("--model-base", type=os.path.expanduser, default=None)
     parser.add_argument("--image-file", type=str, required=True)
     parser.add_argument("--conv-mode", type=str, default=None)
     parser.add_argument("--temperature", type=float, default=0.2)

@@ -39,11 +39,15 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data_path: str | None = flag(None, "Instruction data: a JSON list in LLaVA's format.")
+    data_path: str | None = flag(
+        None, "Instruction data in LLaVA's format: a JSON list, or a sample on each line (.jsonl)."
+    )
     lazy_preprocess: bool = flag(False, "Accepted for LLaVA's scripts; samples are always read lazily.")
     is_multimodal: bool = flag(False, "Accepted for LLaVA's scripts; the model decides.")
     image_folder: str | None = flag(None, "Folder that image paths in the data are relative to.")
-    image_aspect_ratio: str = flag("square", "square (resize and crop) or pad (pad to a square first).")
+    image_aspect_ratio: str = flag(
+        "square", "square (resize and crop), pad (pad to a square first), anyres or anyres_max_N (tiles)."
+    )
     image_grid_pinpoints: str | None = flag(None, "Tile resolutions for image_aspect_ratio anyres.")
 
 
@@ -54,7 +58,9 @@ class TrainingArguments(options.TrainingArguments):
     cache_dir: str | None = flag(None, "Where downloaded weights are kept.")
     freeze_mm_mlp_adapter: bool = flag(False, "Freeze the projector.")
     mpt_attn_impl: str | None = flag("triton", "Accepted for LLaVA's scripts; MPT is not supported.")
-    model_max_length: int = flag(512, "Longest prompt in tokens, the images not counted.")
+    model_max_length: int = flag(
+        512, "Longest prompt in tokens, those of images counted (LLaVA-1.5: 576 each); what is longer is cut."
+    )
     double_quant: bool = flag(True, "4-bit: quantize the quantization constants as well.")
     quant_type: str = flag("nf4", "4-bit: fp4 or nf4.")
     bits: int = flag(16, "16, 8 or 4: precision of the frozen weights (8 and 4 through bitsandbytes).")

@@ -16,9 +16,17 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from dyvte.engine.images import load_image
-from dyvte.engine.instructions import check_records, image_paths, modality_lengths, read_records
+from dyvte.engine.instructions import (
+    check_records,
+    check_targets,
+    check_turns,
+    image_paths,
+    modality_lengths,
+    read_records,
+)
+from dyvte.engine.questions import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX, WRAPPED_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.mm_utils import process_images
 from llava.train.arguments import DataArguments
 from llava.train.targets import render, tokenize
@@ -55,9 +63,13 @@ class SupervisedDataset(Dataset):
     Attributes:
         records: see :mod:`dyvte.engine.instructions`.
         image_processor: the vision tower's, or None when the model takes text only.
+        visual_tokens: of one image (of its smallest form, where images are cut into tiles).
+        max_length: what prompts are cut to once images took their places; None for no limit.
+        for_gates: whether only answers to an image are learned from.
 
     Raises:
-        ValueError: when records are malformed; the message names the first few.
+        FileNotFoundError, ValueError: when records are malformed or their images are not there; the message names
+            the first few.
     """
 
     records: list[dict]
@@ -66,9 +78,19 @@ class SupervisedDataset(Dataset):
     data_args: DataArguments
     image_processor: Any = None
     use_im_start_end: bool = False
+    visual_tokens: int = 1
+    max_length: int | None = None
+    for_gates: bool = False
 
     def __post_init__(self) -> None:
-        check_records(self.records, takes_images=self.image_processor is not None)
+        plain = self.template.sep_style == SeparatorStyle.PLAIN
+        check_records(
+            self.records,
+            self.data_args.data_path or "",
+            self.data_args.image_folder,
+            takes_images=self.image_processor is not None,
+            turns_fit=partial(render, template=self.template) if plain else check_turns,
+        )
 
     @property
     def modality_lengths(self) -> list[int]:
@@ -78,20 +100,36 @@ class SupervisedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
-        paths = image_paths(record)
+    def has_target(self, index: int) -> bool:
+        """Whether an answer has a token that is not cut off."""
+        position = images = 0
+        for token, label in zip(*self._tokens(self.records[index]), strict=True):
+            if self.max_length is not None and position >= self.max_length:
+                return False
+            if label != IGNORE_INDEX:
+                return images > 0 or not self.for_gates
+            images += token == IMAGE_TOKEN_INDEX
+            position += self.visual_tokens if token == IMAGE_TOKEN_INDEX else 1
+        return False
+
+    def _tokens(self, record: dict) -> tuple[list[int], list[int]]:
+        """Token ids and labels of a record, each image one token."""
+        has_image = bool(image_paths(record))
         turns = record["conversations"]
-        if paths:
+        if has_image:
             place = partial(place_images, template=self.template, use_im_start_end=self.use_im_start_end)
             turns = [{**turn, "value": place(turn["value"])} for turn in turns]
         try:
-            ids, labels = tokenize(render(turns, self.template), self.tokenizer, has_image=bool(paths))
+            ids, labels = tokenize(render(turns, self.template), self.tokenizer, has_image)
         except ValueError as error:
-            raise ValueError(f"sample {record.get('id', index)!r}: {error}") from error
+            raise ValueError(f"sample {shown(record.get('id'))}: {error}") from error
         limit = self.tokenizer.model_max_length
-        ids, labels = ids[:limit], labels[:limit]
-        images = [load_image(path, folder=self.data_args.image_folder) for path in paths]
+        return ids[:limit], labels[:limit]
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.records[index]
+        ids, labels = self._tokens(record)
+        images = [load_image(path, folder=self.data_args.image_folder) for path in image_paths(record)]
         images = images[: ids.count(IMAGE_TOKEN_INDEX)]
         return {
             "input_ids": torch.tensor(ids),
@@ -160,12 +198,27 @@ def make_supervised_data_module(
 
     Args:
         vision_tower: brings the image processor; None for a model that takes text only.
-        blank_image: whether batches of text only get a blank image (see :class:`SupervisedCollator`).
+        blank_image: whether batches of text only get a blank image (see :class:`SupervisedCollator`); not for gates,
+            which learn nothing from text.
+
+    Raises:
+        FileNotFoundError, ValueError: the data cannot be used, or nothing can be learned from it.
     """
     processor = None if vision_tower is None else vision_tower.image_processor
     records = read_records(data_args.data_path or "")
     wrapped = bool(getattr(config, "mm_use_im_start_end", False))
-    dataset = SupervisedDataset(records, tokenizer, template, data_args, processor, wrapped)
+    dataset = SupervisedDataset(
+        records,
+        tokenizer,
+        template,
+        data_args,
+        processor,
+        wrapped,
+        visual_tokens=1 if vision_tower is None else vision_tower.num_patches,
+        max_length=getattr(config, "tokenizer_model_max_length", None),
+        for_gates=not blank_image,
+    )
+    check_targets(dataset, data_args.data_path or "")
     logger.info("training on %d samples of %s", len(dataset), data_args.data_path)
     shape = None
     if vision_tower is not None and blank_image:

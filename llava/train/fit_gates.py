@@ -1,6 +1,8 @@
 """Another name of ``python -m dyvte.gates.fit``."""
 
-from dyvte.gates.fit import main
+from dyvte.cli import one_line_errors
+from dyvte.gates.fit import PROG, main
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors(PROG):
+        main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from dyvte.cli import extra
 from dyvte.decoding.sharding import check_processes, shard_layers
+from dyvte.weights import check_checkpoint, load_pretrained, reading
 from llava.model import builder
+from llava.model.checkpoint import check_size, read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.quantization import quantization_config
 from llava.model.variants import variant_of
@@ -37,8 +40,14 @@ def load_model(
     takes_images = model_args.vision_tower is not None or model_args.tune_visual_gates
     model_class = LlavaLlamaForCausalLM if takes_images else LlamaForCausalLM
     config_class = LlavaConfig if takes_images else LlamaConfig
-    fields, _ = config_class.get_config_dict(name, cache_dir=training_args.cache_dir)
-    fields.pop("model_type", None)  # a plain Llama becomes a LLaVA model here
+    fields = {
+        **read_config(name),
+        "model_type": config_class.model_type,
+    }  # a plain Llama becomes a LLaVA model here
+    with reading(f"{name}/config.json"):
+        config = config_class.from_dict(fields)
+    if Path(name).is_dir():
+        check_size(config, check_checkpoint(Path(name)), name)
     quantization: dict[str, Any] = {}
     if training_args.bits != 16:
         quantization["device_map"] = {"": training_args.device}
@@ -51,9 +60,10 @@ def load_model(
         )
     if training_args.device_map:
         quantization["device_map"] = training_args.device_map
-    model = model_class.from_pretrained(
+    model, _ = load_pretrained(
+        model_class,
         name,
-        config=config_class.from_dict(fields),
+        config=config,
         cache_dir=training_args.cache_dir,
         attn_implementation=attn_implementation,
         dtype=training_args.weights_dtype,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dyvte.cli import extra
+from dyvte.weights import load_tensors, reading
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -37,7 +37,7 @@ def save_projector(model, folder: str | Path, state: StateDict | None = None) ->
 
 def load_projector(model, folder: str | Path) -> None:
     """Read what :func:`save_projector` wrote into a model of the same shape."""
-    _load_part(model, torch.load(Path(folder) / PROJECTOR_FILE, map_location="cpu", weights_only=True))
+    _load_part(model, load_tensors(Path(folder) / PROJECTOR_FILE))
 
 
 def save_lora(model, folder: str | Path, state: StateDict | None = None) -> None:
@@ -55,8 +55,9 @@ def load_lora(model, folder: str | Path) -> None:
     with extra("train"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    _load_part(model, torch.load(Path(folder) / NON_LORA_FILE, map_location="cpu", weights_only=True))
+    with reading(folder):
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    _load_part(model, load_tensors(Path(folder) / NON_LORA_FILE))
 
 
 def save_full(model, folder: str | Path, state: StateDict | None = None) -> None:
@@ -86,7 +87,7 @@ def load_full(model, folder: str | Path) -> None:
         raise FileNotFoundError(f"{folder} holds no model*.safetensors to resume from")
     missing = {key for key, _ in model.named_parameters()}
     for file in files:
-        weights = load_file(file)
+        weights = load_tensors(file)
         _load_part(model, weights)
         missing -= set(weights)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dyvte.engine.instructions import check_turns
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle
-
-ROLE_INDEX = {"human": 0, "gpt": 1}
 
 Span = tuple[int, int]
 
@@ -32,21 +31,16 @@ def render(turns: list[dict], template: Conversation) -> Prompt:
     The first turn is skipped when it is not from the human, as LLaVA does.
 
     Raises:
-        ValueError: when no turn is left, a speaker is unknown, or speakers do not alternate.
+        ValueError: when no turn is left, a turn that is skipped holds an image, or speakers do not alternate.
     """
     if template.sep_style == SeparatorStyle.PLAIN:
         return _render_plain(turns, template)
-    if turns and turns[0]["from"] != "human":
-        turns = turns[1:]
-    if not turns:
-        raise ValueError("the conversation has no turn of the human")
+    check_turns(turns)
+    turns = turns[turns[0]["from"] != "human" :]
     conversation = template.copy()
     first, answers = len(conversation.messages), []
     for index, turn in enumerate(turns):
-        role = ROLE_INDEX.get(turn["from"])
-        if role != index % 2:
-            raise ValueError(f"turn {index} is from {turn['from']!r}; human and gpt must alternate")
-        if role == 0:
+        if index % 2 == 0:
             conversation.append_message(conversation.roles[0], turn["value"])
             continue
         conversation.append_message(conversation.roles[1], None)

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import set_seed
+from transformers.utils.hub import cached_file
 
-from dyvte.engine.instructions import data_digest
-from dyvte.engine.model import ModelOptions, TrainingSet
+from dyvte.cli import one_line_errors
+from dyvte.engine.instructions import check_records, data_digest, read_records
+from dyvte.engine.model import ChatModel, Collator, ModelOptions, TrainingSet
 from dyvte.engine.openers import LLAVA, family_of, open_model
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.identity import RunIdentity, settings_of, weights_digest
 from dyvte.gates.origin import Origin, TrainedOn, short_name
+from dyvte.gates.running import only_run
 from dyvte.gates.trainer import log_to_stderr
 from dyvte.gates.training import GateModel, GateTrainer, find_gates
-from dyvte.provenance import checkpoint_digest
+from dyvte.provenance import checkpoint_digest, sha256_of
 from llava.chat_model import LlavaChatModel
 from llava.conversation import conv_templates
 from llava.train import prepare
-from llava.train.arguments import Arguments, DataArguments, parse_arguments
+from llava.train.arguments import Arguments, parse_arguments
 from llava.train.dataset import make_supervised_data_module, template_name
 from llava.train.llava_trainer import LLaVATrainer
 
 logger = logging.getLogger(__name__)
+
+PROG = "python -m llava.train.train"
 
 
 def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaVATrainer:
@@ -45,7 +52,14 @@ def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaV
     data = make_supervised_data_module(tokenizer, data_args, template, tower, model.config)
     trains = "projector" if model_args.tune_mm_mlp_adapter else "full"
     trains = "lora" if training_args.lora_enable else trains
-    return LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
+    trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, trains=trains, **data)
+    if training_args.should_save:
+        adapter = model_args.pretrain_mm_mlp_adapter
+        start = None if adapter is None else sha256_of([Path(adapter)], Path(adapter).parent).popitem()[1]
+        config = cached_file(model_args.model_name_or_path, "config.json", cache_dir=training_args.cache_dir)
+        digest = checkpoint_digest(str(Path(config or "").parent), model_args.vision_tower)
+        trainer.identity = identity_of(arguments, digest, digest_of(arguments, data["train_dataset"]), start)
+    return trainer
 
 
 def build_gate_trainer(arguments: Arguments, attn_implementation: str | None) -> GateTrainer:
@@ -61,13 +75,11 @@ def build_gate_trainer(arguments: Arguments, attn_implementation: str | None) ->
     gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
     template = conv_templates[name]
     data = make_supervised_data_module(tokenizer, data_args, template, tower, config, blank_image=False)
+    digest = None
     if training_args.should_save:  # digests take time: only for the process that writes them
         digest = checkpoint_digest(path, getattr(config, "mm_vision_tower", None))
-        mark_origin(gates, path, digest, config.model_type, data_args, data["train_dataset"])
     chat = LlavaChatModel(base, tokenizer, tower.image_processor, name, handle=None)
-    model = GateModel(gates, chat, training_args.gate_alpha)
-    prepare.log_trainable(model)
-    return GateTrainer(model=model, args=training_args, **data)
+    return gate_trainer(arguments, chat, gates, digest, config.model_type, **data)
 
 
 def build_processor_gate_trainer(arguments: Arguments, attn_implementation: str | None) -> GateTrainer:
@@ -97,30 +109,66 @@ def build_processor_gate_trainer(arguments: Arguments, attn_implementation: str 
     dataset, collator = chat.training_data(
         data_args.data_path or "", data_args.image_folder or "", training_args.model_max_length
     )
-    if training_args.should_save:
-        run = chat.handle.run
-        mark_origin(gates, path, run.model_sha256, run.family, data_args, dataset)
-    model = GateModel(gates, chat, training_args.gate_alpha)
-    prepare.log_trainable(model)
-    return GateTrainer(model=model, args=training_args, train_dataset=dataset, data_collator=collator)
+    run = chat.handle.run
+    return gate_trainer(
+        arguments, chat, gates, run.model_sha256, run.family, train_dataset=dataset, data_collator=collator
+    )
 
 
-def mark_origin(
+def gate_trainer(
+    arguments: Arguments,
+    chat: ChatModel,
     gates: ExitGates,
-    path: str,
-    digest: str | None,
+    model_digest: str | None,
     family: str | None,
-    data_args: DataArguments,
-    dataset: TrainingSet,
-) -> None:
-    """Write into the gates what they are trained on.
+    train_dataset: TrainingSet,
+    data_collator: Collator,
+) -> GateTrainer:
+    """A Trainer of gates, which are marked with what they are trained on.
 
     Raises:
         ValueError: they belong to another model.
     """
-    gates.check_base(digest, short_name(path))
-    data = data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
-    gates.origin = Origin(short_name(path), digest, family, TrainedOn(data, len(dataset)))
+    model_args, _, training_args = arguments
+    name = short_name(model_args.model_name_or_path)
+    gates.check_base(model_digest, name)
+    model = GateModel(gates, chat, training_args.gate_alpha)
+    prepare.log_trainable(model)
+    trainer = GateTrainer(
+        model=model, args=training_args, train_dataset=train_dataset, data_collator=data_collator
+    )
+    if training_args.should_save:
+        data = digest_of(arguments, train_dataset)
+        gates.origin = Origin(name, model_digest, family, TrainedOn(data, len(train_dataset)))
+        trainer.identity = identity_of(arguments, model_digest, data, weights_digest(gates))
+    return trainer
+
+
+def check_data(arguments: Arguments) -> None:
+    """Find what is wrong with the data and needs no model to be found.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`dyvte.engine.instructions.check_records`.
+    """
+    model_args, data_args, _ = arguments
+    path = data_args.data_path or ""
+    takes_images = model_args.tune_visual_gates or model_args.vision_tower is not None
+    fit = (
+        {"turns_fit": len} if model_args.version == "plain" else {}
+    )  # which puts other turns into its prompt
+    check_records(read_records(path), path, data_args.image_folder, takes_images, **fit)
+
+
+def digest_of(arguments: Arguments, dataset: TrainingSet) -> str:
+    """SHA-256 of the data."""
+    _, data_args, _ = arguments
+    return data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
+
+
+def identity_of(arguments: Arguments, model: str | None, data: str, start: str | None) -> RunIdentity:
+    """What the run's result depends on."""
+    _, _, training_args = arguments
+    return RunIdentity(model, data, start, settings_of(*arguments, global_batch=training_args.global_batch))
 
 
 def train(attn_implementation: str | None = None, argv: Sequence[str] | None = None) -> None:
@@ -128,11 +176,12 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     arguments = model_args, _, training_args = parse_arguments(argv)
     log_to_stderr(training_args)
     build = build_gate_trainer if model_args.tune_visual_gates else build_trainer
-    trainer = build(arguments, attn_implementation)
-    trainer.train_to_the_end()
-    trainer.model.config.use_cache = True
-    trainer.save_model()
+    with only_run(training_args):
+        if training_args.should_save:
+            check_data(arguments)  # before minutes are spent on loading a model
+        build(arguments, attn_implementation).train_to_the_end()
 
 
 if __name__ == "__main__":
-    train()
+    with one_line_errors(PROG):
+        train()

@@ -7,7 +7,8 @@ import logging
 
 import torch
 
-from llava.train.train import train
+from dyvte.cli import one_line_errors
+from llava.train.train import PROG, train
 
 logger = logging.getLogger(__name__)
 
@@ -16,4 +17,5 @@ if __name__ == "__main__":
     fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
     if not fast:
         logger.warning("flash-attn or a GPU is missing, so attention runs on PyTorch's SDPA")
-    train(attn_implementation="flash_attention_2" if fast else None)
+    with one_line_errors(PROG):
+        train(attn_implementation="flash_attention_2" if fast else None)

@@ -75,14 +75,16 @@ def test_question_file(tmp_path, files, script, split, images):
 # Stands for `python`: answers each question with its number, passes over check and record, runs all else.
 STUB = f"""#!{sys.executable}
 import json, os, sys
-if "llava.eval.model_vqa_loader" in sys.argv:
+if sys.argv[2] == "llava.eval.model_vqa_loader":
     flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
     images = os.path.basename(flags["--image-folder"])
     with open(flags["--answers-file"], "w") as out:
         for line in open(flags["--question-file"]):
             name = json.loads(line)["question_id"]
             out.write(json.dumps(dict(question_id=name, text=f"The {{name}} in {{images}}")) + "\\n")
-elif sys.argv[1] == "-m":
+    from tests.fixtures.answering import mark
+    mark(flags["--answers-file"])
+elif sys.argv[1] == "-m" and sys.argv[2] != "dyvte.engine.shards":
     open(os.environ["CALLS"], "a").write(" ".join(sys.argv[2:4]) + "\\n")
 else:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dyvte import ExitGates
 from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.marker import Run, read_run
 from dyvte.engine.model import ModelOptions, resolved_dtype
 from dyvte.engine.openers import open_model
 from dyvte.engine.questions import item_of
@@ -22,13 +23,14 @@ GATES = "gates.safetensors"
 SHAPES = ((1, (8, 64)), (2, (2, 8)))
 
 
-def settings(**flags):
-    given = {"model_path": "m", "model_base": None, "question_file": "q", "gates": None, "answers_file": "a"}
-    return run_settings(argparse.Namespace(**{**given, **flags}))
-
-
-def test_a_run_resumes_in_its_own_precision_only(monkeypatch):
+def test_a_run_resumes_in_its_own_precision_only(monkeypatch, tmp_path, checkpoint):
     """A run on a GPU, in float16, is not resumed on a CPU in float32; where it is written does not matter."""
+    (tmp_path / "q").touch()
+
+    def settings(**flags):
+        given = {"model_path": str(checkpoint), "model_base": None, "question_file": str(tmp_path / "q")}
+        return run_settings(argparse.Namespace(**{**given, "gates": None, "answers_file": "a", **flags}))
+
     on_cpu = settings(device="cpu", dtype="auto")
     assert on_cpu == settings(device="cuda", dtype="auto"), "there is no GPU here"
     assert on_cpu == settings(device="cpu", dtype="float32", answers_file="b")
@@ -39,20 +41,33 @@ def test_a_run_resumes_in_its_own_precision_only(monkeypatch):
     assert (resolved_dtype("cuda", "auto"), resolved_dtype("cpu", "auto")) == ("float16", "float32")
 
 
-def test_the_marker_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["os.replace", "pathlib.Path.rename", "pathlib.Path.open"])
+def test_a_kill_while_answers_are_moved_aside_loses_none(tmp_path, monkeypatch, step):
+    """Whichever step it hits, and marker and answers belong together afterwards."""
     path, items = tmp_path / "a.jsonl", [item_of({"question_id": 1, "text": "What?"})]
-    with AnswersFile(str(path), "first", "m", items):
-        pass
-    marker = tmp_path / ".a.jsonl.run"
-    assert marker.read_text() == "first\n"
+    answer = {"question_id": 1, "prompt": "What?", "model_id": "m", "text": "red"}
+    with AnswersFile(str(path), {"k": "1"}, "m", items) as file:
+        file.write([answer])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(KeyboardInterrupt),
+        AnswersFile(str(path), {"k": "2"}, "m", items) as file,
+    ):
+        patch.setattr(step, killed)
+        file.write([answer])
+    (held,) = [file for file in tmp_path.glob("a*.jsonl") if file.read_bytes()]
+    assert json.loads(held.read_text()) == answer
+    if held == path:
+        assert read_run(path).settings == {"k": "1"}
+    with AnswersFile(str(path), {"k": "2"}, "m", items) as file:
+        assert file.kept == 0
+        file.write([{**answer, "text": "blue"}])
+    assert {json.loads(file.read_text())["text"] for file in tmp_path.glob("a*.jsonl")} == {"red", "blue"}
+    assert read_run(path) == Run({"k": "2"}, 1)
 
-    def killed(*args):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        AnswersFile(str(path), "second", "m", items)
-    assert marker.read_text() == "first\n"
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture

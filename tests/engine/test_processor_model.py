@@ -13,7 +13,7 @@ from PIL import Image
 from dyvte import ExitGates, FixedExit, NoExit
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
-from dyvte.engine.chat_format import turns_of
+from dyvte.engine.chat_format import check_pairs, turns_of
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import LLAVA, TRANSFORMERS, family_of, open_model
 from dyvte.engine.questions import JSON_LINES, Question
@@ -376,7 +376,7 @@ def test_suggested_sampling_is_left_out(llava_hf, tmp_path):
 def test_conversations_take_turns():
     turns = [{"from": "gpt", "value": "a"}]
     with pytest.raises(ValueError, match="in turns"):
-        turns_of({"conversations": turns}, [])
+        check_pairs(turns)
 
 
 def test_studies_run_and_name_the_template(llava_hf, tmp_path, files):

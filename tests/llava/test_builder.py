@@ -159,6 +159,22 @@ def test_lora_with_base(copy_of, base, weights, picture, expected, more_rows):
         load_pretrained_model(str(folder), str(base), "llava-lora")
 
 
+def test_adapter_without_a_config_is_of_its_bases_family(copy_of, checkpoint, weights):
+    """What PEFT writes while it trains on a LLaVA model is no language model."""
+    folder = copy_of()
+    described = json.loads((folder / "config.json").read_text())
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    write_lora(folder, LlamaForCausalLM, LlamaConfig(**{key: described[key] for key in sizes}), weights, {})
+    (folder / "config.json").unlink()
+    _, model, processor, _ = load_pretrained_model(str(folder), str(checkpoint), "checkpoint-5", device="cpu")
+    assert processor is not None and model.get_vision_tower().is_loaded
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="has no non_lora_trainables.bin"):
+        load_pretrained_model(str(folder), str(checkpoint), "checkpoint-5", device="cpu")
+
+
 def test_lora_rows_that_nobody_holds(copy_of, base, weights):
     from transformers import LlamaConfig, LlamaForCausalLM
 

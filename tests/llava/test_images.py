@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import io
 import math
-import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import llava.mm_utils as mm_utils
@@ -83,6 +86,30 @@ def test_anyres_tiles(processor):
     assert get_anyres_image_grid_shape(image.size, points, 28) == (2, 2)
     mixed = process_images([image, noise(60, 20)], processor, config)
     assert isinstance(mixed, list) and [len(tiles) for tiles in mixed] == [5, 3]
+
+
+def test_anyres_max_cuts_as_anyres_does(processor):
+    """Ranges of tiles, as LLaVA-OneVision's configs have them, are all grids from the first to the last."""
+    image = noise(50, 30)
+    grids = [(across * 28, down * 28) for across in (1, 2, 3) for down in (1, 2, 3)]
+    listed = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=grids)
+    ranged = SimpleNamespace(image_aspect_ratio="anyres_max_4", image_grid_pinpoints="(1x1),...,(3x3)")
+    assert torch.equal(process_images([image], processor, ranged), process_images([image], processor, listed))
+
+
+@pytest.mark.parametrize("aspect", ["padd", "anyres_max", "anyres_max_0", "anyres_max_x", "resize", "", 5])
+def test_aspects_that_do_not_exist_are_refused(aspect, processor):
+    with pytest.raises(ValueError, match="square, pad, anyres or anyres_max_N"):
+        process_images([noise(50, 30)], processor, SimpleNamespace(image_aspect_ratio=aspect))
+
+
+@pytest.mark.parametrize(
+    "points", [None, "", "[", "[(1, 2", 5, [[0, 28]], [["a", 1]], "__import__('os')", "(axb)"]
+)
+def test_grids_that_are_none_are_refused(points, processor):
+    config = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=points)
+    with pytest.raises(ValueError, match="image_grid_pinpoints must be a list"):
+        process_images([noise(50, 30)], processor, config)
 
 
 def test_best_resolution_by_brute_force():
@@ -169,7 +196,7 @@ def test_huge_files_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_very_long_image_is_padded_within_memory(processor, monkeypatch):
-    monkeypatch.setattr(mm_utils, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(mm_utils, "KEPT_PIXELS", 1_000_000)
     long = Image.new("RGB", (60000, 1), (255, 255, 255))
     square = expand2square(long, (0, 0, 0))
     assert square.size == (1000, 1000)
@@ -187,16 +214,102 @@ def test_paths_stay_inside_the_folder(tmp_path):
     noise(4, 4).save(tmp_path / "out.png")
     assert load_image("sub/in.png", folder).size == (4, 4)
     assert load_image("sub/../sub/in.png", folder).size == (4, 4)
-    os.symlink(tmp_path / "out.png", folder / "link.png")
-    for name in ("../out.png", str(tmp_path / "out.png"), "sub/../../out.png", "link.png"):
-        with pytest.raises(ValueError, match="leaves the image folder"):
+    for name in ("../out.png", str(tmp_path / "out.png"), "sub/../../out.png"):
+        with pytest.raises(ValueError, match="leads out of the image folder.*symbolic link in the folder"):
             load_image(name, folder)
     assert load_image(tmp_path / "out.png").size == (4, 4)
+    assert load_image(str(folder / "sub/in.png"), folder).size == (4, 4)
+
+
+def test_links_in_the_folder_are_followed(tmp_path):
+    """Whoever owns the folder placed them: data sets and the Hub's cache are laid out so."""
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    noise(4, 4).save(tmp_path / "elsewhere/in.png")
+    noise(9, 9).save(tmp_path / "in.png")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "coco").symlink_to(tmp_path / "elsewhere")
+    (folder / "link.png").symlink_to(tmp_path / "elsewhere/in.png")
+    (tmp_path / "linked").symlink_to(folder)
+    for root in (folder, tmp_path / "linked"):
+        assert load_image("coco/in.png", root).size == load_image("link.png", root).size == (4, 4)
+    # `..` in the data goes by names: not to the parent of where a link leads
+    with pytest.raises(FileNotFoundError):
+        load_image("coco/../in.png", folder)
+
+
+def test_only_known_formats_are_opened(tmp_path):
+    """An EPS by the name of a JPEG would start Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.jpg").write_bytes(eps)
+    with pytest.raises(ValueError, match="x.jpg: it is none, or of an unknown format"):
+        load_image("x.jpg", tmp_path)
+    with pytest.raises(UnidentifiedImageError):
+        load_image_from_base64(base64.b64encode(eps))
+    (tmp_path / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n")
+    with pytest.raises(ValueError, match="lfs.jpg is a Git LFS pointer"):
+        load_image("lfs.jpg", tmp_path)
+
+
+def test_elongated_files_are_refused(tmp_path):
+    for size in ((60000, 1), (1, 201)):
+        Image.new("1", size).save(tmp_path / "long.png")
+        with pytest.raises(ValueError, match=f"long.png: {size[0]}x{size[1]} pixels is too elongated"):
+            load_image("long.png", tmp_path)
+    Image.new("1", (200, 1)).save(tmp_path / "long.png")
+    assert load_image("long.png", tmp_path).size == (200, 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "P", "CMYK", "L", "RGB", "1"])
+def test_large_images_are_reduced_in_bands(mode, monkeypatch):
+    """As the whole image at once would be."""
+    grey = noise(61, 47).convert("L")
+    image = grey.convert(mode if mode not in ("I;16", "I") else "I")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    whole = to_rgb(image)
+    monkeypatch.setattr(images, "KEPT_PIXELS", 400)
+    monkeypatch.setattr(images, "_BAND", 500)
+    assert to_rgb(image).size == (21, 16)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(whole.reduce(3)))
+
+
+def test_addresses_with_blanks_and_without_an_answer(monkeypatch):
+    asked = []
+
+    def answer(address, timeout):
+        asked.append(address)
+        raise http.client.InvalidURL("no such thing")
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    with pytest.raises(ValueError, match="cannot read image https://h.org/a b.jpg%20c: no such thing"):
+        load_image("https://h.org/a b.jpg%20c")
+    assert asked == ["https://h.org/a%20b.jpg%20c"]
+
+
+@pytest.mark.slow
+def test_small_files_of_huge_images_take_bounded_memory_and_time(tmp_path):
+    """The three files of a few kilobytes that took 3.9 GB, 2.3 GB and all there was."""
+    Image.fromarray(np.zeros((13000, 13000), np.uint16)).save(tmp_path / "gray16.png")
+    Image.new("RGB", (60000, 1)).save(tmp_path / "long.png")
+    Image.new("RGB", (12000, 14000)).save(tmp_path / "rgb.png")
+    code = (
+        "import resource, sys; from types import SimpleNamespace as S; from dyvte.engine.images import load_image;"
+        "from llava.mm_utils import process_images;"
+        "from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as C;"
+        "p = C(size={'shortest_edge': 336}, crop_size={'height': 336, 'width': 336})\n"
+        "try: process_images([load_image(sys.argv[1])], p, S(image_aspect_ratio='pad'))\n"
+        "except ValueError as error: print(error)\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('GB', used.ru_maxrss / 1e6, 's', used.ru_utime + used.ru_stime)"
+    )
+    for name in ("gray16.png", "long.png", "rgb.png"):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True)
+        gigabytes, seconds = (float(done.stdout.split()[at]) for at in (-3, -1))
+        assert gigabytes < 2 and seconds < 20, (name, done.stdout, done.stderr)
 
 
 def test_base64_round_trip():
-    import base64
-
     buffer = io.BytesIO()
     noise(5, 7).save(buffer, format="png")
     assert load_image_from_base64(base64.b64encode(buffer.getvalue())).size == (5, 7)

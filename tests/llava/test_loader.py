@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dyvte import ExitGates, LearnedExit
 from dyvte.engine.answers_file import AnswersFile
+from dyvte.engine.marker import read_run
 from dyvte.engine.model import Generation
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Question, item_of, prepare
@@ -55,9 +57,8 @@ def run_loader(checkpoint, tmp_path):
 
     def run(name="answers.jsonl", rows=rows, parser=None, **options):
         questions = tmp_path / "questions.jsonl"
-        content = "".join(json.dumps(row) + "\n" for row in rows)
-        if not questions.exists() or questions.read_text() != content:
-            questions.write_text(content)
+        if rows is not None:
+            questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = {
             "model_path": checkpoint,
             "image_folder": images,
@@ -151,16 +152,103 @@ def test_other_settings_start_anew(run_loader):
     assert changed[0]["answer_id"] != second[0]["answer_id"] and changed[0]["prompt"].endswith("again")
 
 
-def test_answers_of_unknown_origin(run_loader):
-    """Without the run's marker, answers are kept only when model and questions are the same."""
+def set_aside(folder, name="answers"):
+    """Files that were moved aside, oldest name first."""
+    return sorted(folder.glob(f"{name}.*-*.jsonl"))
+
+
+@pytest.mark.parametrize("marker_content", [None, "", "{"])
+def test_answers_of_unknown_origin_are_kept_under_another_name(run_loader, marker_content):
+    """Without the run's marker (files copied without hidden ones), nobody knows which method gave the answers."""
     full = run_loader()
     path, marker = run_loader.folder / "answers.jsonl", run_loader.folder / ".answers.jsonl.run"
-    path.write_text("".join(json.dumps(answer) + "\n" for answer in full[:2]))
+    before = path.read_bytes()
     marker.unlink()
-    assert [a["answer_id"] for a in run_loader()[:2]] == [a["answer_id"] for a in full[:2]]
-    path.write_text("".join(json.dumps(answer | {"model_id": "other"}) + "\n" for answer in full[:2]))
-    marker.unlink()
-    assert run_loader()[0]["answer_id"] not in {a["answer_id"] for a in full}
+    if marker_content is not None:
+        marker.write_text(marker_content)
+    assert not {a["answer_id"] for a in run_loader()} & {a["answer_id"] for a in full}
+    (kept,) = set_aside(run_loader.folder)
+    assert kept.read_bytes() == before and kept.stem.endswith("-unknown")
+
+
+@pytest.mark.parametrize(
+    "typo",
+    [
+        {"gates": "playground/gats"},
+        {"conv_mode": "vicuna_v9"},
+        {"model_path": "playground/modl/x"},
+        {"method": "fixed", "exit_layer": 99},
+        {"image_folder": "nowhere"},
+    ],
+)
+def test_a_typo_destroys_no_answers(run_loader, typo):
+    run_loader()
+    before = (run_loader.folder / "answers.jsonl").read_bytes()
+    with pytest.raises((ValueError, OSError)):
+        run_loader(**typo)
+    assert (run_loader.folder / "answers.jsonl").read_bytes() == before
+    assert not set_aside(run_loader.folder)
+
+
+def test_answers_of_another_run_get_its_name(run_loader, caplog):
+    run_loader()
+    before = (run_loader.folder / "answers.jsonl").read_bytes()
+    run = read_run(run_loader.folder / "answers.jsonl")
+    run_loader(max_new_tokens=2)
+    (kept,) = set_aside(run_loader.folder)
+    assert kept.read_bytes() == before and kept.stem.endswith(f"-{run.short_name}")
+    assert read_run(kept) == run
+    assert f"held answers of another run (max_new_tokens differ), which are now {kept}" in caplog.text
+
+
+def test_the_broken_weights_of_another_run_destroy_no_answers(run_loader, copy_of):
+    """The model is loaded before anything is moved."""
+    run_loader()
+    before = (run_loader.folder / "answers.jsonl").read_bytes()
+    with pytest.raises((ValueError, OSError)):
+        run_loader(model_path=copy_of("llava-v1.5-tiny"))
+    assert (run_loader.folder / "answers.jsonl").read_bytes() == before and not set_aside(run_loader.folder)
+
+
+def test_what_changes_no_answer_keeps_them(run_loader, checkpoint, tmp_path, monkeypatch):
+    """A harmless new file in the folders of model and gates, and another spelling of any path."""
+    model = shutil.copytree(checkpoint, tmp_path / "llava-v1.5-tiny")
+    ExitGates(3, 32, width=8).save_pretrained(tmp_path / "gates")
+    first = run_loader(model_path=model, gates=tmp_path / "gates")
+    for folder in ("gates", "llava-v1.5-tiny"):
+        (tmp_path / folder / "README.md").write_text("notes")
+        (tmp_path / folder / "trainer_state.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = run_loader(
+        model_path="~/llava-v1.5-tiny", gates="~/gates/../gates/", image_folder=f"{tmp_path}/./images"
+    )
+    assert again == first
+    ((tmp_path / "gates") / "gates.json").touch()
+    os.utime(model / "config.json", (1, 1))
+    assert run_loader(model_path=model, gates=tmp_path / "gates") == first
+
+
+@pytest.mark.parametrize("changed", ["vision_tower/config.json", "generation_config.json", "gates.json"])
+def test_all_that_is_loaded_counts(run_loader, checkpoint, tmp_path, changed):
+    model = shutil.copytree(checkpoint, tmp_path / "llava-v1.5-tiny")
+    ExitGates(3, 32, width=8).save_pretrained(tmp_path / "gates")
+    first = run_loader(model_path=model, gates=tmp_path / "gates")
+    file = (tmp_path / "gates" if changed == "gates.json" else model) / changed
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"note": "another"}))
+    again = run_loader(model_path=model, gates=tmp_path / "gates")
+    assert again[0]["answer_id"] != first[0]["answer_id"] and len(set_aside(tmp_path)) == 1
+
+
+def test_questions_are_not_overwritten_with_answers(run_loader, tmp_path):
+    run_loader()
+    questions = tmp_path / "questions.jsonl"
+    before = questions.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(questions)
+    for name in ("questions.jsonl", "link.jsonl"):
+        with pytest.raises(ValueError, match="--answers-file and --question-file are the same file"):
+            run_loader(name)
+    assert questions.read_bytes() == before
 
 
 def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
@@ -210,7 +298,17 @@ def test_killed_and_resumed(run_loader, checkpoint, tmp_path):
         ({"text": ""}, "has no text"),
         ({"text": None}, "has no text"),
         ({"image": "none.png"}, ": image file not found: .*none.png"),
-        ({"image": "../images.png"}, ": .*leaves the image folder"),
+        ({"image": "../images.png"}, ": .*leads out of the image folder"),
+        ({"image": 5}, "image must be a file name or a list of file names, not 5"),
+        ({"image": [[]]}, r"image must be .*, not \[\[\]\]"),
+        ({"image": [None]}, r"image must be .*, not \[None\]"),
+        ({"image": {"path": "1.png"}}, "image must be .*, not {'path'"),
+        ({"image": "a\0.png"}, "image.*NUL character"),
+        ({"image": "\ud83d.png"}, "image holds .*lone surrogate"),
+        ({"text": "bad \ud83d"}, "text holds .*lone surrogate"),
+        ({"text": 5}, "text must be text, not 5"),
+        ({"text": "<image> and <image>?"}, "the text has places for 2 images, but comes with 1"),
+        ({"text": "What is <image> in HTML?", "image": None}, "places for 1 images, but comes with 0"),
     ],
 )
 def test_bad_questions_are_found_before_any_is_asked(run_loader, change, message):
@@ -222,19 +320,57 @@ def test_bad_questions_are_found_before_any_is_asked(run_loader, change, message
         run_loader(rows=rows)
     assert not (run_loader.folder / "answers.jsonl").exists()
     rows[5]["text"] = " "
-    with pytest.raises((ValueError, FileNotFoundError), match="1 more questions cannot be asked"):
+    with pytest.raises(ValueError, match=rf"'q4' \(.*{message}.*; question 'q5' .*line 6\): it has no text"):
+        run_loader(rows=rows)
+    rows = [dict(row, text=None) for row in rows]
+    with pytest.raises(ValueError, match="'q0'.*'q3'.* more questions cannot be asked"):
         run_loader(rows=rows)
 
 
-@pytest.mark.parametrize("broken", ["text", "image"])
-def test_trouble_while_asking_loses_no_answer(run_loader, broken):
+@pytest.mark.parametrize("question_id", [None, [1], {"a": 1}, True, float("nan"), float("inf"), "\ud83d"])
+def test_question_ids_are_text_or_numbers(run_loader, question_id):
+    with pytest.raises(ValueError, match=r"questions.jsonl, line 2\): question_id"):
+        run_loader(rows=[run_loader.rows[0], {**run_loader.rows[1], "question_id": question_id}])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question_id": 1, "text": "What?"}'.encode("utf-16"), "questions.jsonl is UTF-16"),
+        (b"\xef\xbb\xbf{}", "questions.jsonl is UTF-8 with a byte-order mark"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
+        ('{"question_id": 1, "text": "中文"}'.encode("gbk"), "line 1 is not valid JSON"),
+        (b"\n" + b'{"a":' * 100_000, "line 2 is not valid JSON .*recursion"),
+        (b'{"question_id": ' + b"1" * 5000 + b', "text": "What?"}', "line 1 is not valid JSON .*digits"),
+        (b'[{"question_id": 1, "text": "What?"}]', "line 1: not a question but"),
+        (b'{"text": "What?"}', "line 1: a question without question_id"),
+    ],
+)
+def test_question_files_that_are_none(run_loader, tmp_path, content, message):
+    (tmp_path / "questions.jsonl").write_bytes(content)
+    args = build_parser().parse_args(["--question-file", str(tmp_path / "questions.jsonl")])
+    args.answers_file = str(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=message) as raised:
+        eval_model(args)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 1000
+
+
+def test_only_a_line_feed_ends_a_line(run_loader):
+    """U+2028, U+2029 and U+0085 may stand in JSON strings as they are."""
+    text = "What\u2028colour\u2029is\x85it?"
+    path = run_loader.folder / "questions.jsonl"
+    lines = [json.dumps({"question_id": i, "text": text}, ensure_ascii=False) for i in range(2)]
+    path.write_bytes(("\r\n".join(lines) + "\r\n").encode())
+    answers = run_loader(rows=None)
+    assert [answer["prompt"] for answer in answers] == [text, text]
+    assert run_loader(rows=None) == answers
+
+
+def test_trouble_while_asking_loses_no_answer(run_loader):
     rows = [dict(row) for row in run_loader.rows]
-    if broken == "text":
-        rows[4]["text"] = "<image> and <image>?"
-    else:
-        whole = (run_loader.folder / "images/4.png").read_bytes()
-        (run_loader.folder / "images/4.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="'q4'.*(2 images|cannot read image .*4.png)"):
+    whole = (run_loader.folder / "images/4.png").read_bytes()
+    (run_loader.folder / "images/4.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="'q4'.*cannot read image .*4.png"):
         run_loader(rows=rows)
     kept = (run_loader.folder / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in kept] == ["q0", "q1", "q2", "q3"]
@@ -251,11 +387,12 @@ def test_two_runs_do_not_write_one_file(run_loader):
     run_loader()
     items = [item_of(row) for row in run_loader.rows]
     path = run_loader.folder / "answers.jsonl"
-    with AnswersFile(str(path), "x", "llava-v1.5-tiny", items) as first:
+    settings = {"threshold": "0.5"}
+    with AnswersFile(str(path), settings, "llava-v1.5-tiny", items) as first:
         assert first.kept == 0
         with pytest.raises(ValueError, match="another run is writing .*answers.jsonl"):
-            AnswersFile(str(path), "x", "llava-v1.5-tiny", items)
-    with AnswersFile(str(path), "x", "llava-v1.5-tiny", items):
+            AnswersFile(str(path), settings, "llava-v1.5-tiny", items)
+    with AnswersFile(str(path), settings, "llava-v1.5-tiny", items):
         pass
 
 
@@ -359,6 +496,11 @@ def test_the_checkpoints_gates_are_used_unless_told_otherwise(copy_of, weights):
     assert not open_answerer(parse([*given, "--method", "none"]), "v1").exits
     with pytest.raises(ValueError, match="CUDA graphs need the whole decoder on one CUDA device"):
         open_answerer(parse([*given, "--device", "cpu", "--cuda-graphs"]), "v1")
+    with pytest.raises(ValueError, match="leave out --no-cuda-graphs"):
+        open_answerer(parse([*given, "--compile", "--no-cuda-graphs"]), "v1")
+    assert learned.handle.graphs is None and learned.handle.run.attention == "sdpa"
+    eager = open_answerer(parse([*given, "--attn-implementation", "eager"]), "v1")
+    assert eager.handle.run.attention == "eager" and not eager.handle.run.graphs
 
 
 def test_a_prefill_computes_the_logits_of_the_last_token_only(llava, monkeypatch):

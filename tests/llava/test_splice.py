@@ -114,6 +114,34 @@ def test_tiles_merge_as_llava_does(llava, merge, monkeypatch):
         llava.image_features([tiles])
 
 
+@torch.no_grad()
+def test_more_tiles_than_anyres_max_allows_are_made_smaller(llava, monkeypatch):
+    """As in LLaVA-NeXT: the unpadded map is scaled to about N tiles, where it has more than 1.1^2 times as many."""
+    config, newline = llava.config, torch.nn.Parameter(torch.randn(llava.config.hidden_size))
+    for name, value in (
+        ("mm_patch_merge_type", "spatial_unpad"),
+        ("image_grid_pinpoints", "(1x1),...,(3x3)"),
+    ):
+        monkeypatch.setattr(config, name, value, raising=False)
+    monkeypatch.setattr(llava.model, "image_newline", newline, raising=False)
+    tiles = torch.randn(10, 3, 28, 28)  # the whole image, and 3 x 3 tiles of 2 x 2 features
+    size = (84, 84)
+
+    def features(aspect: str) -> torch.Tensor:
+        monkeypatch.setattr(config, "image_aspect_ratio", aspect, raising=False)
+        return llava.image_features([tiles], image_sizes=[size])[0]
+
+    whole = features("anyres")
+    assert whole.shape[0] == 4 + 6 * 7 and torch.equal(whole, features("anyres_max_9"))
+    assert torch.equal(whole, features("anyres_max_8"))  # 6 / sqrt(32) is less than 1.1
+    fewer = features("anyres_max_4")  # 6 / sqrt(16) = 1.5: 4 x 4
+    assert fewer.shape[0] == 4 + 4 * 5
+    grid = whole[4:].view(6, 7, -1)[:, :6].permute(2, 0, 1)
+    smaller = torch.nn.functional.interpolate(grid[None], (4, 4), mode="bilinear")[0].permute(1, 2, 0)
+    torch.testing.assert_close(fewer[4:].view(4, 5, -1)[:, :4], smaller)
+    assert torch.equal(fewer[4:].view(4, 5, -1)[:, 4], newline.expand(4, -1))
+
+
 @pytest.mark.parametrize(("size", "kept"), [((100, 50), (4, 8)), ((50, 100), (8, 4)), ((30, 30), (8, 8))])
 def test_unpad_keeps_the_image(size, kept):
     assert tuple(unpad_image(torch.zeros(1, 8, 8), size).shape[1:]) == kept

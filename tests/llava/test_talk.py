@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +146,27 @@ def test_chat_keeps_its_turns(monkeypatch, checkpoint, image_file, capsys):
     assert "USER: <image>\\nWhat is it? ASSISTANT:" in prompts[0]
     assert prompts[1].count("<image>") == 1 and "</s>USER: And why? ASSISTANT:" in prompts[1]
     assert printed.rstrip().endswith("bye")
+
+
+def test_a_turn_that_cannot_be_asked_does_not_end_the_chat(monkeypatch, checkpoint, image_file, capsys):
+    typed = "What is it?\nWhat does <image> mean?\nAnd why?\n\n"
+    chat(monkeypatch, checkpoint, image_file, typed, "--debug")
+    printed = capsys.readouterr().out
+    assert printed.count("{'prompt'") == 2 and printed.rstrip().endswith("bye")
+    assert "[not asked: the text has places for 1 images, but comes with 0" in printed
+
+
+def test_prompts_that_would_lose_their_question_are_refused(checkpoint, image_file, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "llava-v1.5-tiny")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tokenizer_model_max_length": 60}))
+    given = ["--model-path", model, "--query", "red", "--temperature", 0, "--max_new_tokens", 2, "--sep", "|"]
+    given += ["--conv-mode", "plain"]
+    ask([*given, "--image-file", image_file])
+    with pytest.raises(
+        ValueError, match="a prompt of .* tokens, of which 80 are of images, is longer than 60"
+    ):
+        ask([*given, "--image-file", "|".join([str(image_file)] * 20)])
 
 
 def test_chat_ends_with_its_input(monkeypatch, checkpoint, image_file, capsys):

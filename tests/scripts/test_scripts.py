@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "scripts/v1_5/eval"
@@ -17,8 +18,9 @@ EVAL = ROOT / "scripts/v1_5/eval"
 STUB = f"""#!{sys.executable}
 import json, os, sys
 arguments = sys.argv[1:]
-if "llava.eval.model_vqa_loader" not in arguments:
-    if not os.environ.get("SCORE") and not {{"dyvte.benchmarks", "dyvte.methods"}} & set(arguments):
+if arguments[:2] != ["-m", "llava.eval.model_vqa_loader"]:
+    real = {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards"}}
+    if not os.environ.get("SCORE") and not real & set(arguments):
         sys.exit()
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 flags = dict(zip(arguments[2::2], arguments[3::2]))
@@ -33,6 +35,10 @@ with open(flags["--answers-file"], "w") as out:
     for row in rows:
         out.write(json.dumps(dict(question_id=row["question_id"], text=row["question_id"], metadata=meta)) +
         "\\n")
+from tests.fixtures.answering import mark
+settings = {{name: value for name, value in flags.items() if name != "--answers-file"}}
+settings["chunk_idx"] = settings.pop("--chunk-idx")
+mark(flags["--answers-file"], settings)
 sys.exit(str(index) in os.environ.get("FAIL", "").split(","))
 """
 
@@ -100,15 +106,81 @@ def test_shards_over_gpus_merge_in_order(gqa):
     assert merged == ["0", "1", "2", "3", "4"]
 
 
-def test_failed_shard_fails_and_leaves_no_older_result(gqa):
+def test_a_failed_shard_fails_and_touches_no_older_result(gqa):
     assert gqa(CHUNKS="3").returncode == 0
     (gqa.out / "record.json").write_text("older")
-    done = gqa(CHUNKS="3", FAIL="1")
+    merged = (gqa.out / "merge.jsonl").read_text()
+    done = gqa(CHUNKS="3", FAIL="1", THRESHOLD="0.7", METHOD="dyvte")
     assert done.returncode != 0 and "shard 1 of 3 failed" in done.stderr
-    assert not (gqa.out / "merge.jsonl").exists() and not (gqa.out / "record.json").exists()
-    done = gqa(CHUNKS="3")
-    assert done.returncode == 0, done.stderr
+    assert (gqa.out / "merge.jsonl").read_text() == merged
+    assert (gqa.out / "record.json").read_text() == "older"
+    assert gqa(CHUNKS="3").returncode == 0
+    assert (gqa.out / "record.json").read_text() == "older", "it is of the same run"
+    done = gqa(CHUNKS="3", THRESHOLD="0.7", METHOD="dyvte")
+    assert done.returncode == 0 and "is of another run; it is now" in done.stderr
+    assert not (gqa.out / "record.json").exists()
+    (kept,) = gqa.out.glob("record.*-*.json")
+    assert kept.read_text() == "older" and len(list(gqa.out.glob("merge.*-*.jsonl"))) == 1
+
+
+def test_shards_on_many_machines(gqa):
+    """Each machine answers some shards; the last step merges them, and says which are missing or of another run."""
+    done = gqa(CHUNKS="4", SHARDS="0-1")
+    assert done.returncode == 0 and done.calls == ["0", "1"] and "SHARDS=none merges" in done.stdout
+    assert not (gqa.out / "merge.jsonl").exists()
+    done = gqa(CHUNKS="4", SHARDS="none")
+    assert done.returncode != 0 and "shard 2 is missing; shard 3 is missing; start those" in done.stderr
+    assert gqa(CHUNKS="4", SHARDS="3", BATCH_SIZE="7").returncode == 0
+    done = gqa(CHUNKS="4", SHARDS="2")
+    assert done.calls == ["2"]
+    done = gqa(CHUNKS="4", SHARDS="none")
+    assert done.returncode != 0 and "shard 3 is of another run (--batch-size differ)" in done.stderr
+    gqa(CHUNKS="4", SHARDS="3")
+    cut = gqa.out / "4_2.jsonl"
+    whole = cut.read_text()
+    cut.write_text(whole[:-5])
+    assert "shard 2 holds 0 of 1 answers" in gqa(CHUNKS="4", SHARDS="none").stderr
+    cut.write_text(whole)
+    assert gqa(CHUNKS="4", SHARDS="none").returncode == 0
+    merged = [json.loads(line)["question_id"] for line in (gqa.out / "merge.jsonl").read_text().splitlines()]
+    assert merged == ["0", "1", "2", "3", "4"]
+    assert "not among the 4 shards" in gqa(CHUNKS="4", SHARDS="2-4").stderr
+
+
+def test_shards_by_rank(gqa):
+    """As docs/evaluation.md has it for torchrun and accelerate: each process answers the shard of its rank."""
+    run = {"CHUNKS": "2"}
+    for rank in ("1", "0"):
+        assert gqa(**run, SHARDS=rank, CUDA_VISIBLE_DEVICES="4,5").flags[0]["gpu"] == ("4", "5")[int(rank)]
+    done = gqa(**run, SHARDS="none")
+    assert done.returncode == 0 and done.calls == []
     assert len((gqa.out / "merge.jsonl").read_text().splitlines()) == 5
+
+
+def test_two_copies_on_one_folder(gqa):
+    """The second says so in one line and touches nothing."""
+    gqa.out.mkdir()
+    with FileLock(gqa.out / ".lock"):
+        done = gqa(CHUNKS="2")
+    assert done.returncode != 0 and done.calls == []
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(f"another run is at work in {gqa.out}; wait for it, or stop it")
+    )
+
+
+def test_blanks_in_every_path(gqa, tmp_path):
+    gates = tmp_path / "my gates"
+    gates.mkdir()
+    (gates / "gates.json").write_text('{\n "threshold": 0.25\n}')
+    out = tmp_path / "out  folder"
+    done = gqa(METHOD="dyvte", GATES=gates, MODEL="my models/a model", OUT=out, CHUNKS="2", CONV_MODE="a b")
+    assert done.returncode == 0, done.stderr
+    flags = done.flags[0]
+    assert (flags["--gates"], flags["--model-path"]) == (str(gates), "my models/a model")
+    assert (flags["--threshold"], flags["--conv-mode"]) == ("0.25", "a b")
+    assert len((out / "merge.jsonl").read_text().splitlines()) == 5
 
 
 def test_shards_of_another_split_are_not_merged(gqa):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,7 @@ def test_llavas_defaults(tmp_path):
         ("--data_path d --output_dir OUT --bits 3", "--bits"),
         ("--data_path d --output_dir OUT --gate_supervision some", "--gate_supervision"),
         ("--data_path d --output_dir OUT --gate_alpha 0", "--gate_alpha"),
+        ("--data_path d --output_dir OUT --gate_alpha nan", "--gate_alpha"),
         ("--data_path d --output_dir OUT --warmup_ratio 3", "--warmup_ratio"),
         ("--data_path d --output_dir OUT --lora_enable True --tune_visual_gates True", "exclude each other"),
         ("--data_path d --output_dir OUT --no_such_flag 1", "no_such_flag"),
@@ -99,3 +102,44 @@ def test_llavas_defaults(tmp_path):
 def test_mistakes_are_named(line, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse(line + " --use_cpu True", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_half_precision_without_a_gpu_says_what_to_do(kind, tmp_path):
+    with pytest.raises(ValueError, match=f"--{kind} True needs a GPU.* BF16=False.*--use_cpu True"):
+        parse_arguments(["--data_path", "d", "--output_dir", str(tmp_path), f"--{kind}", "True"])
+    *_, training = parse(f"--data_path d --output_dir OUT --{kind} True --use_cpu True", tmp_path)
+    assert getattr(training, kind)
+
+
+COMMANDS = {
+    "llava.train.train": ["--output_dir", "OUT", "--use_cpu", "True"],
+    "llava.train.train_mem": ["--output_dir", "OUT", "--use_cpu", "True", "--data_path", "nowhere.json"],
+    "llava.train.fit_gates": ["--output_dir", "OUT", "--use_cpu", "True"],
+    "dyvte.gates.fit": ["--output_dir", "OUT", "--use_cpu", "True", "--store", "nowhere"],
+    "llava.train.sample": ["--output", "OUT/x.json", "--data-path", "nowhere.json"],
+    "llava.train.store_states": [
+        *(
+            "--output",
+            "OUT",
+            "--data-path",
+            "nowhere.json",
+            "--model-path",
+            "./nowhere",
+            "--image-folder",
+            ".",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_end_in_one_line(command, tmp_path, monkeypatch, capsys):
+    flags = [word.replace("OUT", str(tmp_path)) for word in COMMANDS[command]]
+    monkeypatch.setattr(sys, "argv", [command, *flags])
+    monkeypatch.delitem(sys.modules, command, raising=False)  # or runpy warns
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(command, run_name="__main__")
+    message = str(ended.value)
+    assert message.startswith("python -m ") and "\n" not in message
+    assert "nowhere" in message or "is missing" in message

@@ -88,11 +88,11 @@ def assert_same(first: Path, second: Path, tolerance: float = 0.0) -> None:
 
 def test_only_gates_are_written(finished):
     names = {path.name for path in finished.iterdir() if path.is_file()}
-    assert names == {"gates.safetensors", "gates.json", "trainer_state.json"}
+    assert names == {"gates.safetensors", "gates.json", "trainer_state.json", ".lock"}
     checkpoint = {path.name for path in (finished / "checkpoint-8").iterdir()}
     assert checkpoint == {
         "gates.safetensors", "gates.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-        "trainer_state.json",
+        "trainer_state.json", "run.json",
     }  # fmt: skip
 
 
@@ -129,6 +129,82 @@ def test_killed_run_resumes_to_the_same_gates(finished, llava_model, instruction
     output = run(arguments)
     assert "resuming from" in output
     assert_same(finished, tmp_path / "killed")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [
+        ("--learning_rate", "1e-5", "learning_rate: it has 0.001, this run has 1e-05"),
+        ("--seed", "7", "seed"),  # of fresh gates as well
+        ("--gate_alpha", "1.5", "gate_alpha: it has 1.03, this run has 1.5"),
+        ("--per_device_train_batch_size", "8", "global_batch: it has 4, this run has 8"),
+        ("--model_max_length", "128", "model_max_length"),
+        ("--data_path", "other", "data"),
+        ("--model_name_or_path", "other", "model"),
+        ("--visual_gates", "other", "start"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(
+    flag, value, name, finished, llava_model, instruction_data, tmp_path
+):
+    """What was trained with other data or settings is not taken for the result of this run."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    if flag == "--data_path":
+        value = str(tmp_path / "other.json")
+        Path(value).write_text(instruction_data[0].read_text().replace("red", "blue"))
+    elif flag == "--model_name_or_path":
+        value = str(tmp_path / "other")
+        shutil.copytree(llava_model, value)
+        config = json.loads((llava_model / "config.json").read_text())
+        (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    elif flag == "--visual_gates":
+        value = str(tmp_path / "gates")
+        torch.manual_seed(5)
+        ExitGates(4, 32).save_pretrained(value)
+    with pytest.raises(ValueError, match=f"checkpoint-8 is of a run with another {name}"):
+        train(argv=gate_flags(llava_model, instruction_data, output, flag, value))
+
+
+def test_same_run_on_other_devices_goes_on(finished, llava_model, instruction_data, tmp_path):
+    """How a step's samples are split, and how it is logged and saved, is no other run."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    more = (
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "2",
+        "--logging_steps",
+        "1",
+    )
+    train(argv=gate_flags(llava_model, instruction_data, output, *more, "--save_steps", "1"))
+    assert_same(finished, output)
+
+
+def test_checkpoint_of_an_unknown_run_is_refused(finished, llava_model, instruction_data, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    (output / "checkpoint-8" / "run.json").unlink()
+    with pytest.raises(ValueError, match="does not say of which run it is"):
+        train(argv=gate_flags(llava_model, instruction_data, output))
+
+
+def test_where_a_run_resumes_from_can_be_asked_for(finished, llava_model, instruction_data, tmp_path):
+    output, ask = tmp_path / "out", "--resume_from_checkpoint"
+    with pytest.raises(ValueError, match="out holds no complete checkpoint"):
+        train(argv=gate_flags(llava_model, instruction_data, output, ask, "True"))
+    with pytest.raises(ValueError, match="nowhere is not the folder of a complete checkpoint"):
+        train(argv=gate_flags(llava_model, instruction_data, output, ask, "nowhere"))
+    from_four = (ask, str(finished / "checkpoint-4"))
+    train(argv=gate_flags(llava_model, instruction_data, output, *from_four))
+    assert_same(finished, output)
+    assert not (output / "checkpoint-2").exists()
+    train(argv=gate_flags(llava_model, instruction_data, output, ask, "True"))
+    assert_same(finished, output)
+    train(argv=gate_flags(llava_model, instruction_data, output, ask, "False"))
+    assert_same(finished, output)
+    assert (output / "checkpoint-2").exists()
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])

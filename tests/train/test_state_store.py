@@ -118,7 +118,7 @@ def test_store_of_other_things_is_refused(other, stored, llava_model, instructio
         else:
             shutil.copy(tmp_path / "images" / "1.png", tmp_path / "images" / "30.png")
     else:
-        more += {"version": ["--version", "v0"], "dtype": ["--dtype", "bfloat16"],
+        more += {"version": ["--version", "vicuna_v1_nosys"], "dtype": ["--dtype", "bfloat16"],
                  "shard_size": ["--shard-size", "8"], "states": []}[other]  # fmt: skip
         if other == "states":
             more.remove("--attention")

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AttentionInterface
 
-from dyvte.decoding.attention.plan import KERNELS, AttentionPlan
+from dyvte.decoding.attention.plan import AttentionPlan, check_kernel
 from dyvte.decoding.attention.sdpa import CAUSAL
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.packed import Layout
@@ -134,22 +134,21 @@ _in_use: dict[int, tuple[int, str | None]] = {}
 
 
 @contextmanager
-def packed_layers(config: Any) -> Generator[str]:
-    """Let the layers of ``config`` call packed attention for a while; yields the kernel they were set to.
+def packed_layers(config: Any, kernel: str | None = None) -> Generator[str]:
+    """Let the layers of ``config`` call packed attention for a while.
 
     Several threads may do so at once: the config goes back to its own implementation when the last one ends.
 
+    Yields:
+        the kernel: by default the one that the layers were set to.
+
     Raises:
-        ValueError: the model's attention implementation has no packed form.
+        ValueError: the kernel has no packed form.
     """
     with _lock:
         users, own = _in_use.get(id(config), (0, config._attn_implementation_internal))
-        kernel = own or "sdpa"
-        if kernel not in KERNELS:
-            raise ValueError(
-                f"attention implementation {kernel!r} cannot run packed rows: load the model with "
-                f"attn_implementation set to one of {', '.join(KERNELS)}"
-            )
+        kernel = kernel or own or "sdpa"
+        check_kernel(kernel)
         _in_use[id(config)] = users + 1, own
         config._attn_implementation_internal = NAME
     try:
@@ -162,9 +161,3 @@ def packed_layers(config: Any) -> Generator[str]:
                 config._attn_implementation_internal = own
             else:
                 _in_use[id(config)] = users - 1, own
-
-
-def check_kernel(config: Any) -> None:
-    """Raise ValueError when the attention implementation of ``config`` has no packed form."""
-    with packed_layers(config):
-        pass

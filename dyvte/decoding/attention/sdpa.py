@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -49,6 +50,46 @@ class Prefill:
             queries, keys, values = (_batched(states[:, :, at], count) for states in (query, key, value))
             outs.append(_rowed(self._attend(queries, keys, values, mask, scaling)))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+
+class Filled:
+    """:class:`Prefill` for rows of one shape, in which sequences may have any lengths up to the longest.
+
+    Each sequence is copied to a slice of its own, whose end repeats the sequence's first token. Causality hides that
+    end, and the row's filler is not copied at all.
+
+    Args:
+        sequences: in the row, besides its filler.
+        tokens: of the row, filled up.
+        longest: sequence that fits.
+    """
+
+    def __init__(
+        self, attend: Attend, sequences: int, tokens: int, longest: int, device: torch.device
+    ) -> None:
+        self._attend, self._longest = attend, longest
+        into = torch.zeros(sequences * longest, dtype=torch.long, device=device)  # a token for each place
+        back = torch.zeros(tokens, dtype=torch.long, device=device)  # a place for each token
+        self.buffers = into, back
+
+    def load(self, layout: Layout) -> None:
+        """Take over where the sequences lie."""
+        starts, lengths = np.array(layout.starts)[:, None], np.array(layout.lengths)[:, None]
+        at = np.arange(self._longest)
+        into = np.where(at < lengths, starts + at, starts).ravel()
+        within = np.arange(len(layout.owners)) - starts[layout.owners, 0]
+        self.buffers[0].copy_(layout.to_device(into))
+        self.buffers[1][: len(within)].copy_(layout.to_device(layout.owners * self._longest + within))
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
+    ) -> Tensor:
+        into, back = self.buffers
+        sequences = len(into) // self._longest
+        queries, keys, values = (
+            _batched(states.index_select(2, into), sequences) for states in (query, key, value)
+        )
+        return _rowed(self._attend(queries, keys, values, None, scaling)).index_select(1, back)
 
 
 class Chunk:

@@ -7,6 +7,7 @@ half precision. Neither takes a bias for each key, or windows that count removed
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import numpy as np
@@ -40,20 +41,6 @@ class VarlenKernel(Protocol):
 
         Returns:
             (T, heads, d).
-        """
-        ...
-
-    def step(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
-    ) -> Tensor:
-        """One query per sample over a cache with unused capacity at its end.
-
-        Args:
-            query: (S, heads, 1, d), key, value: (S, kv_heads, K, d).
-            lengths: (S,) int32, keys of each sample; None where all K count.
-
-        Returns:
-            (S, heads, 1, d).
         """
         ...
 
@@ -91,6 +78,15 @@ class FlashAttention:
     def step(
         self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
     ) -> Tensor:
+        """One query per sample over a cache with unused capacity at its end.
+
+        Args:
+            query: (S, heads, 1, d), key, value: (S, kv_heads, K, d).
+            lengths: (S,) int32, keys of each sample; None where all K count.
+
+        Returns:
+            (S, heads, 1, d).
+        """
         out = self._package.flash_attn_with_kvcache(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -122,6 +118,11 @@ class TorchVarlen:
         longest: tuple[int, int],
         scaling: float,
     ) -> Tensor:
+        if query.device.type != "cuda" or query.dtype == torch.float32:
+            raise ValueError(
+                f"torch_varlen needs CUDA and half precision, the states are {query.dtype} on {query.device}: attach "
+                "again after moving a model, or use sdpa"
+            )
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:  # early versions take as many heads of keys as of queries
             key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -137,14 +138,26 @@ class TorchVarlen:
         assert isinstance(out, Tensor)
         return out
 
-    def step(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scaling: float
-    ) -> Tensor:
-        """SDPA: for single queries it takes the cache as it lies, through a mask."""
-        mask = None
-        if lengths is not None:
-            mask = (torch.arange(key.shape[2], device=key.device) < lengths[:, None])[:, None, None]
-        return sdpa.sdpa(query, key, value, mask, scaling)
+
+def torch_varlen_fits(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether torch's kernel can run here: it is FlashAttention, which needs compute capability 8.0."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def flash_attention_fits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the flash-attn package is installed and can run here."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and importlib.util.find_spec("flash_attn") is not None
+    )
 
 
 KERNELS = {"flash_attention_2": FlashAttention, "torch_varlen": TorchVarlen}
@@ -162,6 +175,30 @@ class Prefill:
     ) -> Tensor:
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         offsets, longest = (self._offsets, self._offsets), (self._longest, self._longest)
+        return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
+
+
+class Filled:
+    """:class:`Prefill` for rows of one shape, in which sequences may have any lengths: offsets lie in one place.
+
+    Args:
+        sequences: in the row, besides its filler, which is one more.
+        tokens: of the row, filled up.
+    """
+
+    def __init__(self, kernel: VarlenKernel, sequences: int, tokens: int, device: torch.device) -> None:
+        self._kernel, self._tokens = kernel, tokens
+        self.buffers = (torch.full((sequences + 2,), tokens, dtype=torch.int32, device=device),)
+
+    def load(self, layout: Layout) -> None:
+        """Take over where the sequences lie."""
+        self.buffers[0][:-1].copy_(layout.offsets)
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, held: KVBuffer | None, scaling: float
+    ) -> Tensor:
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        offsets, longest = (self.buffers[0], self.buffers[0]), (self._tokens, self._tokens)
         return self._kernel.attend(queries, keys, values, offsets, longest, scaling)[None]
 
 
@@ -194,7 +231,7 @@ class Chunk:
 class Step(sdpa.Step):
     """One token per sample; groups of samples with unused capacity are read by their lengths instead of a mask."""
 
-    def __init__(self, kernel: VarlenKernel, layout: Layout) -> None:
+    def __init__(self, kernel: FlashAttention, layout: Layout) -> None:
         super().__init__(self._by_length, layout)
         self._kernel = kernel
 

@@ -126,5 +126,9 @@ AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)
 register_adapter(
     LlavaConfig.model_type,
-    Adapter(decoder=lambda m: m.model, vision=lambda m: (m.get_vision_tower(), m.model.mm_projector)),
+    Adapter(
+        decoder=lambda m: m.model,
+        vision=lambda m: (m.get_vision_tower(), m.model.mm_projector),
+        encoder=lambda m: "encode_images" if getattr(m.get_vision_tower(), "recordable", False) else None,
+    ),
 )

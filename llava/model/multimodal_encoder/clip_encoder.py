@@ -9,7 +9,26 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dyvte.fields import FLAG, check_fields, either, listed, number, optional, record, whole
+from dyvte.io import read_json_object
+from dyvte.weights import load_pretrained, reading
+from llava.model.checkpoint import needed_file, read_config
 from llava.model.multimodal_encoder.tower import SelectingTower
+
+_SIDE = whole(1, 10_000)
+_COLOUR = optional(listed(number(-1000, 1000), 3))
+PROCESSOR_FIELDS = {
+    "size": either(record(shortest_edge=_SIDE), _SIDE),
+    "crop_size": either(record(height=_SIDE, width=_SIDE), _SIDE),
+    "image_mean": _COLOUR,
+    "image_std": optional(listed(number(1e-6, 1000), 3)),
+    "rescale_factor": optional(number(0, 1000)),
+    "resample": optional(whole(0, 5)),
+    **dict.fromkeys(
+        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), optional(FLAG)
+    ),
+}
+"""What the fields of a CLIP tower's ``preprocessor_config.json`` must be."""
 
 
 class CLIPVisionTower(SelectingTower):
@@ -17,7 +36,10 @@ class CLIPVisionTower(SelectingTower):
 
     Attributes:
         vision_tower: the ``CLIPVisionModel``; absent until loaded.
+        recordable: whether encoding launches kernels and nothing else; see ``Adapter.encoder``.
     """
+
+    recordable = True
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         """Load the tower, or only its config with ``delay_load``.
@@ -31,9 +53,9 @@ class CLIPVisionTower(SelectingTower):
         if not delay_load:
             self.load_model()
             return
-        self.config = _from_folder(CLIPVisionConfig, vision_tower)
+        self.config = _read_config(vision_tower)
         if getattr(args, "unfreeze_mm_vision_tower", False):
-            self.image_processor = _from_folder(CLIPImageProcessorPil, vision_tower)
+            self.image_processor = _read_processor(vision_tower)
             self.vision_tower = CLIPVisionModel(self.config)
             self._finish_loading()
 
@@ -42,11 +64,10 @@ class CLIPVisionTower(SelectingTower):
         if self.is_loaded:
             return
         name = self.vision_tower_name
-        self.image_processor = _from_folder(CLIPImageProcessorPil, name)
+        _read_config(name)
+        self.image_processor = _read_processor(name)
         options = {"device_map": device_map} if device_map is not None else {}
-        self.vision_tower, info = _from_folder(
-            CLIPVisionModel, name, dtype=torch.float32, output_loading_info=True, **options
-        )
+        self.vision_tower, info = load_pretrained(CLIPVisionModel, name, dtype=torch.float32, **options)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"vision tower {name} lacks {len(missing)} of its weights, such as {missing[0]}")
         self._finish_loading()
@@ -71,10 +92,14 @@ def _accept_old_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> N
             state_dict[f"{prefix}vision_tower.{key[len(old) :]}"] = value
 
 
-def _from_folder(cls: Any, name: str, **options: Any) -> Any:
-    try:
-        return cls.from_pretrained(name, **options)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"cannot load {cls.__name__} of the vision tower from {name}: {error}"
-        ) from error
+def _read_config(name: str) -> CLIPVisionConfig:
+    read_config(name)  # sizes that nobody has reached are told before a model of them is built
+    with reading(f"{name}/config.json"):
+        return CLIPVisionConfig.from_pretrained(name)
+
+
+def _read_processor(name: str) -> CLIPImageProcessorPil:
+    file = needed_file(name, "preprocessor_config.json", "it says how the vision tower gets its images")
+    check_fields(read_json_object(file), PROCESSOR_FIELDS, file)
+    with reading(file):
+        return CLIPImageProcessorPil.from_pretrained(name)

@@ -8,6 +8,7 @@
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   template of LLaVA's models (vicuna_v1)
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
 #   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
+#   SHARDS       which of them run here, such as 0-7,12, others on other machines; none: merge and score (all)
 #   VERIFY_EVERY with batches, each N-th question is asked alone too (100; 0: none); the record says how many differ
 #   VARIANT      scoring variant, where there are several (python -m dyvte.benchmarks list)
 #   CUDA_VISIBLE_DEVICES  GPUs; one shard for each unless CHUNKS says otherwise
@@ -28,6 +29,7 @@ CONV_MODE=${CONV_MODE:-}
 BATCH_SIZE=${BATCH_SIZE:-1}
 VERIFY_EVERY=${VERIFY_EVERY:-100}
 VARIANT=${VARIANT:-}
+SHARDS=${SHARDS:-all}
 RUNNER=llava.eval.model_vqa_loader # a script whose questions another command line answers sets its own
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [ -z "${PYTHON:-}" ]; then
@@ -78,39 +80,30 @@ gate_arguments() {
     method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
 }
 
-# run_shards QUESTIONS IMAGES ARGUMENTS...: one process per chunk; returns when all ended, and fails if one failed.
-run_shards() {
-    local questions=$1 images=$2 index failed=() gpus pids=()
+# answer QUESTIONS IMAGES ARGUMENTS...: after method_arguments, answer and merge in question order, into OUT. Ends the
+# script where SHARDS leaves shards to other machines.
+answer() {
+    local questions=$1 images=$2 gpus status=0 process
     shift 2
+    OUT=${OUT:-$DATA/answers/$(basename "${questions%.*}")/$(basename "$MODEL")$variant}
     IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-0}"
     chunks=${CHUNKS:-${#gpus[@]}}
-    trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
-    for ((index = 0; index < chunks; index++)); do
-        CUDA_VISIBLE_DEVICES=${gpus[index % ${#gpus[@]}]} "$PYTHON" -m "$RUNNER" \
-            --model-path "$MODEL" --question-file "$questions" --image-folder "$images" \
-            --answers-file "$OUT/${chunks}_$index.jsonl" --num-chunks "$chunks" --chunk-idx "$index" \
-            --temperature 0 --default-conv-mode vicuna_v1 ${CONV_MODE:+--conv-mode "$CONV_MODE"} \
-            --batch-size "$BATCH_SIZE" --verify-every "$VERIFY_EVERY" \
-            "${method_flags[@]}" "$@" &
-        pids+=($!)
-    done
-    for index in "${!pids[@]}"; do
-        wait "${pids[index]}" || failed+=("$index")
-    done
+    "$PYTHON" -m dyvte.engine.shards "$OUT" --chunks "$chunks" --shards "$SHARDS" -- \
+        "$PYTHON" -m "$RUNNER" --model-path "$MODEL" --question-file "$questions" --image-folder "$images" \
+        --temperature 0 --default-conv-mode vicuna_v1 ${CONV_MODE:+--conv-mode "$CONV_MODE"} \
+        --batch-size "$BATCH_SIZE" --verify-every "$VERIFY_EVERY" "${method_flags[@]}" "$@" &
+    process=$!
+    trap 'kill "$process" 2>/dev/null; wait "$process"; exit 130' INT TERM
+    wait "$process" || status=$?
     trap - INT TERM
-    [ ${#failed[@]} -eq 0 ] || die "shard ${failed[*]} of $chunks failed (see above); a new run goes on from here"
-}
-
-# answer QUESTIONS IMAGES ARGUMENTS...: after method_arguments, answer and merge in question order, into OUT.
-answer() {
-    local questions=$1 index
-    OUT=${OUT:-$DATA/answers/$(basename "${questions%.*}")/$(basename "$MODEL")$variant}
-    mkdir -p "$OUT"
-    rm -f "$OUT/merge.jsonl" "$OUT/record.json" # of an earlier run: none is left behind if this one fails
-    run_shards "$@"
-    for ((index = 0; index < chunks; index++)); do
-        cat "$OUT/${chunks}_$index.jsonl"
-    done >"$OUT/merge.jsonl"
+    [ "$status" -eq 0 ] || exit "$status"
+    case $SHARDS in
+    all | none) ;;
+    *)
+        echo "Shards $SHARDS of $chunks are answered. When all are, SHARDS=none merges and scores them."
+        exit 0
+        ;;
+    esac
 }
 
 # answer_benchmark NAME QUESTIONS IMAGES ARGUMENTS...: check the files and answer.

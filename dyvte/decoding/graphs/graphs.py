@@ -1,0 +1,276 @@
+"""What was recorded of which decoder, and for how long it is kept."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from dyvte.cost.layers import EXPERTS
+from dyvte.decoding.cache.ragged import RaggedCache
+from dyvte.decoding.graphs.calls import Calls
+from dyvte.decoding.graphs.compiled import compiled
+from dyvte.decoding.graphs.record import CudaGraphs, Record, Replay, address_of
+from dyvte.decoding.graphs.rows import STORE_STEP, Bucket, RecordedLayers, Store, shape_of
+from dyvte.decoding.graphs.step import STEPS_BEFORE, RunLayers, Step
+from dyvte.decoding.loop import Layers
+from dyvte.decoding.packed import PackedRow
+from dyvte.decoding.policy import Policy
+from dyvte.decoding.trace import ExitTrace
+from dyvte.families.protocols import Decoder
+from dyvte.families.stack import Stack
+
+MOST_TOKENS = 3072
+"""Longer rows run as usual. On an H100, gates that never fire lengthen the prefill of LLaVA-1.5-7B's shape, against
+the same packed layers without gates, by 71% at 636 tokens, 8% at 2,940 and 2% at 5,088
+(docs/benchmarks/h100-before): that is what launching and waiting cost, and all that a recording can save."""
+MOST_BYTES = 2**30
+"""Memory for recorded layers of one decoder; beyond it the bucket that was not used for longest is given up. A
+choice: keys and values of 1,700 tokens of LLaVA-1.5-7B (0.5 MiB each) and some ten buckets."""
+
+
+class Graphs:
+    """What was recorded of the decoders it is used with: to be made once, and handed to every ``attach``.
+
+    Nothing is recorded for a shape, or an epoch of a cache, that has not come up before.
+
+    Args:
+        record: how to record; CUDA graphs by default.
+        most_bytes: for recorded layers of each decoder; see :data:`MOST_BYTES`.
+        compile: whether recorded layers are compiled before, which takes seconds for each bucket.
+
+    Attributes:
+        recorded, replayed: how often.
+    """
+
+    def __init__(
+        self, record: Record | None = None, most_bytes: int = MOST_BYTES, *, compile: bool = False
+    ) -> None:
+        self._record: Record = CudaGraphs() if record is None else record
+        self._of: WeakKeyDictionary[Decoder, _OfDecoder] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[nn.Module, Calls] = WeakKeyDictionary()
+        self.most_bytes, self.compile = most_bytes, compile
+        self.recorded = self.replayed = 0
+
+    def close(self) -> None:
+        """Give up all that was recorded, with its memory."""
+        self._of.clear()
+        self._calls.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all recorded layers."""
+        return sum(own.nbytes for own in self._of.values())
+
+    def check(self, stack: Stack) -> None:
+        """Raise ValueError when the decoder's work cannot be recorded."""
+        reason = self.refuses(stack)
+        if reason is not None:
+            raise ValueError(reason)
+
+    def refuses(self, stack: Stack) -> str | None:
+        """Why a decoder's work cannot be recorded; None where it can.
+
+        It has to be on one CUDA device, with layers that do not depend on how long a prompt is.
+        """
+        decoder = stack.decoder
+        if any(isinstance(layer, FSDPModule) for layer in stack.layers):
+            return "graphs cannot be used for a model that processes share: layers come and go"
+        kind = getattr(decoder.rotary_emb, "rope_type", "default")
+        if kind in ("dynamic", "longrope"):
+            return f"rotary embeddings of type {kind!r} look at lengths on the host: graphs cannot be used"
+        if not stack.plain:
+            return (
+                "graphs are for decoders whose layers are all alike and see all tokens: not for sliding windows, or "
+                "features added to tokens"
+            )
+        if any(getattr(stack.config, name, None) for name in EXPERTS):
+            return "graphs are not for mixtures of experts, whose routing waits for the device"
+        if not all(parameter.is_floating_point() for parameter in decoder.parameters()):
+            return "graphs are not for quantized weights, whose kernels may wait for the device"
+        devices = {parameter.device for parameter in decoder.parameters()}
+        if isinstance(self._record, CudaGraphs) and (
+            len(devices) > 1 or {device.type for device in devices} != {"cuda"}
+        ):
+            names = ", ".join(sorted(map(str, devices)))
+            return f"CUDA graphs need the whole decoder on one CUDA device, this one is on {names}"
+        return None
+
+    def step(self, stack: Stack, row: PackedRow, cache: RaggedCache, run: RunLayers) -> PackedRow:
+        """A decoding step of ``row``, one token per sample; ``run(stack, row, cache=cache)`` does it as usual."""
+        own = self._own(stack.decoder)
+        step = own.step
+        if step is None or not step.continues(row, cache):
+            cache.make_static()
+            own.step = step = Step(cache, own.forget)
+            return step.note(run(stack, row, cache=cache), cache)
+        if step.replay is None:
+            if step.seen < STEPS_BEFORE:
+                return step.note(run(stack, row, cache=cache), cache)
+            step.replay = self._recorded(step.prepare(stack, row, cache, run), row.hidden)
+        else:
+            step.hidden.copy_(row.hidden)
+            step.positions.copy_(row.layout.positions)
+            cache.count_step()  # recording has counted its own
+        self._play(step.replay)
+        return PackedRow(step.out.clone(), row.layout)
+
+    def layers(
+        self, plain: Layers, first: int, row: PackedRow, policy: Policy, trace: ExitTrace, until: ExitStack
+    ) -> RecordedLayers | None:
+        """The layers from ``first`` on as graphs, with the policy's probes inside.
+
+        None where they have to run as usual: over rows that are long, were merged or forked, have blocks or continue
+        a cache, for the first row of a shape, and while another thread replays layers of this decoder.
+
+        Args:
+            until: is closed when the row gets another layout, or all layers are done.
+        """
+        layout = row.layout
+        if (
+            row.hidden.shape[1] > MOST_TOKENS
+            or plain.continued
+            or layout.sizes is not None
+            or layout.block_ids is not None
+            or any(origin is not None for origin in layout.forked_at)
+        ):
+            return None
+        own = self._own(plain.stack.decoder, whole=True)
+        if row.hidden.shape[1] >= own.too_many or not own.lock.acquire(blocking=False):
+            return None
+        until.callback(own.lock.release)
+        probes = policy.probes(layout)
+        key = (*shape_of(plain, row, probes), *(address_of(probe.weights) for probe in probes))
+        if key not in own.buckets:
+            own.buckets[key] = None  # seen once
+            return None
+        bucket = own.buckets[key]
+        own.buckets.move_to_end(key)
+        if bucket is None:
+            bucket = Bucket(plain, row, probes, own.layers)
+            if not own.make_room(bucket, plain.stack, first, self.most_bytes):
+                own.too_many = row.hidden.shape[1]
+                return None
+            own.buckets[key] = bucket
+        while own.nbytes > self.most_bytes and len(own.buckets) > 1:
+            own.buckets.popitem(last=False)
+        assert own.store is not None
+        recorded = RecordedLayers(
+            bucket,
+            own.store,
+            plain,
+            row,
+            probes,
+            trace,
+            lambda work: self._recorded(work, row.hidden),
+            self._play,
+        )
+        until.callback(recorded.close)
+        return recorded
+
+    def call(
+        self, modules: tuple[nn.Module, ...], function: Callable[[Tensor], Tensor], value: Tensor
+    ) -> Tensor:
+        """``function(value)``, replayed where inputs of this shape came up before.
+
+        Args:
+            modules: whose weights the function uses; the first one stands for it.
+        """
+        calls = self._calls.get(modules[0])
+        if calls is None or not calls.fits(modules):
+            calls = self._calls[modules[0]] = Calls(modules)
+        return calls(function, value, lambda work: self._recorded(work, value), self._play)
+
+    def _own(self, decoder: Decoder, whole: bool = False) -> _OfDecoder:
+        """What was recorded of a decoder, as long as its weights are where they were: graphs hold addresses.
+
+        Args:
+            whole: look for modules and parameters that were replaced too, not only for moved ones.
+        """
+        own = self._of.get(decoder)
+        if own is None or own.moved() or (whole and own.addresses != address_of(decoder)):
+            own = self._of[decoder] = _OfDecoder(decoder, self.compile)
+        return own
+
+    def _recorded(self, work: Callable[[], None], on: Tensor) -> Replay:
+        """Record work on the device of a tensor.
+
+        Raises:
+            RuntimeError: it does what a graph cannot hold.
+        """
+        self.recorded += 1
+        with torch.cuda.device_of(on):
+            try:
+                return self._record(work)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"this model's work cannot be recorded as CUDA graphs ({error}): attach with graphs=False, or "
+                    "run with --no-cuda-graphs"
+                ) from error
+
+    def _play(self, replay: Replay) -> None:
+        self.replayed += 1
+        replay()
+
+
+class _OfDecoder:
+    """What was recorded of one decoder.
+
+    Attributes:
+        layers: its layers, or these compiled.
+        addresses: of its weights.
+        lock: held while layers are replayed: their buffers serve one prefill at a time.
+        step: its last decoding step.
+        store: keys and values of the row that was replayed last; None so far.
+        too_many: tokens whose keys and values would pass the budget.
+        buckets: its layers by shape, the least recently used first; None for a shape seen once.
+    """
+
+    def __init__(self, decoder: Decoder, compile: bool) -> None:
+        self.layers = compiled(decoder.layers) if compile else decoder.layers
+        self.addresses = address_of(decoder)
+        self._parameters = list(decoder.parameters())
+        self._at = [parameter.data_ptr() for parameter in self._parameters]
+        self.lock = Lock()
+        self.step: Step | None = None
+        self.store: Store | None = None
+        self.too_many: float = math.inf
+        self.buckets: OrderedDict[Hashable, Bucket | None] = OrderedDict()
+
+    def moved(self) -> bool:
+        """Whether a parameter has other memory than when this was made."""
+        return [parameter.data_ptr() for parameter in self._parameters] != self._at
+
+    def forget(self, step: Step) -> None:
+        """Give up a step whose cache is gone."""
+        if self.step is step:
+            self.step = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of store and buckets."""
+        held = 0 if self.store is None else self.store.nbytes
+        return held + sum(bucket.nbytes for bucket in self.buckets.values() if bucket is not None)
+
+    def make_room(self, bucket: Bucket, stack: Stack, layer: int, most_bytes: int) -> bool:
+        """Make the store hold rows of a new bucket; False where that takes more than ``most_bytes``."""
+        held = self.store
+        if held is None or bucket.tokens > held.capacity:
+            key, value = bucket.shapes(stack, layer)
+            capacity = -(-bucket.tokens // STORE_STEP) * STORE_STEP
+            size = len(bucket.layers) * capacity * (key[0, :, 0].nbytes + value[0, :, 0].nbytes)
+            if size + bucket.nbytes > most_bytes:
+                return False
+            for known in self.buckets:
+                self.buckets[known] = None  # recorded with the old store
+            self.store = held = None  # its memory first
+            self.store = Store(len(bucket.layers), key, value, capacity)
+            return True
+        return held.nbytes + bucket.nbytes <= most_bytes
