@@ -1,6 +1,7 @@
 """The methods by which visual tokens leave, by name: the one list that command lines, records and tables read.
 
-A new method is one file under ``dyvte/reduction`` and one line here.
+A new method is one file under ``dyvte/reduction`` and one line here. Names are in records and may not change.
+:mod:`dyvte.engine.options` makes policies from flags, :mod:`dyvte.report.titles` labels records.
 
     python -m dyvte.methods              # names, titles, papers and settings
     python -m dyvte.methods check NAME   # exit code 2 and one line where there is no such method
@@ -27,7 +28,7 @@ class Method:
         name: on command lines and in records.
         title: as tables and figures print it.
         paper: where it was published; empty for a plain baseline.
-        policy: module and class, imported when needed: listing names does not wait for torch.
+        policy: ``module:class``, imported when needed: listing names does not wait for torch.
     """
 
     name: str
@@ -62,11 +63,7 @@ OWN_FLAGS = ("none", "dyvte", "fixed")
 
 
 def parse_method(text: str) -> tuple[str, ...]:
-    """The names in a method, or in several joined by ``+``.
-
-    Raises:
-        ValueError: there is no such method, or they do not go together.
-    """
+    """The names in a method, or in several joined by ``+``; ValueError when they are unknown or cannot be joined."""
     names = tuple(text.split("+"))
     for name in names:
         if name not in METHODS:
@@ -77,11 +74,11 @@ def parse_method(text: str) -> tuple[str, ...]:
 
 
 def title(method: str, settings: Mapping[str, str]) -> str:
-    """A record's method as people read it, with those of its settings that tell two records of it apart.
+    """A method's title, with those of a record's settings that distinguish two records of the method.
 
     Args:
         method: a name, or several joined by ``+``.
-        settings: of the record: ``exit_layer``, ``threshold`` and ``method_config`` count.
+        settings: of the record; ``exit_layer``, ``threshold`` and ``method_config`` are read.
     """
     label = " + ".join(_part_title(part, settings) for part in method.split("+"))
     config = settings.get("method_config", "")
@@ -108,15 +105,14 @@ def make_policy(
     """The policy of a method, or of several that act in this order.
 
     Args:
-        names: as :func:`parse_method` gives them.
-        settings: ``key=value`` each, or ``name.key=value`` where several of the methods have the key. What is not
-            given keeps its default.
+        names: see :func:`parse_method`.
+        settings: ``key=value`` each, or ``name.key=value`` where several of the methods have the key.
         gates, threshold: of ``dyvte``; the gates' calibrated threshold by default.
         exit_layer: of ``fixed``.
 
     Raises:
         ValueError: ``dyvte`` lacks gates or ``fixed`` its layer; a setting is not ``key=value``, given twice,
-            unknown, unclear between methods, or of the wrong type; or a method refuses its value.
+            unknown, ambiguous between methods, or of the wrong type; or a method refuses its value.
     """
     from dyvte.reduction.combine import Combine
 
@@ -134,36 +130,36 @@ def make_policy(
 
 
 def _parse_settings(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Settings by method."""
+    """By method, its settings as keyword arguments of its policy."""
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not (key and equals and text):
             raise ValueError(f"a method's setting must be key=value, got {setting!r}")
-        name, key = _owner(names, key)
+        name, key = _method_of(names, key)
         if key in given[name]:
             raise ValueError(f"{name}'s {key} is given twice")
         given[name][key] = _value(name, key, text)
     return given
 
 
-def _owner(names: Sequence[str], key: str) -> tuple[str, str]:
+def _method_of(names: Sequence[str], key: str) -> tuple[str, str]:
     """The method that a key belongs to, and the key without the method's name."""
     prefix, dot, bare = key.partition(".")
     candidates = [prefix] if dot else list(names)
     bare = bare if dot else key
-    owners = [name for name in candidates if name in names and bare in _settings_of(name)]
-    if len(owners) == 1:
-        return owners[0], bare
-    if owners:
-        either = " or ".join(f"{name}.{bare}" for name in owners)
+    with_key = [name for name in candidates if name in names and bare in _settings_of(name)]
+    if len(with_key) == 1:
+        return with_key[0], bare
+    if with_key:
+        either = " or ".join(f"{name}.{bare}" for name in with_key)
         raise ValueError(f"setting {key!r} is unclear: write {either}")
     known = "; ".join(f"{name} has {_described(name)}" for name in names)
     raise ValueError(f"unknown setting {key!r}: {known or 'none of the methods has settings'}")
 
 
 def _settings_of(name: str) -> dict[str, Any]:
-    """Default of each setting."""
+    """The settings of a method and their defaults: the fields of its policy that have one."""
     return {
         field.name: field.default for field in fields(METHODS[name].load()) if field.default is not MISSING
     }

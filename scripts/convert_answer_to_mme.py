@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dyvte.benchmarks.files import other_split, read_answers_and_remarks
+from dyvte.benchmarks.files import read_answers_and_remarks, split_error
 from dyvte.benchmarks.mme import RELEASE, read_ground_truth, replies_by_task, write_task_files
 from dyvte.cli import run
 
@@ -28,7 +28,7 @@ def convert(options: argparse.Namespace) -> None:
     answers, remarks = read_answers_and_remarks(answers_file, "prompt")
     replies, skipped = replies_by_task(answers, truths)
     if not replies:
-        raise other_split(answers_file, options.data_dir / RELEASE)
+        raise split_error(answers_file, options.data_dir / RELEASE)
     write_task_files(replies, results_dir)
     for remark in (*remarks, *skipped):
         print(f"{remark.question_id}: {remark.what}", file=sys.stderr)

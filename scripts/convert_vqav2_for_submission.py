@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.files import ID, other_split, read_json_lines
+from dyvte.benchmarks.files import ID, read_json_lines, split_error
 from dyvte.benchmarks.vqa_text import normalise
 from dyvte.benchmarks.vqav2 import TEST_QUESTIONS
 from dyvte.cli import run
@@ -55,7 +55,7 @@ def convert(options: argparse.Namespace) -> None:
     names = [row["question_id"] for row in read_json_lines(frame, {"question_id": ID})]
     print(f"total results: {len(texts)}, total split: {len(names)}, error_line: {broken}")
     if texts.keys().isdisjoint(names):
-        raise other_split(source, frame)
+        raise split_error(source, frame)
     upload = [{"question_id": name, "answer": normalise(texts.get(name, ""))} for name in names]
     write_whole(target, json.dumps(upload))
 

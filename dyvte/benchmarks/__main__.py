@@ -1,4 +1,8 @@
-"""python -m dyvte.benchmarks list | check | run | score"""
+"""python -m dyvte.benchmarks list | check | run | score
+
+``scripts/v1_5/eval/common.sh`` relies on ``check NAME --data-dir DIR --quiet``: exit code 0 and no output when the
+benchmark is ready, else exit code 1 and the reasons.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ DATA_ROOT = Path("playground/data/eval")
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/v1_5/eval"
 RUN_SETTINGS = (
     "method", "method_config", "gates", "threshold", "exit_layer", "conv_mode", "out", "batch_size", "chunks",
-    "variant",
+    "variant", "verify_every",
 )  # fmt: skip
-"""Flags of ``run`` that are, in upper case, settings of the scripts (scripts/v1_5/eval/common.sh)."""
+"""Flags of ``run``; in upper case they are environment variables that scripts/v1_5/eval/common.sh documents."""
 
 
 def list_benchmarks(options: argparse.Namespace) -> None:
-    """Print name, title, folder, metric and variants of each."""
+    """Print name, title, folder, metric and scoring variants of each."""
     rows = [("name", "benchmark", f"folder in {DATA_ROOT}", "score", "variants (first: default)")]
     for benchmark in BENCHMARKS.values():
         variants = ", ".join(benchmark.variants) or "-"
@@ -35,18 +39,18 @@ def list_benchmarks(options: argparse.Namespace) -> None:
 
 
 def check_benchmarks(options: argparse.Namespace) -> None:
-    """Print what is there and what is not; exit code 1 when a benchmark is not ready."""
+    """Print what is there and what is not; exit with code 1 when a benchmark is not ready."""
     if options.data_dir and len(options.names) != 1:
         raise ValueError("--data-dir is the folder of one benchmark: name that one.")
-    incomplete = []
+    incomplete = False
     for name in options.names or BENCHMARKS:
         benchmark = get_benchmark(name)
         findings = check(benchmark, options.data_dir or options.data_root / benchmark.folder)
-        if not ready(findings):
-            incomplete.append(name)
-        if options.quiet and ready(findings):
+        complete = ready(findings)
+        incomplete |= not complete
+        if options.quiet and complete:
             continue
-        print(f"{benchmark.title}: {'ready' if ready(findings) else 'not ready'}")
+        print(f"{benchmark.title}: {'ready' if complete else 'not ready'}")
         for finding in findings:
             print(f"  {finding.state:8} {finding.path}")
             if finding.detail:
@@ -56,7 +60,7 @@ def check_benchmarks(options: argparse.Namespace) -> None:
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
-    """Become the benchmark's script, with flags as its settings."""
+    """Replace this process by the benchmark's script (exec); flags become its environment variables."""
     script = SCRIPTS / f"{options.name}.sh"
     if not script.is_file():
         raise FileNotFoundError(
@@ -70,7 +74,7 @@ def run_benchmark(options: argparse.Namespace) -> None:
 
 
 def score_benchmark(options: argparse.Namespace) -> None:
-    """Print the official lines and what was remarkable; write all figures."""
+    """Print the official lines and the remarks on answers; with ``--json`` write all figures."""
     benchmark = get_benchmark(options.name)
     result = benchmark.score(options.data_dir, options.answers, benchmark.variant(options.variant))
     print(describe(benchmark.title, result))
@@ -82,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dyvte.benchmarks", description="The nine benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("list", help="names, folders, metrics and variants")
+    command = commands.add_parser("list", help="names, folders, metrics and scoring variants")
     command.set_defaults(action=list_benchmarks)
 
     command = commands.add_parser("check", help="what is there, what is missing, and where to get it")
@@ -95,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(action=check_benchmarks)
 
     command = commands.add_parser(
-        "run", help="answer and score: scripts/v1_5/eval/NAME.sh with flags for settings"
+        "run",
+        help="answer and score: scripts/v1_5/eval/NAME.sh with flags for settings",
+        epilog="Arguments after -- go to the command line that answers the questions.",
     )
     command.add_argument("name", choices=list(BENCHMARKS))
     command.add_argument("--model-path", required=True)
@@ -108,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name", choices=list(BENCHMARKS))
     command.add_argument("--data-dir", type=Path, required=True, help="the benchmark's folder")
     command.add_argument("--answers", type=Path, required=True, help="answers in LLaVA's JSON lines")
-    command.add_argument("--variant", default="", help="official variant to follow (see list)")
+    command.add_argument("--variant", default="", help="scoring variant (see list)")
     command.add_argument("--json", type=Path, help="write all figures and the score of each question here")
     command.set_defaults(action=score_benchmark)
     return parser

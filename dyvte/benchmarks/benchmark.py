@@ -1,4 +1,8 @@
-"""What a benchmark is to the rest of the project: the files it reads, and answers in, score out."""
+"""The types every benchmark module fills in, :class:`Benchmark` and :class:`Score`, and sums that scorers share.
+
+:mod:`dyvte.report.record` scores answers through them. A *variant* here is a scoring variant: one of several official
+scorers that give different numbers for the same answers.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ class File:
     Attributes:
         path: relative to the benchmark's folder; may be a glob pattern.
         source: where a user gets it.
-        optional: which figures or options need it; empty when it is needed always.
+        needed_for: the figures or variants that need it; empty when it is always needed.
     """
 
     path: str
     source: str
-    optional: str = ""
+    needed_for: str = ""
 
 
-REMARKS_SHOWN = 10
+REMARKS_SHOWN = 10  # how many are printed; JSON output has all
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,11 @@ class QuestionScore:
 
 @dataclass(frozen=True)
 class Remark:
-    """What was done about a question over which the official evaluator crashes, or which it silently miscounts.
+    """How a question was scored on which the official evaluator crashes, or which it silently miscounts.
 
     Attributes:
-        question_id: the question.
         what: the trouble and the treatment, such as "no answer: counted as wrong".
-        skipped: whether the question, or the answer, has no part in the score.
+        skipped: whether the question, or the answer, is left out of the score.
     """
 
     question_id: str | int
@@ -58,12 +61,13 @@ class Score:
     """The outcome of one benchmark.
 
     Attributes:
-        metric: what ``value`` is.
+        benchmark: its name in the registry.
+        metric: what ``value`` is, in words.
         value: the number that papers print, unrounded; in percent, except MME's points.
         parts: every other figure of the official scorer under its own name, unrounded.
         questions: the score of each question that counts, in the order of the answers.
         report: what the official scorer prints.
-        variant: which of the official variants was followed, where there are several.
+        variant: the scoring variant, where there are several.
         remarks: see ``Remark``; empty for answers that the official scorer takes without trouble.
     """
 
@@ -78,12 +82,12 @@ class Score:
 
     @property
     def skipped(self) -> int:
-        """How many questions or answers have no part in the score."""
+        """How many questions or answers are left out of the score."""
         return sum(remark.skipped for remark in self.remarks)
 
 
 def describe(title: str, score: Score) -> str:
-    """The official lines, the headline, and what was done about questions that official evaluators stumble over."""
+    """The official scorer's lines, the headline, and the first remarks."""
     lines = [score.report.rstrip("\n")] if score.report else []
     variant = f", variant {score.variant}" if score.variant else ""
     lines.append(f"{title}: {score.value:.2f} ({score.metric}{variant}; {len(score.questions)} questions)")
@@ -99,12 +103,12 @@ def describe(title: str, score: Score) -> str:
 
 
 class Scorer(Protocol):
-    """Scores LLaVA's answers jsonl.
+    """Scores answers in LLaVA's JSON lines. For answers that the official scorer takes, all numbers are its own.
 
     Raises:
         FileNotFoundError: the answers or the annotations are missing.
-        ValueError: a file is broken (naming file and line), the answers are of another split, or there is no
-            such variant.
+        ValueError: a file is broken (naming file and line), the answers are of another split, or the variant is
+            unknown.
     """
 
     def __call__(self, data_dir: Path, answers_file: Path, variant: str = "") -> Score: ...
@@ -117,15 +121,16 @@ class Benchmark:
     Attributes:
         name: in commands and scripts.
         title: as papers write it.
+        metric: what :attr:`Score.value` is, in words.
         folder: below ``playground/data/eval``, as LLaVA has it.
         question_file: what the model is asked; not listed again in ``files``.
         image_folder: relative to the benchmark's folder; empty where images lie within the question file.
         files: all other files, images included.
         ground_truth: the files that scoring reads, given the benchmark's folder.
         score: see ``Scorer``.
-        variants: names of the official variants that ``score`` knows; the first is the default.
+        variants: scoring variants that ``score`` knows; the first is the default.
         questions: how the question file is read, and the flags of the command line that asks it.
-        percent: whether scores are in percent; scores in other units have no part in averages.
+        percent: whether scores are in percent; scores in other units are left out of averages over benchmarks.
         check_questions: given the benchmark's folder, raises ValueError or FileNotFoundError for what would only
             come to light after inference: a question without annotation, a broken annotation file, a wrong split.
     """
@@ -145,10 +150,10 @@ class Benchmark:
     check_questions: Callable[[Path], object] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:
-        """The variant of this name, by default the first; empty for a benchmark without variants.
+        """The scoring variant of this name, by default the first; empty for a benchmark without variants.
 
         Raises:
-            ValueError: there is none of this name.
+            ValueError: the name is unknown.
         """
         if not name:
             return self.variants[0] if self.variants else ""
@@ -158,18 +163,18 @@ class Benchmark:
         return name
 
 
-def one_by_one(values: Iterable[float]) -> float:
-    """The sum, rounded after each value as in official loops: from Python 3.12 on, ``sum`` rounds otherwise."""
+def sequential_sum(values: Iterable[float]) -> float:
+    """The sum by repeated ``+``, as in official loops; from Python 3.12 on, ``sum`` compensates rounding errors."""
     return reduce(add, values, 0.0)
 
 
 def mean(values: list[float]) -> float:
-    """Plain mean, summed in order as the official scorers do; an empty list counts as 0."""
+    """Mean by the built-in ``sum``, as official scorers have it; 0 for an empty list."""
     return sum(values) / len(values) if values else 0.0
 
 
 def grouped(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
-    """The values of each group, groups in the order in which they first come."""
+    """The values of each group; groups are in the order of their first values."""
     groups: dict[str, list[float]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)

@@ -1,4 +1,8 @@
-"""Is a benchmark ready to run? What is there, what is missing, where it comes from, and where it belongs."""
+"""Checks whether a benchmark's files are there and fit together, before hours of inference.
+
+Called by ``python -m dyvte.benchmarks check``, which ``scripts/v1_5/eval/common.sh`` runs first, and by
+:mod:`dyvte.reproduce.work`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ class Finding:
 
     Attributes:
         path: where it is, or belongs.
-        state: "there", "missing", "wrong" (there, but not usable), or "optional" (missing, and not needed).
+        state: "there", "missing", "wrong" (there, but not usable), or "optional" (missing, and only some figures or
+            variants need it).
         detail: what is wrong, where to get it, or what it would be needed for.
     """
 
@@ -47,7 +52,7 @@ def _files(benchmark: Benchmark, data_dir: Path) -> Iterator[Finding]:
         path = data_dir / file.path
         if any(data_dir.glob(file.path)) if "*" in file.path else path.exists():
             yield Finding(path, "there")
-        elif file.optional:
-            yield Finding(path, "optional", f"only for {file.optional}; from {file.source}")
+        elif file.needed_for:
+            yield Finding(path, "optional", f"only for {file.needed_for}; from {file.source}")
         else:
             yield Finding(path, "missing", f"from {file.source}")

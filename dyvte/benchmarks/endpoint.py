@@ -1,4 +1,8 @@
-"""A chat-completions endpoint in OpenAI's form."""
+"""A client of chat-completions endpoints in OpenAI's form, with retries; its errors never show address or key.
+
+Used by :mod:`dyvte.benchmarks.judge` through :mod:`dyvte.benchmarks.reply_store`. Text of a server that is shown or
+kept must pass ``_scrub``.
+"""
 
 from __future__ import annotations
 
@@ -21,28 +25,27 @@ with extra("eval"):
     )
 
 DEFAULT_URL = "https://api.openai.com/v1"
-TIMEOUT = (10, 120)
+TIMEOUT = (10, 120)  # seconds to connect, and between bytes of the reply
 ATTEMPTS = 10
-LONGEST_WAIT = 300.0
-"""Seconds; of what a server asks for. Waits that it does not ask for end at 60."""
-LONGEST_DETAIL = 300
-SHORTEST_PART = 4
-"""Characters; servers quote a key's last four. Shorter keys are placeholders of servers that want none."""
+LONGEST_WAIT = (
+    300.0  # seconds; longer waits that a server asks for are cut to this, waits of our own end at 60
+)
+LONGEST_DETAIL = 300  # characters of a server's message that are shown
+SHORTEST_PART = 4  # characters of a key that are hidden when a server quotes them: some quote the last four
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, and the name by which it was served; ``content`` is None when it said nothing."""
+    """``content``: a model's reply, None when it has no text; ``model``: the name that the server gives it."""
 
     model: str
     content: str | None
 
 
 class TryAgain(ConnectionError):
-    """Trouble that may pass: no connection, no reply in time, too many requests, a broken server.
+    """An error that may pass: no connection, no reply in time, too many requests, a server error.
 
-    Attributes:
-        wait: seconds that the server asks to wait; 0 when it does not say.
+    ``wait``: seconds that the server asks to wait; 0 when it does not say.
     """
 
     def __init__(self, trouble: str, wait: float = 0.0) -> None:
@@ -51,14 +54,15 @@ class TryAgain(ConnectionError):
 
 
 class Endpoint:
-    """``POST <base URL>/chat/completions``. Neither address nor key, whole or in part, stands in messages or replies.
+    """``POST <base URL>/chat/completions``. Messages and replies hold neither the address nor any part of the key.
 
     OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
-    for servers that want none. While trouble lasts, a question is sent again after growing waits with chance in them.
+    for servers that need none. A request that fails with :class:`TryAgain` is sent again, at most ``ATTEMPTS`` times,
+    after waits with random exponential backoff.
 
     Args:
         model: which model is asked.
-        say: told before each wait.
+        say: called with a message before each wait.
 
     Raises:
         ValueError: neither variable is set, or the key holds characters that cannot be sent.
@@ -92,7 +96,7 @@ class Endpoint:
         """The reply to one user message.
 
         Raises:
-            ConnectionError: trouble that lasted through all attempts.
+            ConnectionError: all attempts failed.
             ValueError: key, model or address are wrong, or the request is refused.
         """
         body = {
@@ -143,7 +147,7 @@ class Endpoint:
         return f" It says: {self._scrub(text)[:LONGEST_DETAIL]}"
 
     def _scrub(self, text: str) -> str:
-        """The text without the parts of the key that are in it, which servers like to quote."""
+        """The text with each part of the key replaced by "..."."""
         size, hidden = SHORTEST_PART, set[int]()
         for start in range(len(text) - size + 1):
             if text[start : start + size] in self._key:

@@ -1,4 +1,8 @@
-"""LLaVA's JSON lines of questions and answers, and annotation files; both are checked against a shape."""
+"""Readers of LLaVA's JSON lines (questions, answers) and of annotation files, both checked against a :data:`Shape`.
+
+Called by all scorers of this package and by ``scripts/convert_*``. A broken file must raise ValueError with file and
+line or field; a single unusable answer becomes a remark instead.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ from dyvte.benchmarks.benchmark import Remark
 from dyvte.io import parse_json, read_json, read_text
 
 Shape = Any
-"""What JSON must be: a type or union of types, ``[shape]`` for a list, ``{str: shape}`` for an object with any names,
-and ``{"name": shape, "other?": shape}`` for one with these, of which ``other`` may be missing.
+"""What JSON must be: a type or union of types; ``[shape]``: a list; ``{str: shape}``: an object with any names;
+``{"name": shape, "other?": shape}``: an object with these names (and any others), of which ``other`` may be missing.
 """
 ID = int | float | str
 ANSWER = {"question_id": object, "text": object}
@@ -29,7 +33,7 @@ _NAMES = {
 
 
 def misfit(value: Any, shape: Shape, place: Any, field: str = "") -> str:
-    """How JSON departs from a shape, empty when it fits: ``PLACE: questions[3].answer is a list, not a string``."""
+    """How JSON violates a shape, such as ``PLACE: questions[3].answer is a list, not a string``; else empty."""
     where = f"{place}: {field}" if field else f"{place}"
     kind = type(shape) if isinstance(shape, (list, dict)) else shape
     if not isinstance(value, kind):
@@ -51,12 +55,11 @@ def misfit(value: Any, shape: Shape, place: Any, field: str = "") -> str:
 
 
 def read_annotations(path: Path, shape: Shape, advice: str) -> Any:
-    """The content of a JSON file of this shape.
+    """The content of a JSON file, which must have this shape and not be empty.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, empty, or of another shape; the message names file and field, and ends with
-            ``advice``.
+        FileNotFoundError, ValueError: there is no such file, or it is no JSON, empty, or of another shape; the
+            message names file and field, and ends with ``advice``.
     """
     content = read_json(path)
     if wrong := misfit(content, shape, path) or ("" if content else f"{path} is empty"):
@@ -65,7 +68,7 @@ def read_annotations(path: Path, shape: Shape, advice: str) -> Any:
 
 
 def numbered_lines(path: str | Path, shape: Shape = dict) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON-lines file of objects of this shape.
+    """(line number from 1, object) of each line that is not empty; the objects must have this shape.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,7 +94,7 @@ def read_json_lines(path: str | Path, shape: Shape = dict) -> list[dict[str, Any
 
 
 def check_known(path: Path, known: Container[Any], complaint: str) -> list[int | str]:
-    """The question ids of a question file, all of which must be known.
+    """The question ids of a question file, all of which must be in ``known``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -105,9 +108,8 @@ def check_known(path: Path, known: Container[Any], complaint: str) -> list[int |
 
 
 def read_answers_and_remarks(path: str | Path, *more: str) -> tuple[list[dict[str, Any]], list[Remark]]:
-    """The answers of a file in LLaVA's format, every ``text`` a string, and a remark on each that was none.
-
-    Official evaluators crash over such a text; here it becomes the empty answer.
+    """The answers of a file in LLaVA's format. A ``text`` that is no string becomes "", with a remark: official
+    evaluators crash over it.
 
     Args:
         more: fields that answers must have beside ``question_id`` and ``text``.
@@ -139,7 +141,7 @@ def last_answers(
     """The last answer to each known question, and a remark on each other answer."""
     found: dict[Any, dict[str, Any]] = {}
     remarks = []
-    written = set(map(str, known))
+    known_as_text = set(map(str, known))
     for answer in answers:
         name = answer["question_id"]
         if name in known:
@@ -148,13 +150,13 @@ def last_answers(
             found[name] = answer
         else:
             types = "a string; ids are numbers" if isinstance(name, str) else "a number; ids are strings"
-            hint = f" ({types})" if str(name) in written else ""
+            hint = f" ({types})" if str(name) in known_as_text else ""
             remarks.append(Remark(name, f"no such question{hint}: left out", skipped=True))
     return found, remarks
 
 
-def other_split(answers_file: str | Path, annotations: str | Path) -> ValueError:
-    """The error for answers none of which belongs to an annotated question."""
+def split_error(answers_file: str | Path, annotations: str | Path) -> ValueError:
+    """The error to raise for answers none of which belongs to an annotated question."""
     return ValueError(
         f"No answer in {answers_file} belongs to a question of {annotations}; is it of another split or benchmark?"
     )

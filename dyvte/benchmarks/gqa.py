@@ -2,8 +2,10 @@
 
 Files: ``data/testdev_balanced_questions.json`` (a dict of question records by id),
 ``llava_gqa_testdev_balanced.jsonl`` (questions), ``data/images/``; optional
-``data/testdev_balanced_choices.json``, which validity and plausibility need. Consistency appears where questions
-entail others that have records and answers. Ids are strings.
+``data/testdev_balanced_choices.json``, which validity and plausibility need. Ids are strings.
+
+Registered in ``dyvte/benchmarks/__init__.py``. All figures, and the order in which terms are added, are those of
+GQA's ``eval.py``.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from dyvte.benchmarks.benchmark import (
     Score,
     grouped,
     mean,
-    one_by_one,
+    sequential_sum,
 )
-from dyvte.benchmarks.files import check_known, other_split, read_annotations, read_answers_and_remarks
+from dyvte.benchmarks.files import check_known, read_annotations, read_answers_and_remarks, split_error
 
 QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
 QUESTIONS = "data/testdev_balanced_questions.json"
 CHOICES = "data/testdev_balanced_choices.json"
 
-# Steps of a question's program that the official count of steps leaves out.
+# Parts of the steps of a question's program that the official count of steps leaves out.
 _UNCOUNTED_STEPS = ("exist", "query: name", "choose name")
 
 _RECORD = {
@@ -53,17 +55,12 @@ Parts = dict[str, float]
 
 
 def prediction_of(text: str) -> str:
-    """What LLaVA's converter hands to the scorer: no trailing periods, lower case, nothing else changed."""
+    """The text as LLaVA's converter gives it to the scorer: in lower case, without trailing periods."""
     return text.rstrip(".").lower()
 
 
 def read_records(path: Path) -> Records:
-    """Question records by id.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a dict of records with answers.
-    """
+    """Question records by id; ValueError unless the file is a dict of records with answers."""
     return read_annotations(path, {str: _RECORD}, "take GQA's own file, of a split with ground truth")
 
 
@@ -84,12 +81,12 @@ def read_choices(path: Path, balanced: Records) -> Records | None:
 
 
 def balanced_of(records: Records) -> Records:
-    """The questions that official figures are about."""
+    """The questions that official figures count: those that the records do not mark as unbalanced."""
     return {key: record for key, record in records.items() if record.get("isBalanced", True)}
 
 
 def score_predictions(records: Records, predictions: dict[str, str], choices: Records | None = None) -> Parts:
-    """Every official figure that the files allow, in percent (``distribution`` is a distance: low is good).
+    """Every official figure that the files allow, in percent (``distribution`` is a distance: lower is better).
 
     A balanced question without a prediction counts as wrong everywhere.
     """
@@ -140,25 +137,25 @@ def answer_distribution_distance(records: Records, predictions: dict[str, str]) 
     weighted, total = 0.0, 0
     for group, counts in gold.items():
         distances = (float(predicted[group][answer] - count) ** 2 / count for answer, count in counts.items())
-        weighted += one_by_one(distances) * counts.total()
+        weighted += sequential_sum(distances) * counts.total()
         total += counts.total()
     return weighted / total / 100
 
 
 def consistency_of_correct(balanced: Records, records: Records, predictions: dict[str, str]) -> float | None:
-    """Mean over correctly answered questions of how many of the questions they entail are correct as well.
+    """Mean, over correctly answered questions, of the share of the questions they entail that is correct as well.
 
     None where nothing is entailed, or where an entailed question lacks a record, or is not balanced and lacks a
     prediction: the official script then has no such figure either.
     """
     means, entailing = [], False
-    judged = records.keys() & (predictions.keys() | balanced.keys())
+    scorable = records.keys() & (predictions.keys() | balanced.keys())
     for key, record in balanced.items():
         entailed = [other for other in record.get("entailed", []) if other != key]
         entailing = entailing or bool(entailed)
         if not entailed or predictions.get(key) != record["answer"]:
             continue
-        if not judged.issuperset(entailed):
+        if not scorable.issuperset(entailed):
             return None
         means.append(mean([float(predictions.get(other) == records[other]["answer"]) for other in entailed]))
     return mean(means) if entailing else None
@@ -185,7 +182,7 @@ def report_of(parts: dict[str, float], sizes: dict[str, int]) -> str:
 
 
 def remarks_on(balanced: Records, records: Records, answers: list[dict[str, Any]]) -> list[Remark]:
-    """Missing, repeated and unknown questions."""
+    """Remarks on missing, repeated and unknown questions."""
     counts = Counter(answer["question_id"] for answer in answers)
     remarks = [Remark(key, "no answer: counted as wrong") for key in balanced if key not in counts]
     for key, count in counts.items():
@@ -205,12 +202,12 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     answers, remarks = read_answers_and_remarks(answers_file)
     predictions = {answer["question_id"]: prediction_of(answer["text"]) for answer in answers}
     if not predictions.keys() & balanced.keys():
-        raise other_split(answers_file, data_dir / QUESTIONS)
+        raise split_error(answers_file, data_dir / QUESTIONS)
     parts = score_predictions(records, predictions, choices)
     sizes = {name: len(scores) for name, scores in correct_by_group(balanced, predictions).items()}
-    counted = [key for key in predictions if key in balanced]
-    counted += [key for key in balanced if key not in predictions]
-    questions = [QuestionScore(key, float(predictions.get(key) == records[key]["answer"])) for key in counted]
+    scored = [key for key in predictions if key in balanced]
+    scored += [key for key in balanced if key not in predictions]
+    questions = [QuestionScore(key, float(predictions.get(key) == records[key]["answer"])) for key in scored]
     remarks += remarks_on(balanced, records, answers)
     report = report_of(parts, sizes)
     return Score("gqa", BENCHMARK.metric, parts["accuracy"], parts, questions, report, variant, remarks)
@@ -239,6 +236,7 @@ def _groups_of(record: dict[str, Any]) -> list[str]:
 
 
 def _choices_of(record: dict[str, Any], choices: dict[str, list[str]], name: str) -> list[str]:
+    """The ``valid`` or ``plausible`` answers of a question, by GQA's rule for types with "Common" in their name."""
     if "Common" in record.get("types", {}).get("detailed", ""):
         return ["color", "material", "shape"]
     return choices[name]
@@ -253,12 +251,10 @@ BENCHMARK = Benchmark(
     image_folder="data/images",
     files=(
         File(QUESTIONS, "https://cs.stanford.edu/people/dorarad/gqa (questions)"),
-        File(CHOICES, "https://cs.stanford.edu/people/dorarad/gqa", optional="validity and plausibility"),
+        File(CHOICES, "https://cs.stanford.edu/people/dorarad/gqa", needed_for="validity and plausibility"),
         File("data/images", "https://cs.stanford.edu/people/dorarad/gqa (images)"),
     ),
-    ground_truth=lambda data_dir: [
-        path for path in (data_dir / QUESTIONS, data_dir / CHOICES) if path.is_file()
-    ],
+    ground_truth=lambda data_dir: [*filter(Path.is_file, (data_dir / QUESTIONS, data_dir / CHOICES))],
     score=score,
     check_questions=check_questions,
 )

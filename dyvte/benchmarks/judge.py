@@ -4,8 +4,10 @@ OPENAI_API_KEY=... python -m dyvte.benchmarks.judge --data-dir DIR --answers FIL
 
 Judge: OPENAI_BASE_URL (any endpoint in OpenAI's form), OPENAI_API_KEY, MMVET_JUDGE_MODEL (default: gpt-4-0613). The
 instruction it is given is not part of this project: --prompt-file is MM-Vet's mm-vet_evaluator.py, or a text file
-with the value of its variable `prompt`. Grades are saved after each answer, and replies are kept in a file
-that all runs share: a run started again, of more rounds, or of other answers, pays only for what was never asked.
+with the value of its variable `prompt`. Grades are saved after each answer, and replies in a file that all runs
+share: a run started again, of more rounds, or of other answers, pays only for requests that were never sent.
+
+``scripts/v1_5/eval/mmvet.sh`` runs it. Messages to the judge must stay byte for byte those of MM-Vet's evaluator.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from dyvte.io import write_whole
 DEFAULT_MODEL = "gpt-4-0613"
 DEFAULT_ROUNDS = 5
 STORE = "judge_replies.sqlite"
-MOST_TRIES = 5
+MOST_TRIES = 5  # as in MM-Vet's evaluator, like the text below
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 """Of the instruction in MM-Vet's mm-vet_evaluator.py, the same since its first version."""
@@ -79,8 +81,8 @@ def message_of(instruction: str, sample: dict[str, Any], prediction: str) -> str
 
 
 def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float]:
-    """The reply that is kept, and its score. Replies that do not begin with a number between 0 and 1 are asked for
-    again, from the second time on warmer and warmer; the score is 0 when that does not help.
+    """The reply that is kept, and its score. A reply that does not begin with a number between 0 and 1 is asked for
+    again, at temperatures 0, 0.5, 1, ...; after ``MOST_TRIES`` the score is 0.
 
     As in the official evaluator, one last reply is then asked for and kept, but its score is not read.
     """
@@ -96,9 +98,9 @@ def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float
 def grade(
     samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
 ) -> grading.Grades:
-    """Grade all samples ``rounds`` times, round by round, going on from what ``path`` holds, and saving after each.
+    """Grade all samples ``rounds`` times, round by round. Grades in ``path`` are kept; each new one is saved at once.
 
-    A sample without an answer gets 0, and nobody is asked.
+    A sample without an answer gets 0; the judge is not asked.
     """
     grades = grading.read_grades(path) if path.is_file() else {}
     for round_index in range(rounds):
@@ -118,10 +120,10 @@ def grade(
 
 
 def start_grades(path: Path, source: dict[str, str]) -> bool:
-    """Make ``path`` ready for grades that come from ``source``; True when grades of another source were removed.
+    """Remove the grades in ``path`` unless they come from ``source``, which is written beside them; True if removed.
 
     Raises:
-        ValueError: the grades there do not say what they come from.
+        ValueError: the grades have no such file beside them.
     """
     sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():
@@ -134,7 +136,7 @@ def start_grades(path: Path, source: dict[str, str]) -> bool:
 
 
 def judge(options: argparse.Namespace) -> None:
-    """Read everything, grade, and write grades and tables; the command line's work."""
+    """Grade an answers file; write the grades and the official tables."""
     if options.rounds < 1:
         raise ValueError(f"--rounds {options.rounds} must be at least 1.")
     instruction = read_instruction(options.prompt_file)

@@ -1,8 +1,11 @@
 """MMBench, dev split of July 2023 (Liu et al., 2023): multiple choice, right only when right in every rotation.
 
 Files: ``mmbench_dev_20230712.tsv``, which holds questions, answers and images (base64). Rotation ``k`` of a question
-is a row of its own, whose index is larger by ``k`` million. Any other ``mmbench_*.tsv`` that is alone in the
-folder (the Chinese one, say) is scored too.
+is a row of its own, whose index is larger by ``k`` million. Where that table is missing, the only other
+``mmbench_*.tsv`` of the folder (the Chinese one, say) is scored.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_mmbench_for_submission.py`` calls
+:func:`match_answers`. Scoring variants must stay as they were published.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from typing import Any
 from dyvte.benchmarks import mmbench_table as tables
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, grouped, mean
 from dyvte.benchmarks.files import ANSWER, read_json_lines
-from dyvte.benchmarks.mmbench_questions import TABLE
+from dyvte.benchmarks.mmbench_questions import MMBENCH_FORMAT
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
-ROUND = 1_000_000
+ROUND = 1_000_000  # distance between the indices of a question's rotations
 ABBREVIATIONS = {
     "coarse_perception": "CP",
     "finegrained_perception (instance-level)": "FP-S",
@@ -27,14 +30,13 @@ ABBREVIATIONS = {
     "relation_reasoning": "RR",
     "attribute_reasoning": "AR",
 }
-"""Level-2 categories as papers head their columns."""
+"""Level-2 categories, by the headings that papers give them."""
 
-# What an empty cell becomes where the official matcher makes text of it.
-_EMPTY_TEXT = "nan"
+_EMPTY_TEXT = "nan"  # what the official matcher reads in an empty cell
 
 
 def plain_letter(reply: str, options: Mapping[str, Any]) -> str | None:
-    """The reply itself: it counts only when it is the letter and nothing else."""
+    """The reply itself, which is right only when it is the letter and nothing else."""
     return reply
 
 
@@ -43,12 +45,12 @@ VARIANTS: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
     "vlmevalkit-2024": letter_2024,
     "vlmevalkit": letter_today,
 }
-"""How a reply becomes a letter. The paper's figures are the server's; with replies that are bare letters, as LLaVA's
-are, all three agree with it."""
+"""Scoring variants: how a letter is read from a reply. The paper's figures come from MMBench's server, with which all
+three agree on replies that are bare letters, as LLaVA's are."""
 
 
 def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[dict[int, Any], list[Remark]]:
-    """The text that counts for each index, as LLaVA's converter finds it: of several the last one.
+    """The text that counts for each index, as in LLaVA's converter: the last one.
 
     Answers to unknown questions are left out, and so are texts that are a list or an object.
     """
@@ -75,7 +77,7 @@ def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[di
 
 
 def reply_of(text: Any) -> str:
-    """The reply as the matcher gets it from an upload sheet: an empty cell has become "nan"."""
+    """The reply as the official matcher reads it from an upload sheet."""
     if tables.is_missing(text) or text in tables.EMPTY_CELLS:
         return _EMPTY_TEXT
     return str(int(text)) if isinstance(text, float) and text.is_integer() else str(text)
@@ -85,8 +87,8 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """Circular accuracy: a question counts when all its rotations are answered right.
 
     Variants: "letter", the reply is the letter and nothing else; "vlmevalkit-2024" and "vlmevalkit", the letter that
-    VLMEvalKit's exact matching infers (see ``option_letters``), then and today. The server's own matching
-    beyond letters is not public.
+    VLMEvalKit's exact matching infers (see ``option_letters``), then and today. How the server reads other replies is
+    not public.
 
     Raises:
         FileNotFoundError, ValueError: see ``Scorer``; also for a table without answers (test split).
@@ -129,7 +131,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def circular_hits(right: Mapping[int, bool]) -> dict[int, float]:
-    """By question, in the order of the table: 1 where all its rows are right, else 0."""
+    """By question, in the order of the table: 1 where all its rotations are right, else 0."""
     missed = {index % ROUND for index, hit in right.items() if not hit}
     return {index: float(index not in missed) for index in right if index < ROUND}
 
@@ -145,7 +147,7 @@ def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> 
 
 
 def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> list[Remark]:
-    """Rows that nobody can answer, and rotations without their question."""
+    """Remarks on rows whose right answer is not asked, and on rotations without their question."""
     remarks = []
     for row in rows:
         asked = tables.LETTERS[: len(tables.asked_options(row))]
@@ -153,10 +155,8 @@ def _table_remarks(rows: list[dict[str, Any]], hits: Mapping[int, float]) -> lis
             what = "a rotation of a question that is not in the table: left out"
             remarks.append(Remark(row["index"], what, skipped=True))
         elif row["answer"] not in asked:
-            what = (
-                f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)}): "
-            )
-            what += 'one reads as an empty cell ("None", "N/A" and the like)'
+            what = f"its answer {row['answer']} is not among the options that are asked ({', '.join(asked)})"
+            what += ': one reads as an empty cell ("None", "N/A" and the like)'
             remarks.append(Remark(row["index"], what))
     return remarks
 
@@ -188,6 +188,6 @@ BENCHMARK = Benchmark(
     ground_truth=lambda data_dir: [tables.table_file(data_dir)],
     score=score,
     variants=tuple(VARIANTS),
-    questions=TABLE,
+    questions=MMBENCH_FORMAT,
     check_questions=lambda data_dir: tables.read_questions(data_dir / tables.QUESTIONS),
 )

@@ -1,6 +1,7 @@
-"""MMBench's questions as LLaVA asks them: hint, question, options, and where asked for, a request for the letter.
+"""MMBench's questions as LLaVA asks them: hint, question, options, and with a flag a request for the letter alone.
 
-Images are read as RGB before padding, where LLaVA pads them as they are; for images that are RGB it is the same.
+:mod:`dyvte.benchmarks.mmbench` and ``llava.eval.model_vqa_mmbench`` read the table in this format. Prompts must stay
+LLaVA's. One difference: images become RGB before padding, which changes only images that are not RGB.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ LETTER_PROMPTS = {
     "en": "Answer with the option's letter from the given choices directly.",
     "cn": "请直接回答选项字母。",
 }
-"""What ``--single-pred-prompt`` adds to a question; an answer's ``prompt`` does not hold it."""
+"""What ``--single-pred-prompt`` adds to a question, by ``--lang``; an answer's ``prompt`` is without it."""
 
 
 def read_items(args: argparse.Namespace) -> list[Item]:
     """The questions of the table, with ``all_rounds`` once for each rotation of the options.
+
+    ``args`` of command lines without :func:`add_flags`, such as the studies', lack its flags: hence ``getattr``.
 
     Raises:
         FileNotFoundError, ValueError: the table is missing or broken; the message names the row.
@@ -45,18 +48,18 @@ def read_items(args: argparse.Namespace) -> list[Item]:
 
 
 def _rounds(row: Row, suffix: str, all_rounds: bool) -> Iterator[Item]:
-    """The question with its options as they are, then turned to the left by one more each time."""
+    """The question with its options as they are; with ``all_rounds`` also with each rotation to the left."""
     letters, count = list(LETTERS[: len(row.options)]), len(row.options)
-    for turn in range(count if all_rounds else 1):
-        options = row.options[turn:] + row.options[:turn]
+    for shift in range(count if all_rounds else 1):
+        options = row.options[shift:] + row.options[:shift]
         listed = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
         prompt = "\n".join([row.question, *listed])
         head = {
             "question_id": row.index,
-            "round_id": turn,
+            "round_id": shift,
             "prompt": prompt,
             "options": options,
-            "option_char": letters[turn:] + letters[:turn],
+            "option_char": letters[shift:] + letters[:shift],
         }
         yield Item(head, prompt + suffix, (row.image,), row.place)
 
@@ -68,4 +71,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lang", choices=list(LETTER_PROMPTS), default="en", help="of that request")
 
 
-TABLE = QuestionFormat(read_items, "Answer an MMBench table.", add_flags, max_new_tokens=1024)
+MMBENCH_FORMAT = QuestionFormat(read_items, "Answer an MMBench table.", add_flags, max_new_tokens=1024)

@@ -1,4 +1,8 @@
-"""MMBench's table: questions, options and images in one TSV, read as LLaVA reads it."""
+"""Reads MMBench's table: questions, options and images in one TSV.
+
+Called by :mod:`dyvte.benchmarks.mmbench_questions` to ask and by :mod:`dyvte.benchmarks.mmbench` to score. Empty
+cells must be those of LLaVA (pandas with its defaults): they decide which options are asked.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +24,18 @@ QUESTIONS = "mmbench_dev_20230712.tsv"
 LETTERS = ("A", "B", "C", "D")
 _EMPTY = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
 EMPTY_CELLS = frozenset(("", "#N/A N/A", *_EMPTY.split()))
-"""Texts that pandas reads as an empty cell, in tables and in upload sheets; an option of this text is lost."""
+"""Texts that pandas reads as an empty cell, in tables and in upload sheets; options with such texts are not asked."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table as a model is asked.
+    """One row of the table, as it is asked.
 
     Attributes:
         question: with the hint in front.
         options: from A up to the first one that is empty.
-        lost_options: whether that one, or one behind it, holds text all the same.
-        image: an encoded file.
+        lost_options: whether an option that is not asked has text in the file.
+        image: bytes of an image file.
         place: file and row, for error messages.
     """
 
@@ -83,17 +87,16 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
 
 
 def read_questions(path: Path) -> list[Row]:
-    """The table as LLaVA asks it, in its order.
+    """The rows in the order of the table.
 
-    An option list ends at the first option that is empty to LLaVA: pandas takes "None" and the like for empty cells,
-    LLaVA "none" and "nan" in any case.
+    An option list ends at the first option that is empty to LLaVA; see :func:`is_empty`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: naming the row that has no question, or no image in base64.
     """
     table = read_table(path, dtype=str, keep_default_na=False)
-    # A line that was cut is padded with missing cells even so.
+    # keep_default_na=False keeps texts such as "None", but pandas fills up a line that was cut with missing cells.
     cells = table.astype(object).where(table.notna(), "").to_dict("records")
     rows = []
     for number, row in enumerate(cells, 1):
@@ -116,7 +119,7 @@ def asked_options(row: Mapping[str, Any]) -> list[str]:
 
 
 def is_empty(cell: Any) -> bool:
-    """Whether a cell of the table is empty to LLaVA."""
+    """Whether a cell is empty to LLaVA: one of pandas' empty cells, or "none" or "nan" in any case."""
     return is_missing(cell) or str(cell) in EMPTY_CELLS or str(cell).lower() in ("nan", "none")
 
 

@@ -3,11 +3,14 @@
 Files: ``MME_Benchmark_release_version/<task>/`` (images and texts side by side, or in ``images`` and
 ``questions_answers_YN``; a line of a text is a question, a tab, and Yes or No), ``llava_mme.jsonl`` (questions; the
 two about one image share their id). LLaVA's converter writes the answers to one file per task, which the official
-script scores (see ``mme_pairs``); here the same happens in memory.
+script scores (see ``mme_pairs``); here the same is done in memory.
 
 Parts: ``<task>.acc`` (percent of questions), ``<task>.acc+`` (percent of images with both questions right),
 ``<task>.score`` (their sum, 200 at most); ``perception`` and ``cognition`` (sums of task scores, 2000 and 800 at
 most), and ``total``, the sum of the two. Papers print ``perception``.
+
+Registered in ``dyvte/benchmarks/__init__.py``. ``scripts/convert_answer_to_mme.py`` and
+``scripts/mme_calculation.py`` write and score task files, which must stay byte for byte those of LLaVA's converter.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, one_by_one
-from dyvte.benchmarks.files import ANSWER, numbered_lines, other_split, read_answers_and_remarks
+from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, sequential_sum
+from dyvte.benchmarks.files import ANSWER, numbered_lines, read_answers_and_remarks, split_error
 from dyvte.benchmarks.mme_pairs import Key, Reply, TaskScore, score_lines, score_task
 from dyvte.io import read_text
 
@@ -71,7 +74,7 @@ def read_ground_truth(release: str | Path) -> dict[Key, str]:
 
 
 def key_of(question_id: Any, prompt: Any, truths: dict[Key, str]) -> Key:
-    """The key by which LLaVA's converter looks up an answer; it need not be one of ``truths``."""
+    """The key by which LLaVA's converter looks up an answer. It is missing in ``truths`` for an unknown question."""
     if not isinstance(question_id, str) or not isinstance(prompt, str):
         return "", "", ""
     parts = question_id.split("/")
@@ -101,13 +104,13 @@ def replies_by_task(
 
 
 def write_task_files(replies: dict[str, list[Reply]], folder: str | Path) -> None:
-    """Write ``<task>.txt`` for each task with answers, for the official script, and remove those of other tasks."""
+    """Write ``<task>.txt`` for the official script for each task with answers; remove it for the other tasks."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         path = folder / f"{task}.txt"
         if replies.get(task):
-            # Half a surrogate pair, which JSON can hold, is the one thing that UTF-8 cannot.
+            # JSON can hold half a surrogate pair, which UTF-8 cannot encode
             written = "".join(reply.written for reply in replies[task]).encode("utf-8", errors="replace")
             path.write_bytes(written)
         else:
@@ -119,7 +122,7 @@ def score_task_files(folder: str | Path) -> dict[str, TaskScore]:
 
     Raises:
         FileNotFoundError: a task has no file.
-        ValueError: the official script would stop over a file.
+        ValueError: the official script would crash on a file.
     """
     scores = {}
     for task in TASKS:
@@ -138,12 +141,12 @@ def score_task_files(folder: str | Path) -> dict[str, TaskScore]:
 
 
 def sum_of(tasks: Iterable[str], scores: dict[str, TaskScore]) -> float:
-    """The scores of those tasks that have one, added up."""
-    return one_by_one(scores[task].score for task in tasks if task in scores)
+    """The sum of the scores of those tasks that have one."""
+    return sequential_sum(scores[task].score for task in tasks if task in scores)
 
 
 def report(scores: dict[str, TaskScore]) -> str:
-    """What the official script prints."""
+    """The lines that the official script prints."""
     lines = []
     for group, tasks in GROUPS.items():
         lines += [f"=========== {group} ===========", f"total score: {sum_of(tasks, scores)} \n"]
@@ -158,7 +161,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     answers, remarks = read_answers_and_remarks(answers_file, "prompt")
     replies, skipped = replies_by_task(answers, truths)
     if not replies:
-        raise other_split(answers_file, data_dir / RELEASE)
+        raise split_error(answers_file, data_dir / RELEASE)
     remarks += skipped
     scores, questions, parts = {}, [], {}
     for task in TASKS:
@@ -182,7 +185,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and texts must be about the same."""
+    """See ``Benchmark``; the question file must ask each question of the texts, and no other."""
     truths = read_ground_truth(data_dir / RELEASE)
     asked = set()
     for number, row in numbered_lines(data_dir / QUESTIONS, ANSWER):

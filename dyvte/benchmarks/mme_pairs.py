@@ -1,9 +1,9 @@
-"""How MME scores one task: the official script takes the lines of a task file two by two.
+"""Scores one task of MME as the official script does: each two consecutive lines of a task file are a pair.
 
-Order decides which questions make a pair: ids are not compared. Where the official script would stop, a task is
-scored by image instead, and a missing answer is wrong. A reply with a tab or a line break spoils the task file: the
-original script stops over it; the copy in InternVL, which is followed here, leaves out lines that have not four
-columns.
+Called by :mod:`dyvte.benchmarks.mme`. Ids are not compared, and must not be: official numbers pair by position alone.
+Where the official script would crash, a task is scored by image instead, and a missing answer is wrong. A reply with
+a tab or a line break makes lines without four columns: MME's script crashes on them; InternVL's copy, which is
+followed here, leaves them out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer with its ground truth: ``place`` is its place in the answers file, ``truth`` is Yes or No."""
+    """An answer with its ground truth: ``place`` is its index in the answers file, ``truth`` is Yes or No."""
 
     place: int
     question_id: str
@@ -30,23 +30,23 @@ class Reply:
 
     @property
     def written(self) -> str:
-        """What LLaVA's converter writes for it: text file, question, ground truth and reply, tabs between them."""
+        """Its line in the task file: text file, question, ground truth and reply, separated by tabs."""
         return "\t".join((*self.key[1:], self.truth, self.text)) + "\n"
 
     @property
     def lines(self) -> list[str]:
-        """What the official script reads of it: more than one line where the reply has a line break."""
+        """The lines that the official script reads: more than one where the reply has a line break."""
         return io.StringIO(self.written, newline=None).readlines()
 
     @property
-    def spoils(self) -> bool:
-        """Whether a tab or a line break in the reply makes it more than one column or line."""
+    def breaks_columns(self) -> bool:
+        """Whether a tab or a line break splits the reply into several columns or lines."""
         return "\t" in self.text or len(self.lines) > 1
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Counts of one task, and the official figures from them; ``both`` counts images with both questions right.
+    """Counts of one task (``both``: images with both questions right), and the official figures from them.
 
     ``acc`` and ``acc_plus`` are in percent; ``score`` is their sum, 200 at most.
     """
@@ -71,7 +71,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A task's score, its scored questions with their places among the answers, and the remarks."""
+    """A task's score, its scored questions with their ``place`` among the answers, and the remarks."""
 
     score: TaskScore
     questions: list[tuple[float, QuestionScore]]
@@ -79,16 +79,16 @@ class TaskOutcome:
 
 
 def says(reply: str) -> str:
-    """The official reading, from the first four characters alone: yes, no, or other, which is never right."""
+    """Yes, no, or other (which is never right), by the official rule: from the first four characters alone."""
     start = reply.lower()[:4]
     return next((label for label in ("yes", "no") if label in start), "other")
 
 
 def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
-    """Score the lines of a task file two by two; also whether each is right, None for one that is left out.
+    """The score of a task file's lines, and whether each line is right, None for one that is left out.
 
     Raises:
-        ValueError: the official script stops over such lines.
+        ValueError: the official script crashes on these lines.
     """
     if len(lines) % 2:
         raise ValueError(f"{len(lines)} lines do not make pairs")
@@ -109,7 +109,7 @@ def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
 
 
 def score_task(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
-    """Score one task as the official script does; where that stops, by image.
+    """Score one task as the official script does, or by image where that crashes.
 
     Args:
         replies: the answers to the task, in their order.
@@ -123,16 +123,16 @@ def score_task(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
 
 
 def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
-    owned = [(reply, line) for reply in replies for line in reply.lines]
-    score, right = score_lines([line for _, line in owned])
+    reply_lines = [(reply, line) for reply in replies for line in reply.lines]
+    score, right = score_lines([line for _, line in reply_lines])
     questions: list[tuple[float, QuestionScore]] = []
     remarks: list[Remark] = []
     seen: set[int] = set()
-    for number, (reply, _) in enumerate(owned):
+    for number, (reply, _) in enumerate(reply_lines):
         if reply.place in seen:  # a further line of a reply with a line break
             continue
         seen.add(reply.place)
-        outcome, partner = right[number], owned[number ^ 1][0]
+        outcome, partner = right[number], reply_lines[number ^ 1][0]
         if outcome is not None:
             questions.append((reply.place, QuestionScore(reply.question_id, float(outcome))))
         if partner.key[1] != reply.key[1]:
@@ -140,18 +140,22 @@ def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
                 f"paired by its place with a question about {partner.question_id}, as in the official script"
             )
             remarks.append(Remark(reply.question_id, what))
-        if reply.spoils:
+        if reply.breaks_columns:
             what = "tab or line break in the reply: lines without four columns are left out, and later pairs move"
             remarks.append(Remark(reply.question_id, what, skipped=outcome is None))
-    read = {says(line.split("\t")[3]) for (_, line), one in zip(owned, right, strict=True) if one is not None}
+    read = {
+        says(line.split("\t")[3])
+        for (_, line), one in zip(reply_lines, right, strict=True)
+        if one is not None
+    }
     if read == {"other"}:
         what = "neither yes nor no, like all replies of its task: wrong, where the official script stops"
         remarks += [Remark(reply.question_id, what) for reply in replies]
-    return TaskOutcome(score, questions, remarks + _uneven(replies, truths))
+    return TaskOutcome(score, questions, remarks + _remarks_on_counts(replies, truths))
 
 
-def _uneven(replies: list[Reply], truths: dict[Key, str]) -> list[Remark]:
-    """Remarks on questions that have not one answer, although the lines make pairs."""
+def _remarks_on_counts(replies: list[Reply], truths: dict[Key, str]) -> list[Remark]:
+    """Remarks on questions with no answer or several, although the number of lines is even."""
     counts, names = Counter(reply.key for reply in replies), _names(replies, truths)
     remarks = []
     for key in truths:
@@ -173,7 +177,7 @@ def _by_image(replies: list[Reply], truths: dict[Key, str], reason: str) -> Task
         if last[reply.key] is not reply:
             what = f"a later answer to {reply.key[2]!r} counts instead of this one"
             remarks.append(Remark(reply.question_id, what, skipped=True))
-        elif reply.spoils:
+        elif reply.breaks_columns:
             remarks.append(Remark(reply.question_id, "tab or line break in the reply: read as a whole"))
     names = _names(replies, truths)
     questions: list[tuple[float, QuestionScore]] = []
@@ -190,6 +194,6 @@ def _by_image(replies: list[Reply], truths: dict[Key, str], reason: str) -> Task
 
 
 def _names(replies: list[Reply], truths: dict[Key, str]) -> dict[Key, str]:
-    """The id of each question, or without any answer about its image, what all ids of that image start with."""
+    """The id of each question from the answers about its image; without any, the start that all its ids have."""
     ids = {reply.key[1]: reply.question_id for reply in replies}
     return {key: ids.get(key[1], f"{key[0]}/{key[1].removesuffix('.txt')}") for key in truths}

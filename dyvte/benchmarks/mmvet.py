@@ -2,7 +2,10 @@
 
 Files: ``mm-vet.json`` (samples by id, "v1_0" on, with question, answer and capabilities), ``llava-mm-vet.jsonl``
 (questions), ``images/``; optional ``bard_set.json`` (ids of the official subset). Grades come from
-``python -m dyvte.benchmarks.judge``, or from the official evaluator, and lie in ``grades/`` beside the answers.
+:mod:`dyvte.benchmarks.judge`, or from the official evaluator, and lie in ``grades/`` beside the answers.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_mmvet_for_eval.py`` writes its uploads. Changing
+:func:`fingerprint` makes all existing grades those of other answers.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from dyvte.benchmarks import mmvet_grades as grading
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
 from dyvte.benchmarks.files import (
     ID,
-    other_split,
     read_annotations,
     read_answers_and_remarks,
     read_json_lines,
+    split_error,
 )
 from dyvte.engine.questions import OPEN_QUESTIONS
 
@@ -41,17 +44,16 @@ def sample_id(question_id: Any) -> str:
 
 
 def question_of(sample: str) -> str | int:
-    """The other way round, as LLaVA's file has it."""
+    """The question id, as LLaVA's file has it, of a sample."""
     name = sample.removeprefix("v1_")
     return int(name) if name.isdecimal() else name
 
 
 def read_samples(data_dir: Path, variant: str = ALL) -> Samples:
-    """The annotated samples of a variant, in the order of the file.
+    """The annotated samples of a scoring variant (all, or the official subset), in the order of the file.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken; the message names file and sample.
+        FileNotFoundError, ValueError: a file is missing or broken; the message names file and sample.
     """
     path = data_dir / SAMPLES
     samples = read_annotations(path, {str: _SAMPLE}, "download it again")
@@ -68,9 +70,9 @@ class Predictions:
     """Answers by sample, in the order of their file.
 
     Attributes:
-        texts: what is graded and submitted: the last of several answers, and "" for one that is no text.
-        ids: the question ids as the answers have them.
-        remarks: which answers that concerns.
+        texts: what is graded and submitted: the last of several answers, and "" for one that is no string.
+        ids: by sample, the question id as the answers have it.
+        remarks: on answers that are repeated or no string.
     """
 
     texts: dict[str, str]
@@ -79,47 +81,37 @@ class Predictions:
 
 
 def read_predictions(answers_file: Path) -> Predictions:
-    """The predictions of an answers file in LLaVA's JSON lines.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is broken, or there is none.
-    """
+    """The predictions of an answers file in LLaVA's JSON lines; ValueError when a line is broken."""
     rows, remarks = read_answers_and_remarks(answers_file)
     texts = {sample_id(row["question_id"]): row["text"] for row in rows}
     ids = {sample_id(row["question_id"]): row["question_id"] for row in rows}
     times = Counter(sample_id(row["question_id"]) for row in rows)
-    doubled = [
+    repeated = [
         Remark(ids[key], f"answered {count} times: the last answer counts")
         for key, count in times.items()
         if count > 1
     ]
-    return Predictions(texts, ids, remarks + doubled)
+    return Predictions(texts, ids, remarks + repeated)
 
 
 def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
-    """The predictions for the samples of ``data_dir``.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to any sample.
-    """
+    """Those for samples of ``data_dir``; ValueError when no answer belongs to any."""
     given, samples = read_predictions(answers_file), read_samples(data_dir)
     known = {key: text for key, text in given.texts.items() if key in samples}
     if not known:
-        raise other_split(answers_file, data_dir / SAMPLES)
+        raise split_error(answers_file, data_dir / SAMPLES)
     what = f"no sample of {SAMPLES}: left out"
     unknown = [Remark(given.ids[key], what, skipped=True) for key in given.texts if key not in known]
     return Predictions(known, {key: given.ids[key] for key in known}, given.remarks + unknown)
 
 
 def fingerprint(predictions: dict[str, str]) -> str:
-    """Says whether two sets of predictions are the same, in whatever order."""
+    """A digest of the predictions, whatever their order: grades are used only for answers with the same digest."""
     return hashlib.sha256(json.dumps(sorted(predictions.items())).encode()).hexdigest()
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
-    """Score answers that have been graded. The value is the mean over the rounds of grading.
+    """Score answers that have been graded; the value is the mean over the rounds of grading.
 
     Raises:
         FileNotFoundError, ValueError: see ``Scorer``; also when grades are missing, incomplete or of other answers.
@@ -135,11 +127,11 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
             "grade file there."
         )
     grades, rounds = grading.read_grades(path), grading.rounds_of(path)
-    waiting = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
-    if waiting:
+    ungraded = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
+    if ungraded:
         raise ValueError(
-            f"{path}: {len(waiting)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
-            f"{waiting[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
+            f"{path}: {len(ungraded)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
+            f"{ungraded[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
         )
     totals = grading.aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
     ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}
@@ -165,7 +157,7 @@ def report_of(name: str, totals: grading.Totals) -> str:
 
 
 def parts_of(totals: grading.Totals) -> dict[str, float]:
-    """Unrounded: means by capability and in total, deviation (of the population) and values of the rounds' totals,
+    """Unrounded: means by capability and in total, standard deviation (population) and values of the rounds' totals,
     and means by exact combination of capabilities.
     """
     parts = {name: float(values.mean()) for name, values in totals.capabilities.items()}
@@ -176,12 +168,7 @@ def parts_of(totals: grading.Totals) -> dict[str, float]:
 
 
 def check_questions(data_dir: Path) -> None:
-    """Whether questions and samples belong together.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, a question has no sample, or a sample no question.
-    """
+    """See ``Benchmark``; each question must have a sample, and each sample a question."""
     samples = read_samples(data_dir)
     asked = Counter(
         sample_id(row["question_id"])
@@ -230,7 +217,7 @@ BENCHMARK = Benchmark(
     files=(
         File(SAMPLES, "mm-vet.zip (link in the README of github.com/yuweihao/MM-Vet)"),
         File("images", "mm-vet.zip (link in the README of github.com/yuweihao/MM-Vet)"),
-        File(SUBSET, "mm-vet.zip", optional=f"variant {BARD_SET}"),
+        File(SUBSET, "mm-vet.zip", needed_for=f"variant {BARD_SET}"),
     ),
     ground_truth=lambda data_dir: [data_dir / SAMPLES],
     score=score,

@@ -1,8 +1,11 @@
-"""MM-Vet's grade file, in the form of its own evaluator, and the figures that come out of it.
+"""MM-Vet's grade files, in the form of its own evaluator, and the figures computed from them.
 
 ``<model>_<judge>-grade-<R>runs.json`` maps a sample to its R grades:
 ``{"v1_0": {"model": [...], "content": [...], "score": [...]}}``. Beside it, ``...runs.source.json`` says which
 answers were graded, so that grades of other answers are not taken for theirs.
+
+:mod:`dyvte.benchmarks.judge` writes and :mod:`dyvte.benchmarks.mmvet` reads them. Names, form and rounding must stay
+those of the official evaluator, whose files are read as well.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Totals:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """The official tables, one row each: rounded means, deviation of the total, and its rounds."""
+        """The two official tables, one row each: rounded means, standard deviation of the total, and its rounds."""
         total = {"std": _rounded(self.rounds.std()), "runs": str(np.round(self.rounds, DECIMALS).tolist())}
         tables = (self.capabilities, self.combinations)
         return [{name: _rounded(each.mean()) for name, each in table.items()} | total for table in tables]
@@ -56,11 +59,11 @@ def _rounded(value: np.floating) -> str:
 
 
 def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:
-    """Sum the first ``rounds`` grades of each sample, in the order of the grade file, which decides the last digit.
+    """Totals of the first ``rounds`` grades of each sample, added in the order of the grade file as officially.
 
     Args:
         capabilities: what each sample needs; the samples that count.
-        grades: of these samples and perhaps of others, which are passed over.
+        grades: of these samples and perhaps of others, which are ignored.
     """
     single = _percent({key: [*dict.fromkeys(needed)] for key, needed in capabilities.items()}, grades, rounds)
     order = list(single)
@@ -94,13 +97,13 @@ def csv_text(name: str, row: dict[str, str]) -> str:
 
 
 def grade_path(folder: Path, name: str, judge: str, rounds: int) -> Path:
-    """Where grades lie. Slashes and the like in names are replaced, since hub models have them."""
+    """The grade file. Characters that file names cannot have, such as the slash of hub names, become "_"."""
     name, judge = (re.sub(r"[^\w.+-]", "_", part) for part in (name, judge))
     return folder / f"{name}_{judge}-grade-{rounds}runs.json"
 
 
 def csv_paths(grades: Path) -> tuple[Path, Path]:
-    """Where the official tables by capability and by combination lie, beside the grades."""
+    """The files beside the grades with the official tables by capability and by combination."""
     head, tail = grades.stem.rsplit("-grade-", 1)
     single, exact = (f"{head}-{kind}-score-{tail}.csv" for kind in ("cap", "cap-int"))
     return grades.with_name(single), grades.with_name(exact)
@@ -112,7 +115,7 @@ def source_path(grades: Path) -> Path:
 
 
 def rounds_of(grades: Path) -> int:
-    """How many rounds a grade file is for, by its name."""
+    """How many rounds a grade file is for, by its name; ValueError for another name."""
     found = re.search(r"-grade-(\d+)runs\.json$", grades.name)
     if not found or int(found.group(1)) < 1:
         raise ValueError(f"{grades} is not named <model>_<judge>-grade-<rounds>runs.json.")
@@ -150,7 +153,7 @@ def write_grades(path: Path, grades: Grades) -> None:
 
 
 def find_grades(folder: Path, fingerprint: str) -> Path | None:
-    """The grade file with most rounds among those of these answers, else among those of unknown answers.
+    """The grade file with most rounds of the answers with this digest, else of those that do not name their answers.
 
     Raises:
         ValueError: all are of other answers, or there are several with as many rounds (of several judges).
@@ -174,7 +177,7 @@ def find_grades(folder: Path, fingerprint: str) -> Path | None:
 
 
 def graded_model(grades: Path) -> str:
-    """The model's name, as far as it is known apart from the judge's."""
+    """The graded model's name; without a source file the part of the name that holds model and judge."""
     source = _source_of(grades)
     return source["model"] if source else grades.name.rsplit("-grade-", 1)[0]
 

@@ -1,4 +1,8 @@
-"""Which option a free-form reply to a multiple-choice question means, as VLMEvalKit's rules read it."""
+"""The option that a free-form reply to a multiple-choice question means, by two versions of VLMEvalKit's rules.
+
+Scoring variants of :mod:`dyvte.benchmarks.mmbench`. Each function copies one published version, quirks included: a
+new rule of VLMEvalKit is a new function, not a change of these.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 NO_OPTION = "Z"
 """The letter of a reply that declines to choose."""
 
-# The matching rules compare with these byte for byte.
+# VLMEvalKit's own texts, letter for letter.
 _FAILED_CALL = "Failed to obtain answer via API"
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -19,7 +23,7 @@ _REFUSALS = (
 )
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _ANSWER_IS = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
-_LAST_TOKENS = 4
+_LAST_WORDS = 4
 
 
 def letter_2024(reply: str, options: Mapping[str, Any]) -> str | None:
@@ -32,7 +36,7 @@ def letter_2024(reply: str, options: Mapping[str, Any]) -> str | None:
         options: text by letter.
 
     Returns:
-        A letter, or None where there is none or more than one.
+        A letter, or None where no letter, or more than one, can be read.
     """
     declined = _declined(reply)
     if declined is not None:
@@ -59,7 +63,7 @@ def letter_today(reply: str, options: Mapping[str, Any]) -> str | None:
     if declined is None:
         words = _words(reply)
         named = [letter for letter in options if letter in words]
-        if len(named) == 1 and words.index(named[0]) >= len(words) - _LAST_TOKENS:
+        if len(named) == 1 and words.index(named[0]) >= len(words) - _LAST_WORDS:
             return named[0]
         if not named and NO_OPTION in words:
             return NO_OPTION

@@ -1,10 +1,10 @@
-"""POPE: is this object in the image? (Li et al., 2023), as LLaVA scores it; papers print the mean of the
-splits' F1.
+"""POPE (Li et al., 2023), yes/no questions about objects, as LLaVA scores it; papers print the mean F1 of the splits.
 
 Files: ``coco/coco_pope_{adversarial,popular,random}.json`` (JSON lines of labels), ``llava_pope_test.jsonl``
-(questions, whose ``category`` is the split), ``val2014/*.jpg``. Ids are whole numbers. Variants: "position", as
-LLaVA's script has it, gives the first answer of a split the first label, and so on, whatever their ids; "id" gives
-each answer the label of its own question.
+(questions, whose ``category`` is the split), ``val2014/*.jpg``. Ids are whole numbers. Scoring variants are in
+:mod:`dyvte.benchmarks.pope_pairing`; "position" is LLaVA's and must stay the default.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_pope`` is LLaVA's command line for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_answers_and_remarks, read_json_lines
+from dyvte.benchmarks.files import numbered_lines, read_answers_and_remarks, read_json_lines, split_error
 from dyvte.benchmarks.pope_pairing import PAIRINGS, Categories, Labels, Outcome, SplitScore
 
 QUESTIONS = "llava_pope_test.jsonl"
@@ -26,8 +26,7 @@ def read_labels(folder: str | Path) -> Labels:
     """Labels (True is yes) by split, in file order, of all label files in ``folder``; other files are ignored.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: a label file is broken.
+        FileNotFoundError, ValueError: there is none, or a label file is broken.
     """
     return {
         split: [row["label"] != "no" for row in read_json_lines(path, {"label": object})]
@@ -36,11 +35,7 @@ def read_labels(folder: str | Path) -> Labels:
 
 
 def label_files(folder: str | Path) -> dict[str, Path]:
-    """Label file by split, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Label file by split, in the order of their names; FileNotFoundError when there are none."""
     paths = sorted(Path(folder).glob(f"{LABEL_FILE_PREFIX}*.json"))
     if not paths:
         raise FileNotFoundError(
@@ -50,18 +45,13 @@ def label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def read_categories(path: str | Path) -> Categories:
-    """The split of each question id, in file order.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is broken.
-    """
+    """The split of each question id, in file order; ValueError when a line is broken."""
     rows = read_json_lines(path, {"question_id": int | str, "category": str})
     return {row["question_id"]: row["category"] for row in rows}
 
 
 def score_files(label_folder: Path, question_file: Path, answers_file: Path, variant: str) -> Outcome:
-    """Pair the answers of a file with the labels of the splits that are asked.
+    """The outcome of an answers file, with the labels of the splits that the question file asks.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -72,18 +62,18 @@ def score_files(label_folder: Path, question_file: Path, answers_file: Path, var
     labels = {split: wanted for split, wanted in read_labels(label_folder).items() if split in asked}
     answers, remarks = read_answers_and_remarks(answers_file)
     if not any(categories.get(answer["question_id"]) in labels for answer in answers):
-        raise other_split(answers_file, question_file)
+        raise split_error(answers_file, question_file)
     outcome = PAIRINGS[variant](labels, categories, answers)
     for split, result in outcome.splits.items():
-        empty = result.without_denominator()
-        if empty:
-            outcome.remarks.append(Remark(split, f"nothing to divide by: counted as 0: {', '.join(empty)}"))
+        if undefined := result.undefined_figures():
+            what = f"nothing to divide by: counted as 0: {', '.join(undefined)}"
+            outcome.remarks.append(Remark(split, what))
     outcome.remarks[:0] = remarks
     return outcome
 
 
 def report_of(splits: dict[str, SplitScore]) -> str:
-    """What LLaVA's script prints."""
+    """The lines that LLaVA's script prints."""
     lines = []
     for split, result in splits.items():
         figures = result.figures
@@ -121,7 +111,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def check_questions(data_dir: Path) -> None:
-    """See ``Benchmark``; where label files hold image and question, these must be the asked ones, in order."""
+    """See ``Benchmark``; images and questions in label files, where present, must be those asked, in order."""
     path = data_dir / QUESTIONS
     files = label_files(data_dir / LABELS)
     labels = {split: numbered_lines(file, {"label": object}) for split, file in files.items()}

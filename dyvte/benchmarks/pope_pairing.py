@@ -1,4 +1,7 @@
-"""How POPE's answers meet labels, by position or by id, and the figures of a split that come from it."""
+"""Matches POPE's answers to labels, by position or by id, and computes the figures of each split.
+
+Called by :mod:`dyvte.benchmarks.pope`. By position, numbers must stay LLaVA's, also where answers are missing.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from typing import Any
 from dyvte.benchmarks.benchmark import QuestionScore, Remark
 
 Labels = dict[str, list[bool]]
+"""By split, in the order of the label file; True is yes."""
 Categories = dict[Any, str]
+"""Question id -> split, in the order of the question file."""
 
 
 @dataclass(frozen=True)
 class SplitScore:
     """Counts of one split ("yes" is positive) and the official figures from them, as fractions.
 
-    ``answers`` and ``said_yes`` count answers before they meet labels. A figure without a denominator is 0 here,
-    where the official script divides by zero.
+    ``answers`` and ``said_yes`` count all answers, also those without a label. A figure whose denominator is 0 is 0
+    here; the official script divides by zero.
     """
 
     true_positive: int
@@ -30,7 +35,7 @@ class SplitScore:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        """True and false positives, true and false negatives."""
+        """TP, FP, TN, FN."""
         return self.true_positive, self.false_positive, self.true_negative, self.false_negative
 
     @property
@@ -38,32 +43,33 @@ class SplitScore:
         """By name, in the official order."""
         return {name: _ratio(*terms) for name, terms in self._ratios.items()}
 
-    def without_denominator(self) -> list[str]:
-        """The figures that are 0 only for want of a denominator."""
+    def undefined_figures(self) -> list[str]:
+        """The figures whose denominator is 0."""
         titles = {"yes_ratio": "yes ratio", "precision": "precision", "recall": "recall", "f1": "F1"}
         return [title for name, title in titles.items() if not self._ratios[name][1]]
 
     @property
     def _ratios(self) -> dict[str, tuple[float, float]]:
-        """Numerators and denominators of the figures."""
-        said, wanted = self.true_positive + self.false_positive, self.true_positive + self.false_negative
-        precision, recall = _ratio(self.true_positive, said), _ratio(self.true_positive, wanted)
+        """Numerator and denominator of each figure."""
+        predicted = self.true_positive + self.false_positive
+        labeled = self.true_positive + self.false_negative
+        precision, recall = _ratio(self.true_positive, predicted), _ratio(self.true_positive, labeled)
         return {
             "f1": (2 * precision * recall, precision + recall),
             "accuracy": (self.true_positive + self.true_negative, sum(self.counts)),
-            "precision": (self.true_positive, said),
-            "recall": (self.true_positive, wanted),
+            "precision": (self.true_positive, predicted),
+            "recall": (self.true_positive, labeled),
             "yes_ratio": (self.said_yes, self.answers),
         }
 
 
 @dataclass
 class Outcome:
-    """What answers and labels give: scores by split, questions in the order of the answers, and remarks.
+    """Scores by split, questions in the order of the answers, and remarks.
 
     Attributes:
-        pairs: (split, reply, label) of each question that is scored.
-        replies: (split, reply) of each answer, before it meets a label.
+        pairs: how many scored questions there are of each (split, reply, label).
+        replies: how many answers of each (split, reply), also without a label.
     """
 
     remarks: list[Remark]
@@ -72,13 +78,12 @@ class Outcome:
     replies: Counter[tuple[str, bool]] = field(default_factory=Counter)
     splits: dict[str, SplitScore] = field(default_factory=dict)
 
-    def add(self, question_id: str | int, split: str, reply: bool, wanted: bool) -> None:
-        """Score one question."""
-        self.pairs[split, reply, wanted] += 1
-        self.questions.append(QuestionScore(question_id, float(reply == wanted)))
+    def add(self, question_id: str | int, split: str, reply: bool, label: bool) -> None:
+        self.pairs[split, reply, label] += 1
+        self.questions.append(QuestionScore(question_id, float(reply == label)))
 
     def sum_up(self, labels: Labels) -> Outcome:
-        """With the scores of all splits."""
+        """Compute ``splits``; returns self."""
         for split in labels:
             said_yes, said_no = (self.replies[split, reply] for reply in (True, False))
             self.splits[split] = SplitScore(
@@ -93,13 +98,13 @@ class Outcome:
 
 
 def says_yes(text: str) -> bool:
-    """The official reading: whatever has no "No", "no" or "not" before its first period is a yes."""
+    """The official rule: a reply is yes unless "No", "no" or "not" is a word before its first period."""
     words = text.split(".", 1)[0].replace(",", "").split(" ")
     return not {"No", "not", "no"}.intersection(words)
 
 
 def score_by_position(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
-    """Give the answers of a split the split's labels one by one, as LLaVA does; what is left over has no part."""
+    """As LLaVA: the n-th answer of a split gets the split's n-th label, whatever its id; surplus is not scored."""
     asked = {split: [key for key, own in categories.items() if own == split] for split in labels}
     outcome = Outcome(_missing_and_repeated(labels, categories, answers, by_position=True))
     given: Counter[str] = Counter()
@@ -115,17 +120,17 @@ def score_by_position(labels: Labels, categories: Categories, answers: list[dict
             what = "more answers than labels: counts in the yes ratio alone"
             outcome.remarks.append(Remark(question_id, what, skipped=True))
             continue
-        owner = asked[split][place] if place < len(asked[split]) else None
-        if owner != question_id:
+        expected_id = asked[split][place] if place < len(asked[split]) else None
+        if expected_id != question_id:
             outcome.remarks.append(
-                Remark(question_id, f"scored by the label of question {owner}, by position")
+                Remark(question_id, f"scored by the label of question {expected_id}, by position")
             )
         outcome.add(question_id, split, reply, labels[split][place])
     return outcome.sum_up(labels)
 
 
 def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
-    """Give each answer the label of its question: its id less the smallest id of the split is the label's line.
+    """Each answer gets the label of its question: the label's line is the id less the smallest id of the split.
 
     Of two answers to one question the last one counts; a question without an answer counts as wrong, and not in
     the yes ratio.
@@ -149,10 +154,10 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
         if place >= len(labels[split]):
             outcome.remarks.append(Remark(key, "its split has no label for it: left out", skipped=True))
             continue
-        wanted = labels[split][place]
+        label = labels[split][place]
         if key in said:
             outcome.replies[split, said[key]] += 1
-        outcome.add(key, split, said.get(key, not wanted), wanted)
+        outcome.add(key, split, said.get(key, not label), label)
     return outcome.sum_up(labels)
 
 
@@ -160,6 +165,7 @@ PAIRINGS: dict[str, Callable[[Labels, Categories, list[dict[str, Any]]], Outcome
     "position": score_by_position,
     "id": score_by_id,
 }
+"""The scoring variants; the first is the default."""
 
 
 def _missing_and_repeated(

@@ -1,4 +1,7 @@
-"""Replies of a judge that have been paid for, so that the same thing is never asked twice."""
+"""A store of a judge's paid replies, so that :mod:`dyvte.benchmarks.judge` never pays for the same request twice.
+
+The key in :meth:`ReplyStore.ask` must stay as it is: another key discards all replies in existing stores.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from filelock import FileLock
 
 from dyvte.benchmarks.endpoint import Endpoint, Reply
 
-MAX_TOKENS = 3
+MAX_TOKENS = 3  # of a reply, as in MM-Vet's evaluator: a grade such as 0.5 has three
 
 
 class ReplyStore:
-    """An endpoint's replies by what was asked, in a file (SQLite) in which each is whole or not at all.
+    """Replies by model name and request, in an SQLite file. The key has no address: servers that serve different
+    models under one name need a file each (``judge --store``).
 
-    ``lock`` is for a run that asks: while another holds it, both could pay for the same reply.
+    A run holds ``lock`` while it asks: of two runs at once, both could pay for the same reply.
 
     Raises:
         OSError: the file cannot be read or written; the message names it.
@@ -33,13 +37,13 @@ class ReplyStore:
         self._run("CREATE TABLE IF NOT EXISTS replies (asked TEXT PRIMARY KEY, reply TEXT NOT NULL)")
 
     def ask(self, message: str, temperature: float, round_index: int) -> Reply:
-        """The stored reply, or a new one, which is stored before anything else happens. Rounds are asked apart."""
-        question = json.dumps([self._endpoint.model, message, temperature, MAX_TOKENS, round_index])
-        asked = hashlib.sha256(question.encode()).hexdigest()
-        if rows := self._run("SELECT reply FROM replies WHERE asked = ?", asked):
+        """The stored reply, or a new one, stored before it is returned. Each round has replies of its own."""
+        request = json.dumps([self._endpoint.model, message, temperature, MAX_TOKENS, round_index])
+        key = hashlib.sha256(request.encode()).hexdigest()
+        if rows := self._run("SELECT reply FROM replies WHERE asked = ?", key):
             return Reply(**json.loads(rows[0][0]))
         reply = self._endpoint.ask(message, temperature, MAX_TOKENS)
-        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", asked, json.dumps(asdict(reply)))
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, json.dumps(asdict(reply)))
         return reply
 
     def _run(self, command: str, *values: str) -> list[tuple[str]]:

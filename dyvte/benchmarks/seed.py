@@ -1,13 +1,15 @@
-"""SEED-Bench (Li et al., 2023), images and videos, as LLaVA scores it.
+"""SEED-Bench (Li et al., 2023), images and videos, as LLaVA scores it: right is a reply that equals the letter.
 
 Files: ``SEED-Bench.json`` (``question_type``: id of each type by name; ``questions`` with ``question_id``,
 ``question_type_id``, ``data_type``, ``answer``), ``llava-seed-bench.jsonl`` (questions),
 ``SEED-Bench-image/<data_id>``, ``SEED-Bench-video-image/<type>_<question_id>.png`` (one frame of each video).
-LLaVA's question ids are numbers for images and strings such as ``v12`` for videos, and a reply is right when it is
-the letter, exactly.
+LLaVA's question ids are numbers for images and strings such as ``v12`` for videos.
 
 Parts, in percent: ``total``, ``image``, ``video`` (each where there are such questions), and one for each type under
 its own name. Papers that write SEED print ``total``, those that write SEED-IMG print ``image``.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_seed_for_submission.py`` writes its uploads. Numbers
+must stay those of LLaVA's script.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, S
 from dyvte.benchmarks.files import (
     check_known,
     last_answers,
-    other_split,
     read_annotations,
     read_answers_and_remarks,
     read_json_lines,
+    split_error,
 )
 from dyvte.io import write_whole
 
@@ -43,7 +45,7 @@ _REVISION = "LLaVA-1.5 was scored on an older revision of 19,242 questions, 5,00
 
 @dataclass(frozen=True)
 class Question:
-    """One annotated question. ``id`` is a number wherever the annotation's is one, as in LLaVA's answers."""
+    """One annotated question: ``written_id`` as in the annotations (for uploads), ``id`` as in LLaVA's answers."""
 
     id: int | str
     written_id: str
@@ -66,12 +68,7 @@ class Annotations:
 
 
 def read_seed(path: Path) -> Annotations:
-    """Read ``SEED-Bench.json``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken; the message names the question.
-    """
+    """Read ``SEED-Bench.json``; ValueError, naming the question, when it is broken."""
     advice = f"download it again from {_SOURCE}"
     content = read_annotations(path, _SHAPE, advice)
     types = {number: name for name, number in content["question_type"].items()}
@@ -94,7 +91,7 @@ def read_seed(path: Path) -> Annotations:
 
 
 def _number_of(question_id: int | str) -> int | str:
-    """The id as a number where it is one; otherwise (``v12``) as it is."""
+    """The id as a number where its digits make one; otherwise (``v12``) as it is."""
     try:
         return int(question_id)
     except ValueError:
@@ -117,7 +114,7 @@ def score_questions(annotations: Annotations, texts: dict[Any, str]) -> dict[str
 
 
 def report(annotations: Annotations, parts: dict[str, float]) -> str:
-    """What LLaVA's script prints."""
+    """The lines that LLaVA's script prints."""
     titles = dict.fromkeys(annotations.asked_types, "{}") | {
         "total": "Total accuracy",
         "image": "image accuracy",
@@ -129,7 +126,7 @@ def report(annotations: Annotations, parts: dict[str, float]) -> str:
 
 
 def remarks_on(annotations: Annotations, texts: dict[Any, str]) -> list[Remark]:
-    """Missing answers, and types over which LLaVA's script stops."""
+    """Remarks on missing answers, and on types and kinds of data for which LLaVA's script crashes."""
     missing = dict.fromkeys(question.id for question in annotations.questions if question.id not in texts)
     remarks = [Remark(question_id, "no answer: counted as wrong") for question_id in missing]
     for number, name in annotations.types.items():
@@ -157,12 +154,12 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
 
 
 def score_files(annotations_file: Path, answers_file: Path) -> tuple[Score, Annotations, dict[Any, str]]:
-    """The score of an answers file, the annotations, and the replies by question id, known or not."""
+    """The score of an answers file, the annotations, and all replies by question id, also to unknown questions."""
     annotations = read_seed(annotations_file)
     answers, remarks = read_answers_and_remarks(answers_file)
     last, unused = last_answers(answers, {question.id for question in annotations.questions})
     if not last:
-        raise other_split(answers_file, annotations_file)
+        raise split_error(answers_file, annotations_file)
     texts = {name: answer["text"] for name, answer in last.items()}
     parts = score_questions(annotations, texts)
     places = {question_id: place for place, question_id in enumerate(texts)}
@@ -177,7 +174,7 @@ def score_files(annotations_file: Path, answers_file: Path) -> tuple[Score, Anno
 
 
 def check_questions(data_dir: Path) -> None:
-    """Questions and annotations must be of the same revision."""
+    """See ``Benchmark``; questions and annotations must be of the same revision."""
     annotations = read_seed(data_dir / ANNOTATIONS)
     ids, path = Counter(question.id for question in annotations.questions), data_dir / QUESTIONS
     videos = sum(question.data_type == "video" for question in annotations.questions)

@@ -1,10 +1,11 @@
 """ScienceQA, test split (Lu et al., 2022), as LLaVA scores it; papers print the accuracy on questions with an image.
 
 Files: ``problems.json`` (problems by id), ``pid_splits.json`` (ids by split), ``llava_test_CQM-A.json`` (questions),
-``images/test/<id>/image.png``. Ids are strings. Which questions have an image is read from the prompts of the
-answers, so a question without an answer is wrong in ``accuracy`` and has no part in ``IMG-accuracy``.
+``images/test/<id>/image.png``. Ids are strings. As in LLaVA, an answer's prompt says whether its question has an
+image: a question without an answer is wrong in ``accuracy`` and does not count in ``IMG-accuracy``.
 
-The figures by subject, context and grade are those of ScienceQA's own paper, over all questions.
+The figures by subject, context and grade are those of ScienceQA's own paper, over all questions. Registered in
+``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_science_qa`` is LLaVA's command line, whose numbers must stay.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, S
 from dyvte.benchmarks.files import (
     last_answers,
     misfit,
-    other_split,
     read_annotations,
     read_answers_and_remarks,
+    split_error,
 )
 from dyvte.benchmarks.sqa_questions import CONVERSATIONS
 
@@ -29,11 +30,13 @@ PROBLEMS = "problems.json"
 SPLITS = "pid_splits.json"
 QUESTIONS = "llava_test_CQM-A.json"
 OPTIONS = ("A", "B", "C", "D", "E")
-FAILED = "FAILED"
+FAILED = "FAILED"  # LLaVA's word for a letter that cannot be read
 NO_PROMPT = "Unknown"
 IMAGE = "<image>"
 
-_SENTENCE = re.compile("The answer is ([A-Z]).")
+_SENTENCE = re.compile(
+    "The answer is ([A-Z])."
+)  # LLaVA's pattern: the unescaped period matches any character
 _GRADES = {"1-6": range(1, 7), "7-12": range(7, 13)}
 _SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
 
@@ -42,11 +45,11 @@ Problems = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One problem, and what was made of its answer.
+    """One problem, and how its answer was read.
 
     Attributes:
-        letter: as read from the answer; ``FAILED`` where none could be read.
-        index: of the choice it names; -1 where it names none.
+        letter: of the option that the answer names, or ``FAILED``.
+        index: of the choice with this letter, or -1.
         prompt, text: of the answer; ``NO_PROMPT`` and ``FAILED`` without one.
     """
 
@@ -67,10 +70,10 @@ class Outcome:
 
 
 def letter_of(text: str, options: Sequence[str] = OPTIONS) -> str:
-    """The option that an answer names: alone, in front of a period and a blank, or in one sentence of a fixed form.
+    """The option that an answer names: alone, before ". ", or in a single sentence "The answer is X.".
 
-    The sentence's last period stands for any character but a line break, as in the original: at the end of the text
-    it must not be missing, and "The answer is Boston" names B.
+    As in LLaVA, any one character but a line break may stand for the sentence's period: "The answer is Boston" names
+    B, and "The answer is B" at the end of a text names none.
     """
     if text in options:
         return text
@@ -81,7 +84,7 @@ def letter_of(text: str, options: Sequence[str] = OPTIONS) -> str:
 
 
 def index_of(letter: str, choices: Sequence[str], options: Sequence[str] = OPTIONS) -> int:
-    """The index of the choice; -1 when there are not as many, or the letter is none."""
+    """The index of the choice with this letter; -1 where there is none."""
     return options.index(letter) if letter in options[: len(choices)] else -1
 
 
@@ -109,7 +112,7 @@ def read_problems(folder: Path, split: str = "test", options: Sequence[str] = OP
 def judge(
     problems: Problems, answers: Mapping[str, dict[str, Any]], options: Sequence[str] = OPTIONS
 ) -> tuple[list[Outcome], list[Remark]]:
-    """What each problem's answer says, in the order of the problems."""
+    """The outcome of each problem, in the order of the problems."""
     outcomes, remarks = [], []
     for name, problem in problems.items():
         answer = answers.get(name, {"text": FAILED, "prompt": NO_PROMPT})
@@ -118,7 +121,7 @@ def judge(
         letter = letter_of(answer["text"], options)
         index = index_of(letter, problem["choices"], options)
         outcomes.append(Outcome(name, problem, letter, index, asked, answer["text"]))
-        remarks += _remarks(outcomes[-1], name in answers, prompt)
+        remarks += _remarks_on(outcomes[-1], name in answers, prompt)
     return outcomes, remarks
 
 
@@ -146,7 +149,7 @@ def report_of(outcomes: list[Outcome], parts: dict[str, float]) -> str:
 def score_file(
     folder: Path, answers_file: Path, split: str = "test", options: Sequence[str] = OPTIONS
 ) -> tuple[Score, list[Outcome]]:
-    """The score of an answers file, and what was made of each answer.
+    """The score of an answers file, and the outcome of each problem.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -156,7 +159,7 @@ def score_file(
     answers, remarks = read_answers_and_remarks(answers_file)
     last, unused = last_answers(answers, problems)
     if not last:
-        raise other_split(answers_file, folder / PROBLEMS)
+        raise split_error(answers_file, folder / PROBLEMS)
     outcomes, found = judge(problems, last, options)
     parts = figures(outcomes)
     remarks += unused + found
@@ -168,7 +171,7 @@ def score_file(
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
-    """Score an answers file; see ``score_file``. The questions' scores are those of all, with an image or not."""
+    """Score an answers file; see ``score_file``. ``Score.questions`` also has the questions without an image."""
     BENCHMARK.variant(variant)
     return score_file(Path(data_dir), Path(answers_file))[0]
 
@@ -197,17 +200,17 @@ def _groups_of(problem: dict[str, Any]) -> list[str]:
     return names
 
 
-def _remarks(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
-    """What LLaVA's script miscounts or stumbles over in one answer."""
-    name, pictured = outcome.problem_id, bool(outcome.problem.get("image"))
+def _remarks_on(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
+    """Remarks on what LLaVA's script miscounts or crashes on in one answer."""
+    name, has_image_in_data = outcome.problem_id, bool(outcome.problem.get("image"))
     if not answered:
         what = "no answer: wrong, and without a part in the accuracy on images"
-        return [Remark(name, what, skipped=pictured)]
+        return [Remark(name, what, skipped=has_image_in_data)]
     if not isinstance(prompt, str):
-        return [Remark(name, "no prompt: taken as a question without an image", skipped=pictured)]
-    if "image" in outcome.problem and outcome.has_image != pictured:
+        return [Remark(name, "no prompt: taken as a question without an image", skipped=has_image_in_data)]
+    if "image" in outcome.problem and outcome.has_image != has_image_in_data:
         counted = "counted" if outcome.has_image else "not counted"
-        shown = f"image in {PROBLEMS}: {pictured}, in the prompt: {outcome.has_image}"
+        shown = f"image in {PROBLEMS}: {has_image_in_data}, in the prompt: {outcome.has_image}"
         return [Remark(name, f"{shown}; {counted} among the images")]
     return []
 

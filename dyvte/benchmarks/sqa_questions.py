@@ -1,7 +1,7 @@
 """ScienceQA's questions: a JSON list of conversations, of which the first turn is asked.
 
-A question without an image is asked without one. The prompt of each answer is kept whole, with ``<image>`` where
-there is an image: the scorer tells by it which questions have one.
+:mod:`dyvte.benchmarks.sqa` and ``llava.eval.model_vqa_science`` read questions in this format. Answers must keep
+their whole prompt, with ``<image>`` where there is an image: the scorer tells by it which questions have one.
 """
 
 from __future__ import annotations

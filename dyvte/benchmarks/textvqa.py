@@ -1,8 +1,12 @@
 """TextVQA, validation split (Singh et al., 2019), as LLaVA scores it.
 
 Files: ``TextVQA_0.5.1_val.json`` (annotations), ``llava_textvqa_val_v051_ocr.jsonl`` (questions),
-``train_images/<image_id>.jpg``. A question is known by its image and its lower-cased words, because LLaVA's
-question ids are image ids (strings). The mean goes over answer lines, however many there are.
+``train_images/<image_id>.jpg``. The key of a question is its image id and lower-cased text, because LLaVA's question
+ids are image ids (strings). As in LLaVA's script, the mean is over the lines of the answers file: a question answered
+twice counts twice, one without an answer does not count.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_textvqa`` is LLaVA's command line, whose
+numbers must stay.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.benchmarks.benchmark import Benchmark, File, QuestionScore, Remark, Score, mean
-from dyvte.benchmarks.files import numbered_lines, other_split, read_annotations, read_answers_and_remarks
+from dyvte.benchmarks.files import numbered_lines, read_annotations, read_answers_and_remarks, split_error
 from dyvte.benchmarks.vqa_text import leave_one_out_accuracy, normalise
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
@@ -23,11 +27,7 @@ Key = tuple[str, str]
 
 
 def question_of(prompt: Any) -> str:
-    """The question within a prompt, in lower case, for each of the three prompt shapes that LLaVA uses.
-
-    Raises:
-        ValueError: the prompt has none of these shapes.
-    """
+    """The question in a prompt, in lower case; ValueError unless it has one of LLaVA's three prompt shapes."""
     lines = prompt.split("\n") if isinstance(prompt, str) else []
     if lines and prompt.startswith("OCR tokens: "):
         found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)
@@ -41,17 +41,15 @@ def question_of(prompt: Any) -> str:
 
 
 def read_humans(path: Path) -> dict[Key, list[str]]:
-    """Normalised human answers by (image id, lower-cased question); of two with the same key the last one
-    counts.
+    """Normalised human answers by (image id, lower-cased question); of two with the same key the last one counts.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no TextVQA annotation file with ten answers to each question.
     """
     advice = "take TextVQA's own file, of a split with ground truth"
-    rows = read_annotations(path, {"data": [{"image_id": str, "question": str, "answers": [str]}]}, advice)[
-        "data"
-    ]
+    shape = {"data": [{"image_id": str, "question": str, "answers": [str]}]}
+    rows = read_annotations(path, shape, advice)["data"]
     humans: dict[Key, list[str]] = {}
     for number, row in enumerate(rows):
         if len(row["answers"]) != HUMANS:
@@ -61,7 +59,7 @@ def read_humans(path: Path) -> dict[Key, list[str]]:
 
 
 def score_file(annotation_file: Path, answers_file: Path) -> Score:
-    """Score an answers file: an answer without a known question is left out, a repeated one counts again.
+    """Score an answers file. Answers to unknown questions are left out; of a question answered twice, both count.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -86,7 +84,7 @@ def score_file(annotation_file: Path, answers_file: Path) -> Score:
         accuracy = leave_one_out_accuracy(normalise(answer["text"]), humans[key])
         questions.append(QuestionScore(question_id, accuracy))
     if not questions:
-        raise other_split(answers_file, annotation_file)
+        raise split_error(answers_file, annotation_file)
     remarks += [
         Remark(image, f"no answer to {question!r}: left out of the mean", skipped=True)
         for image, question in humans

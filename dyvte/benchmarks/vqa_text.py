@@ -1,7 +1,7 @@
-"""How TextVQA (and VQAv2) compare answers: the normaliser of the M4C evaluator, and its leave-one-out
-accuracy.
+"""Answer comparison of TextVQA and VQAv2: the text normalisation of the M4C evaluator, and leave-one-out accuracy.
 
-Published numbers depend on every quirk of that normaliser, so they are kept, each with a remark.
+Called by :mod:`dyvte.benchmarks.textvqa` and :mod:`dyvte.benchmarks.vqav2`. Published numbers depend on every quirk
+of the original, mistakes included: none may be corrected.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ ARTICLES = {"a", "an", "the"}
 HUMANS_FOR_FULL_CREDIT = 3
 
 DIGITS_WITH_COMMAS = re.compile(r"\d,+\d")
-"""As the M4C evaluator has it; VQAv2's evaluators ask for exactly one comma."""
+"""The M4C evaluator's pattern; VQAv2's evaluators match exactly one comma."""
 
-# Only a digit after the period protects it. The original looks behind as well, but through a mistyped
-# pattern.
+# A period stays before a digit. The original also tests what stands before it, but by a mistyped pattern.
 _PERIOD = re.compile(r"\.(?!\d)")
-# The original passes a regular-expression flag (value 32) where ``sub`` expects the largest number of
-# replacements.
+# The original passes a regular-expression flag (value 32) where ``sub`` expects the number of replacements.
 _MOST_PERIODS = 32
 
 # Words whose spelling without any apostrophe stands for the spelling with it.
@@ -54,7 +52,7 @@ CONTRACTIONS = _contractions()
 
 
 def normalise(answer: str) -> str:
-    """An answer as the M4C evaluator compares it. May be empty: ``the`` and ``?`` both are."""
+    """An answer as the M4C evaluator compares it; empty for ``the`` or ``?``."""
     text = separate_words(answer).replace("\n", " ").replace("\t", " ").strip()
     return normalise_words(strip_punctuation(text))
 
@@ -65,10 +63,9 @@ def separate_words(answer: str) -> str:
 
 
 def strip_punctuation(text: str, digits_with_comma: re.Pattern[str] = DIGITS_WITH_COMMAS) -> str:
-    """Without punctuation marks: deleted where the text has the mark beside a blank, else turned into a
-    blank.
+    """Delete each punctuation mark that is beside a blank anywhere in ``text``; replace each other mark by a blank.
 
-    The test looks at the text as it came in, and a match of ``digits_with_comma`` has every mark deleted.
+    Where ``digits_with_comma`` matches, all marks are deleted.
     """
     delete_all = digits_with_comma.search(text) is not None
     result = text

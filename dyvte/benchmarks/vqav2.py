@@ -1,4 +1,4 @@
-"""VQAv2 (Goyal et al., 2017): the validation split scored here, and what EvalAI wants of test-dev.
+"""VQAv2 (Goyal et al., 2017): scores of the validation split; test-dev is uploaded to EvalAI instead.
 
 Files: for the validation split ``llava_vqav2_mscoco_val2014.jsonl`` (questions, written by
 ``scripts/convert_vqav2_questions.py``), ``v2_mscoco_val2014_annotations.json`` and ``val2014/*.jpg``; for test-dev
@@ -6,8 +6,11 @@ Files: for the validation split ``llava_vqav2_mscoco_val2014.jsonl`` (questions,
 upload) and ``test2015/*.jpg``. Question ids are whole numbers.
 
 Answers in LLaVA's JSON lines are scored as LLaVA uploads them: normalised as for TextVQA first. A JSON array of
-``{"question_id", "answer"}``, the official format of results, is taken as it is. The official evaluators then differ
-in what they normalise once more before they compare, which is what the variants are.
+``{"question_id", "answer"}``, the official format of results, is taken as it is. Official evaluators then normalise
+once more before they compare, each in its own way: these are the scoring variants.
+
+Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_vqav2_for_submission.py`` writes uploads. A new
+official evaluator is a new variant: numbers of the others must stay.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from dyvte.benchmarks.files import (
     ID,
     check_known,
     last_answers,
-    other_split,
     read_annotations,
     read_answers_and_remarks,
     read_json_lines,
+    split_error,
 )
 from dyvte.benchmarks.vqa_text import (
     DIGITS_WITH_COMMAS,
@@ -47,43 +50,40 @@ UPLOAD_ADVICE = (
     "scripts/convert_vqav2_for_submission.py writes, to the phase test-dev of EvalAI's challenge 830"
 )
 
-_RECORD = {
-    "question_id": int,
-    "question_type": object,
-    "answer_type": object,
-    "answers": [{"answer": str}],
-}
+_RECORD = {"question_id": int, "question_type": object, "answer_type": object, "answers": [{"answer": str}]}
 _DIGITS_WITH_ONE_COMMA = re.compile(r"\d,\d")
 
-Forms = tuple[str, list[str]]
-"""A prediction and the human answers, in annotator order, as they are compared."""
+ComparedTexts = tuple[str, list[str]]
+"""A prediction and the human answers, in annotator order, in the form in which an evaluator compares them."""
 
 
-def forms_2021(prediction: str, humans: list[str]) -> Forms:
-    """GT-Vision-Lab's evaluator since 2021-03-11: nothing is normalised where all humans agree."""
+def normalise_2021(prediction: str, humans: list[str]) -> ComparedTexts:
+    """GT-Vision-Lab's evaluator since 2021-03-11: where all humans agree, nothing is normalised."""
     prediction, humans = _one_line(prediction), [_one_line(human) for human in humans]
     if len(set(humans)) == 1:
         return prediction, humans
-    return _plain(prediction), [_plain(human) for human in humans]
+    return _official_form(prediction), [_official_form(human) for human in humans]
 
 
-def forms_2015(prediction: str, humans: list[str]) -> Forms:
-    """The same before that day: human answers keep articles and number words, and all marks where they agree."""
+def normalise_2015(prediction: str, humans: list[str]) -> ComparedTexts:
+    """GT-Vision-Lab's evaluator before: human answers lose only punctuation, and where all agree not even that."""
     if len(set(humans)) > 1:
         humans = [strip_punctuation(human, _DIGITS_WITH_ONE_COMMA) for human in humans]
-    return _plain(_one_line(prediction)), humans
+    return _official_form(_one_line(prediction)), humans
 
 
-def forms_always(prediction: str, humans: list[str]) -> Forms:
-    """lmms-eval's evaluator: everything is normalised."""
-    prediction, *humans = (_plain(_one_line(text), DIGITS_WITH_COMMAS) for text in (prediction, *humans))
+def normalise_always(prediction: str, humans: list[str]) -> ComparedTexts:
+    """lmms-eval's evaluator: the prediction and all human answers are normalised."""
+    prediction, *humans = (
+        _official_form(_one_line(text), DIGITS_WITH_COMMAS) for text in (prediction, *humans)
+    )
     return prediction, humans
 
 
-VARIANTS: dict[str, Callable[[str, list[str]], Forms]] = {
-    "2021": forms_2021,
-    "2015": forms_2015,
-    "always": forms_always,
+VARIANTS: dict[str, Callable[[str, list[str]], ComparedTexts]] = {
+    "2021": normalise_2021,
+    "2015": normalise_2015,
+    "always": normalise_always,
 }
 
 
@@ -124,11 +124,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def uploaded(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers in LLaVA's format as LLaVA uploads them."""
-    return [{"question_id": answer["question_id"], "answer": normalise(answer["text"])} for answer in answers]
-
-
 def read_results(path: Path) -> tuple[list[dict[str, Any]], list[Remark]]:
     """The answers of an official results file, each a string.
 
@@ -145,7 +140,7 @@ def read_results(path: Path) -> tuple[list[dict[str, Any]], list[Remark]]:
 
 
 def read_predictions(path: Path) -> tuple[list[dict[str, Any]], list[Remark], bool]:
-    """(answers by ``question_id`` and ``answer``, remarks, whether they are official results) in either format.
+    """Objects with ``question_id`` and ``answer``, remarks, and whether the file is official results (a JSON array).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -154,7 +149,8 @@ def read_predictions(path: Path) -> tuple[list[dict[str, Any]], list[Remark], bo
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace").lstrip().startswith("["):
         return *read_results(path), True
     answers, remarks = read_answers_and_remarks(path)
-    return uploaded(answers), remarks, False
+    rows = [{"question_id": answer["question_id"], "answer": normalise(answer["text"])} for answer in answers]
+    return rows, remarks, False
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
@@ -170,7 +166,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     answers, remarks, official = read_predictions(answers_file)
     predictions, unused = last_answers(answers, {record["question_id"] for record in records})
     if not predictions:
-        raise ValueError(f"{other_split(answers_file, path)} {UPLOAD_ADVICE}.")
+        raise ValueError(f"{split_error(answers_file, path)} {UPLOAD_ADVICE}.")
     remarks += unused
     empty = None if official else {"answer": ""}
     questions, pairs = [], []
@@ -222,7 +218,8 @@ def _one_line(text: str) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _plain(text: str, digits_with_comma: re.Pattern[str] = _DIGITS_WITH_ONE_COMMA) -> str:
+def _official_form(text: str, digits_with_comma: re.Pattern[str] = _DIGITS_WITH_ONE_COMMA) -> str:
+    """The official normalisation of punctuation, digits and articles."""
     return normalise_words(strip_punctuation(text, digits_with_comma))
 
 
@@ -237,13 +234,15 @@ BENCHMARK = Benchmark(
         File(
             VAL_QUESTIONS,
             "scripts/convert_vqav2_questions.py, from visualqa.org's v2_OpenEnded_mscoco_val2014_questions.json",
-            optional="the validation split",
+            needed_for="the validation split",
         ),
-        File(ANNOTATIONS, "https://visualqa.org/download.html", optional="the validation split"),
-        File("val2014", "https://cocodataset.org (2014 validation images)", optional="the validation split"),
-        File(DEV_QUESTIONS, EVAL_ZIP, optional="test-dev"),
-        File(TEST_QUESTIONS, EVAL_ZIP, optional="test-dev"),
-        File("test2015", "https://cocodataset.org (2015 test images)", optional="test-dev"),
+        File(ANNOTATIONS, "https://visualqa.org/download.html", needed_for="the validation split"),
+        File(
+            "val2014", "https://cocodataset.org (2014 validation images)", needed_for="the validation split"
+        ),
+        File(DEV_QUESTIONS, EVAL_ZIP, needed_for="test-dev"),
+        File(TEST_QUESTIONS, EVAL_ZIP, needed_for="test-dev"),
+        File("test2015", "https://cocodataset.org (2015 test images)", needed_for="test-dev"),
     ),
     ground_truth=lambda data_dir: [data_dir / ANNOTATIONS],
     score=score,

@@ -1,1 +1,1 @@
-"""What a prefill costs, from its trace: FLOPs and KV bytes. Arithmetic on shapes, outside the model."""
+"""Costs of a prefill, FLOPs and KV bytes, computed from the token counts in its trace and the model's shapes."""

@@ -1,4 +1,7 @@
-"""Cost of a prefill with an exit after each layer, in one place for calibration, studies and reports."""
+"""Decoder FLOPs of prompts with an exit after each layer, from token counts alone.
+
+Called by :mod:`dyvte.decoding.trace`, :mod:`dyvte.engine.calibrate` and the studies, so that all count alike.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,7 @@ def decoder_flops_by_exit(
         for tokens in (prompt_tokens, text_tokens)
     )
     nothing = np.zeros((1, len(text_tokens)), dtype=np.int64)
-    after = np.concatenate(
-        [text[::-1].cumsum(0)[::-1][1:], nothing, nothing]
-    )  # layers above each exit, as text
-    until = full.cumsum(0)
-    return np.concatenate([until, until[-1:]]) + after
+    # layers above the exit, on text tokens alone: none after the last layer, and none without exit
+    above = np.concatenate([text[::-1].cumsum(0)[::-1][1:], nothing, nothing])
+    up_to = full.cumsum(0)
+    return np.concatenate([up_to, up_to[-1:]]) + above

@@ -2,8 +2,10 @@
 
 FLOPs are 2 x multiply-accumulate of the matrix products (norms, softmax and activations are not counted), prefill
 only, without the language head: vision tower and projector, then for each decoder layer
-``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d`` (of experts, those that a token
-goes to), and the gates that ran. These are the columns of the paper's tables.
+``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d`` (of experts, those a token is
+routed to), and the gates that ran. The paper's tables count in this way, so the definition must not change.
+
+:mod:`dyvte.decoding.trace` puts the result into reports; :mod:`dyvte.bench` uses the formulas of one layer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FlopsReport:
-    """FLOPs per sample, one entry each.
+    """FLOPs; each list has one entry per sample.
 
     Attributes:
         vision: the tower on all of the sample's images (or tiles).
@@ -38,10 +40,8 @@ class FlopsReport:
 
     @property
     def total(self) -> list[int]:
-        """All parts together."""
-        return [
-            sum(parts) for parts in zip(self.vision, self.projector, self.decoder, self.gates, strict=True)
-        ]
+        """The sum of all parts, per sample."""
+        return [*map(sum, zip(self.vision, self.projector, self.decoder, self.gates, strict=True))]
 
 
 def layer_params(config: Any) -> int:
@@ -64,7 +64,7 @@ def vision_flops(config: Any) -> int:
 
 
 def _tower_flops(tower: Any) -> tuple[int, int]:
-    """FLOPs and visual tokens of one image; a tower that is not like CLIP counts itself."""
+    """FLOPs and visual tokens of one image; towers unlike CLIP have ``flops_per_image`` and ``num_patches``."""
     if hasattr(tower, "flops_per_image"):
         return tower.flops_per_image(), tower.num_patches
     config = tower.config
@@ -84,9 +84,9 @@ def prefill_flops(model: nn.Module, trace: ExitTrace) -> FlopsReport:
         model: the model that ran, unchanged since; it must have an adapter.
         trace: the prefill's trace.
 
-    With the formula for CLIP, the number of images (tiles) of a sample is its visual tokens over the tower's patches,
-    rounded up: exact unless tiles were cut after the projector (anyres with unpad). What was counted is divided by
-    visual tokens, and holds the projector.
+    With CLIP's formula, the number of images (tiles) of a sample is its visual tokens over the tower's patches,
+    rounded up: exact unless tiles were cut after the projector (anyres with unpad). FLOPs counted while the tower ran
+    (:mod:`dyvte.cost.vision`) include the projector, and are split among samples by their visual tokens.
     """
     adapter = adapter_for(model)
     tower, projector = adapter.vision(model)

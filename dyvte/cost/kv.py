@@ -1,4 +1,7 @@
-"""Bytes of keys and values held after prefill, from its trace."""
+"""Bytes of the KV cache after a prefill, from its trace; for :mod:`dyvte.decoding.trace` and :mod:`dyvte.bench`.
+
+They must equal what the real cache holds (``tests/decoding/test_equalities.py``).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def kv_bytes(costs: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
-    """Bytes per sample: keys and values of every token that every layer computed.
+    """Bytes per sample: keys and values of each layer for the tokens that the layer computed.
 
     Args:
         costs: of the layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.

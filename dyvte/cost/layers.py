@@ -1,4 +1,7 @@
-"""What one decoder layer costs per token and per pair of tokens, from its config or from its modules."""
+"""FLOPs and KV-cache elements of one decoder layer, per token and per pair of tokens, from its config or its modules.
+
+All other files of this package, and so all decoder FLOPs of the project, are computed from :class:`LayerCost`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dyvte.families.base import stack_of
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE = ("num_experts_per_tok", "top_k_experts", "moe_topk")
-"""What families call their experts, and those that a token goes to."""
+"""Config fields, by family, with the number of experts and of the experts that a token is routed to."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,10 @@ class LayerCost:
     """FLOPs (2 x multiply-accumulate) of the matrix products of one layer.
 
     Attributes:
-        per_token: of the projections, the MLP, and the experts that a token goes to.
-        per_pair: of the scores and their use, for each pair of a query and a key of a sequence. Attention is counted
-            in full, not halved for causality.
-        cached: numbers that the cache holds for each token, keys and values together.
+        per_token: of the projections and the MLP (of experts, those that a token is routed to).
+        per_pair: of QK^T and the weighted sum of values, for each pair of a query and a key of a sequence. Attention
+            is counted in full, not halved for causality.
+        cached: KV-cache elements per token.
     """
 
     per_token: int
@@ -29,15 +32,15 @@ class LayerCost:
     cached: int
 
     def flops(self, tokens: int) -> int:
-        """Of a sequence of ``tokens`` tokens."""
+        """FLOPs for a sequence of ``tokens`` tokens."""
         return self.per_token * tokens + self.per_pair * tokens**2
 
     @classmethod
     def of_config(cls, config: Any) -> LayerCost:
-        """Of a dense Llama-like layer: attention with grouped queries, and a gated MLP.
+        """Of a dense Llama-like layer: grouped-query attention (GQA) and a gated MLP.
 
         Raises:
-            ValueError: layers of this config are mixtures of experts or have latent attention.
+            ValueError: layers of this config are mixtures of experts or have multi-head latent attention (MLA).
         """
         if any(getattr(config, name, None) for name in (*EXPERTS, "kv_lora_rank")):
             raise ValueError(
@@ -52,7 +55,10 @@ class LayerCost:
 
     @classmethod
     def of_layer(cls, layer: Any, config: Any, all_experts: bool = False) -> LayerCost:
-        """Of a layer of any family: matrices count once per token, experts for those that a token goes to.
+        """Of a layer with its modules: each matrix multiplies each token once, experts those that are routed to them.
+
+        Attention must be ``layer.self_attn`` with ``head_dim``, or ``qk_head_dim`` and ``v_head_dim`` (MLA). A weight
+        of three dimensions is taken for stacked experts.
 
         Args:
             all_experts: whether the family computes all experts for every token.
@@ -60,9 +66,9 @@ class LayerCost:
         experts = 0 if all_experts else _first(config, EXPERTS)
         weights = 0.0
         for name, parameter in layer.named_parameters():
-            stacked, listed = parameter.ndim == 3, re.search(r"\bexperts\.\d+\.", name)
+            stacked, expert = parameter.ndim == 3, re.search(r"\bexperts\.\d+\.", name)
             if parameter.ndim == 2 or stacked:
-                share = _first(config, ACTIVE) / experts if experts and (stacked or listed) else 1.0
+                share = _first(config, ACTIVE) / experts if experts and (stacked or expert) else 1.0
                 weights += parameter.numel() * share
         attention = layer.self_attn
         heads = config.num_attention_heads
@@ -74,10 +80,11 @@ class LayerCost:
 
 
 def layer_costs(model: Any) -> list[LayerCost]:
-    """Of each layer of a model's decoder."""
+    """The cost of each layer of a model's decoder."""
     stack = stack_of(model)
     return [LayerCost.of_layer(layer, stack.config, stack.computes_all_experts) for layer in stack.layers]
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:
+    """The first of these config fields that is set; 0 where none is."""
     return next((value for name in names if (value := getattr(config, name, None))), 0)

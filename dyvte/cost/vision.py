@@ -1,7 +1,8 @@
 """FLOPs of vision towers and projectors, counted by torch's formulas while they run.
 
-CLIP as LLaVA has it has a formula (:func:`dyvte.cost.flops.vision_flops`). Others differ too much, so the operations
-are counted, once for each shape of a module's inputs: counting slows a forward.
+For LLaVA's CLIP there is a formula (:func:`dyvte.cost.flops.vision_flops`); other towers differ too much.
+:mod:`dyvte.decoding.attach` puts a :class:`VisionMeter` on them. Counting slows a forward, so it is done once per
+shape of the inputs: FLOPs must depend on nothing that ``_shape`` leaves out.
 """
 
 from __future__ import annotations
@@ -26,11 +27,7 @@ FORMULAS: dict[Any, Any] = {
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts FLOPs; unlike torch's ``FlopCounterMode`` it does not track modules, which fails without gradients.
-
-    Attributes:
-        flops: so far.
-    """
+    """Counts FLOPs into ``flops``. Torch's ``FlopCounterMode`` also tracks modules, which fails without gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +49,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 class _Running(threading.local):
-    """What one thread's forward has counted so far."""
+    """Per thread: FLOPs since the last :meth:`VisionMeter.take`, and the metered modules that are running."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -60,7 +57,7 @@ class _Running(threading.local):
 
 
 class VisionMeter:
-    """Counts FLOPs of modules until :meth:`remove`; each thread's for itself."""
+    """Counts FLOPs of modules until :meth:`remove`, for each thread apart. Of nested modules the outermost counts."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._known: dict[object, int] = {}
@@ -71,12 +68,11 @@ class VisionMeter:
             self._hooks.append(module.register_forward_hook(self._end, always_call=True))
 
     def take(self) -> int:
-        """FLOPs since the last call."""
+        """FLOPs of this thread since the last call."""
         total, self._running.total = self._running.total, 0
         return total
 
     def remove(self) -> None:
-        """Take the hooks out of the modules."""
         for hook in self._hooks:
             hook.remove()
 
@@ -107,7 +103,7 @@ def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _shape(value: Any) -> object:
-    """What the FLOPs of a module can depend on: shapes of features, values of grids."""
+    """What FLOPs can depend on: the shape of features, the values of small integer tensors (grids of patches)."""
     if not isinstance(value, torch.Tensor):
         return value if isinstance(value, (int, float, str, type(None))) else type(value)
     if value.is_floating_point() or value.numel() > 256:

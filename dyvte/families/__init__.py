@@ -1,6 +1,7 @@
 """Model families: where each keeps its decoder, and which tokens are visual. One short file each.
 
-Importing this package registers all of them; importing a family imports nothing of transformers.
+Importing this package registers all of them. A new family is a file that calls :func:`dyvte.families.base.family`,
+imports nothing of transformers' models, and has a line below.
 """
 
 from dyvte.families import gemma as gemma

@@ -1,4 +1,7 @@
-"""What a model family says about itself, and the list of families."""
+"""What decoding and costs must know of a model family (:class:`Adapter`), and the registry of families.
+
+Looked up by :mod:`dyvte.decoding.attach`, :mod:`dyvte.cost` and :mod:`dyvte.engine` by ``model.config.model_type``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dyvte.families.stack import Stack
 
 @dataclass(frozen=True)
 class Adapter:
-    """What ``attach`` and the costs must know of a model family.
+    """One model family; every callable gets the model, or what it says.
 
     Attributes:
         decoder: model -> its decoder.
@@ -26,8 +29,8 @@ class Adapter:
         stack: decoder -> what the loop runs; a :class:`~dyvte.families.stack.Stack`.
         blocks: (model, keyword arguments of ``entry``) -> (B, S) long, tokens that see each other in both directions,
             -1 for the others; None where all layers are causal.
-        logits: (model, what the language head gives) -> the model's logits, where these differ.
-        answer_types: by input of the model, the type of an answer's tokens, where it is not 0.
+        logits: (model, output of the language head) -> the model's logits, where these differ.
+        answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
         position_axes: of rotary positions where they have several (M-RoPE).
         encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D); of one
             that launches kernels and nothing else, so that it can be recorded, else None.
@@ -53,16 +56,12 @@ REFUSED: dict[str, str] = {}
 
 
 def register_adapter(model_type: str, adapter: Adapter) -> None:
-    """Make ``attach`` serve models whose config says ``model_type``."""
+    """Register the family of models whose config says ``model_type``; a later call replaces an earlier one."""
     _ADAPTERS[model_type] = adapter
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of a model.
-
-    Raises:
-        ValueError: the family has none.
-    """
+    """The adapter of a model; ValueError when the family has none, or cannot have exits."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in REFUSED:
         raise ValueError(f"exits are not available for models of type {model_type!r}: {REFUSED[model_type]}")
@@ -81,7 +80,7 @@ def stack_of(model: Any) -> Stack:
 
 
 def at_path(root: Any, path: str | None) -> Any:
-    """The attribute of an attribute ... that a dotted path names; None for None."""
+    """The attribute at a dotted path, ``root`` for an empty one; None for None."""
     for name in path.split(".") if path else ():
         root = getattr(root, name)
     return None if path is None else root
@@ -97,7 +96,7 @@ def family(
     entry: str = "model",
     **more: Any,
 ) -> None:
-    """Register a family of transformers by the places of its parts.
+    """Register a family of transformers by where its parts are in the model.
 
     Args:
         decoder, tower, projector, entry: dotted paths from the model; ``entry`` is the module that gets token ids or

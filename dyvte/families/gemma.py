@@ -1,7 +1,8 @@
 """Gemma 3 and 4, PaliGemma 1 and 2: tokens of an image, or of a whole prompt, see each other in both directions.
 
 transformers: ``models/gemma3/modeling_gemma3.py`` (``token_type_ids_mask_function``), ``models/paligemma``,
-``models/gemma4``. Blocks come from the token types that the processor makes.
+``models/gemma4``. Blocks come from the token types that the processor makes. Registered by importing
+``dyvte.families``; masks must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def runs(member: Tensor) -> Tensor:
-    """(B, S) bool -> (B, S) long: the number of the run of neighbors that each member is in, -1 for the others."""
+    """(B, S) bool -> (B, S) long: each run of adjacent True tokens gets the next number from 0; -1 for False."""
     starts = member & ~torch.nn.functional.pad(member, (1, 0))[:, :-1]
     return torch.where(member, starts.cumsum(1) - 1, -1)
 
@@ -57,12 +58,12 @@ def capped(model: Any, logits: Tensor) -> Tensor:
 
 @functools.cache
 def _caps(model_class: type) -> bool:
-    """Whether the class does it: PaliGemma's does not in transformers 5.17."""
+    """Whether the class caps its logits: PaliGemma's does not in transformers 5.17."""
     return "final_logit_softcapping" in inspect.getsource(model_class.forward)
 
 
 class PaliGemmaStack(Stack):
-    """A window does not cut the prompt's block (transformers' ``masking_utils``: mask functions are or-ed last)."""
+    """A window does not limit the prompt's block: transformers' ``masking_utils`` adds blocks after the window."""
 
     window_cuts_blocks = False
 
@@ -82,11 +83,10 @@ class Gemma4Stack(Stack):
             )
 
     def rule(self, kind: str) -> LayerRule:
-        """As usual, but for blocks."""
+        """As for other decoders, but without blocks in layers of full attention."""
         return LayerRule(blocks=False) if kind == "full_attention" else super().rule(kind)
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
-        """(B, S, layers, d), the per-layer embeddings."""
         decoder: Any = self.decoder
         if not getattr(decoder, "hidden_size_per_layer_input", 0):
             return None

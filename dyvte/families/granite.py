@@ -1,6 +1,7 @@
 """Granite 4 Vision: scaled embeddings, and features added to visual tokens before chosen layers.
 
-transformers: ``models/granite4_vision/modeling_granite4_vision.py``.
+transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``;
+logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -18,20 +19,17 @@ if TYPE_CHECKING:
 
 
 class GraniteStack(Stack):
-    """The embedding multiplier is the decoder's, whose forward is replaced."""
+    """The loop replaces the decoder's forward, in which transformers scales embeddings and adds features."""
 
     def embed(self, embeds: Tensor) -> Tensor:
-        """Scaled embeddings."""
         decoder: Any = self.decoder
         return embeds * decoder.embedding_multiplier
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> TokenFeatures | None:
-        """The features of the prompt's visual tokens, by layer."""
         features = kwargs.get("deepstack_features")
         return None if features is None else TokenFeatures(kwargs["vision_mask"].squeeze(-1), features)
 
     def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """States with the features of the visual tokens that are still there."""
         extras: TokenFeatures | None = layout.extras
         return hidden if extras is None else extras.add(index, hidden, layout)
 

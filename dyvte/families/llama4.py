@@ -1,7 +1,8 @@
 """Llama 4: chunks in most layers, full attention without rotary embedding in the others.
 
-transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale queries by the place in
-the *row* they are given; in a packed row that is not the place in the prompt, so attention puts it right.
+transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale each query by its index in
+the row they are given; in a packed row that is not its place in the prompt, which :meth:`Llama4Stack.rescale`
+corrects. Registered by importing ``dyvte.families``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Llama4Stack(Stack):
-    """Temperature tuning by places of the prompt."""
+    """Attention temperature tuning by places in the prompt."""
 
     computes_all_experts = True
 
     def rescale(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, module: Any, query: Tensor, layout: Layout
     ) -> Tensor:
-        """Queries with the scale of their own places, in layers that have one."""
+        """Queries with the scale of their own places, in layers that scale."""
         config = module.config
         if not module.attn_temperature_tuning or module.use_rope:
             return query
@@ -41,11 +42,4 @@ class Llama4Stack(Stack):
         return query * (scale(layout.place_ids) / wrong)[None, None, :, None].to(query)
 
 
-family(
-    "llama4",
-    "language_model.model",
-    "vision_model",
-    "multi_modal_projector",
-    entry="",
-    stack=Llama4Stack,
-)
+family("llama4", "language_model.model", "vision_model", "multi_modal_projector", entry="", stack=Llama4Stack)

@@ -1,6 +1,7 @@
 """LLaVA and its relatives: one tower, a projector, and a decoder in which nothing is special.
 
-Where each keeps its parts, and which placeholders it has, is read from transformers' ``models/<model type>``.
+Registered by importing ``dyvte.families``. Places of parts and placeholders are those of transformers'
+``models/<model type>``; ``python -m tests.families.table`` writes docs/families.md from this file.
 Newline features of LLaVA-NeXT and OneVision are image features, so they are visual tokens; tokens such as
 ``[IMG_BREAK]`` or ``<row_1_col_2>`` are ordinary embeddings, so they are text.
 """
@@ -20,9 +21,9 @@ for name in (
     "aya_vision",
     "cohere2_vision",
     "got_ocr2",
+    "aria",
+    "fast_vlm",
 ):
-    family(name)
-for name in ("aria", "fast_vlm"):
     family(name)
 family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")
 for name in ("llava_next_video", "llava_onevision"):
@@ -35,4 +36,3 @@ for name in ("idefics2", "idefics3", "smolvlm"):
     family(name, "model.text_model", "model.vision_model", "model.connector")
 for name in ("janus", "deepseek_vl", "deepseek_vl_hybrid"):
     family(name, tower="model.vision_model", projector="model.aligner")
-family("llava")

@@ -1,6 +1,7 @@
 """Molmo 2: all visual tokens of a prompt are one block, and layers have one of two rotary embeddings.
 
-transformers: ``models/molmo2/modeling_molmo2.py``. Features are added to the placeholders' embeddings.
+transformers: ``models/molmo2/modeling_molmo2.py``. Features are added to the placeholders' embeddings. Registered by
+importing ``dyvte.families``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dyvte.families.stack import Rope, Stack
 
 
 def one_block(model: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The visual tokens."""
+    """All visual tokens of a prompt are block 0."""
     types = kwargs.get("mm_token_type_ids")
     return None if types is None else torch.where(types == 1, 0, -1)
 
 
 class Molmo2Stack(Stack):
-    """Layers by their rotary embedding."""
+    """The kind of a layer is its rotary embedding."""
 
     def kind(self, index: int) -> str:
         """``scaled`` or ``unscaled``."""
@@ -31,11 +32,9 @@ class Molmo2Stack(Stack):
         return decoder.rope_types[index]
 
     def rule(self, kind: str) -> LayerRule:
-        """All layers see everything."""
         return LayerRule()
 
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
-        """Both rotary embeddings."""
         decoder: Any = self.decoder
         return {
             "scaled": decoder.rotary_emb(hidden, positions),

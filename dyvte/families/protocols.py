@@ -1,4 +1,7 @@
-"""What the loop and the costs expect of a model's parts."""
+"""Types of the parts of a model that :mod:`dyvte.decoding`, :mod:`dyvte.cost` and :mod:`dyvte.families` read.
+
+A name added here must exist in the decoder of every family.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 
 class DecoderConfig(Protocol):
-    """A decoder's config, of which costs and the loop read these fields."""
+    """The fields of a decoder's config that costs and the loop read."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -22,7 +25,7 @@ class DecoderConfig(Protocol):
 
 
 class Decoder(Protocol):
-    """A Llama-like decoder: its layers, called one by one, and what stands before and after them."""
+    """A Llama-like decoder: embeddings, layers that are called one by one, final norm."""
 
     config: Any  # a DecoderConfig; transformers types it more loosely
     layers: Sequence[Any]  # each family's own layer class
@@ -30,9 +33,7 @@ class Decoder(Protocol):
     rotary_emb: Callable[..., tuple[Tensor, Tensor]]
     embed_tokens: nn.Module
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All weights."""
-        ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class VisionLanguageModel(Protocol):
@@ -43,10 +44,6 @@ class VisionLanguageModel(Protocol):
     dtype: torch.dtype
     model: Any  # what holds tower, projector and decoder: families name them as they like
 
-    def get_input_embeddings(self) -> Any:
-        """The token embeddings."""
-        ...
+    def get_input_embeddings(self) -> Any: ...
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The language head."""
-        ...
+    def get_output_embeddings(self) -> nn.Module: ...

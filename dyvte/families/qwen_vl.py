@@ -2,7 +2,8 @@
 
 transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``. The tower's merger is the
 projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
-Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack).
+Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered
+by importing ``dyvte.families``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 
 
 class DeepstackStack(Stack):
-    """Features that the model hands its decoder, added after layers 0, 1, ...: before layers 1, 2, ..."""
+    """Adds the features that the model gives its decoder after layers 0, 1, ..., which is before layers 1, 2, ..."""
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> TokenFeatures | None:
-        """The features of the prompt's visual tokens."""
         features = kwargs.get("deepstack_visual_embeds")
         if features is None:
             return None
@@ -32,7 +32,6 @@ class DeepstackStack(Stack):
         )
 
     def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """States with the features of the visual tokens that are still there."""
         extras: TokenFeatures | None = layout.extras
         return hidden if extras is None else extras.add(index, hidden, layout)
 

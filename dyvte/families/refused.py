@@ -1,4 +1,4 @@
-"""Families that cannot have exits, and why: said at once instead of failing somewhere inside."""
+"""Families that cannot have exits, and why: the error that :func:`dyvte.families.base.adapter_for` raises."""
 
 from __future__ import annotations
 

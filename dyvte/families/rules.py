@@ -1,4 +1,8 @@
-"""Which keys the queries of a decoder layer see, beside those of their own sequence that came before them."""
+"""Which keys each query of a decoder layer sees (:class:`LayerRule`): causal, with windows, chunks and blocks.
+
+:mod:`dyvte.families.stack` makes one per layer, :mod:`dyvte.decoding.attention.plan` chooses kernels by it. Masks
+must equal those of transformers on an unpadded prompt (``tests/families``).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from torch import Tensor
 class LayerRule:
     """The rule of one layer.
 
-    Distances are in *places*: where a token stood in its unpadded prompt. They differ from rotary positions under
+    Distances are in *places*: indices of tokens in their unpadded prompt. They differ from rotary positions under
     M-RoPE, and an exit changes no place, so it changes no window.
 
     Attributes:
-        window: only the last ``window`` places, its own included; None for all.
-        chunk: only the query's own chunk of ``chunk`` places; None for all.
+        window: a query sees the last ``window`` places, its own included; None: all.
+        chunk: a query sees its own chunk of ``chunk`` places; None: all.
         blocks: whether tokens of one block (of an image, say) see each other in both directions.
-        window_cuts_blocks: whether window and chunk also hold within a block.
-        softcap: attention scores are squeezed into -softcap .. softcap by a tanh; None: they are not.
+        window_cuts_blocks: whether window and chunk also limit what tokens of one block see of each other.
+        softcap: attention logits become ``softcap * tanh(logits / softcap)``; None: they stay.
     """
 
     window: int | None = None
@@ -30,7 +34,7 @@ class LayerRule:
 
     @property
     def local(self) -> bool:
-        """Whether the layer looks at a part of the prompt only."""
+        """Whether the layer has a window or chunks."""
         return self.window is not None or self.chunk is not None
 
     def sees_all(self, extent: int) -> bool:
@@ -38,7 +42,7 @@ class LayerRule:
         return not self.local or extent <= (self.window or self.chunk or extent)
 
     def near(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Which keys are within window or chunk: places that broadcast -> bool."""
+        """Which keys are within the query's window or chunk; the places must broadcast."""
         if self.window is not None:
             return keys > queries - self.window
         assert self.chunk is not None, "a rule that is not local limits nothing"

@@ -1,6 +1,7 @@
-"""A family's decoder as the loop runs it: what differs between decoders, in one object.
+"""A family's decoder as :mod:`dyvte.decoding.loop` runs it: what differs between decoders, in one object.
 
-Most Llama-like decoders need nothing but :class:`Stack`. A family with more to it subclasses it in its own file.
+Most Llama-like decoders need nothing but :class:`Stack`; other families subclass it in their own files. Methods must
+give what the family's own forward in transformers gives (``tests/families``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Rope = Any
 
 
 class Stack:
-    """Layers, their kinds and rules, rotary embeddings by kind, and what enters beside the states.
+    """Layers, their kinds and rules, rotary embeddings by kind, and further inputs of layers.
 
     Attributes:
         decoder: a Llama-like module.
@@ -40,7 +41,7 @@ class Stack:
 
     window_cuts_blocks = True
     computes_all_experts = False
-    """Whether a mixture of experts computes all of them for every token, and multiplies some by zero."""
+    """Whether a mixture of experts computes all experts for every token (and multiplies most results by zero)."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.config = decoder, decoder.config
@@ -55,7 +56,7 @@ class Stack:
 
     @property
     def plain(self) -> bool:
-        """Whether all layers are alike, see all tokens before them and take nothing beside the states."""
+        """Whether all layers have full causal attention and no further inputs."""
         return type(self) is Stack and not any(rule.local for rule in self.rules)
 
     def kind(self, index: int) -> str:
@@ -87,20 +88,18 @@ class Stack:
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
         """Rotary embeddings by kind of layer, for tokens at ``positions`` (1, T) or (axes, 1, T)."""
         kinds = dict.fromkeys(self.kinds)
-        if (
-            self._has_axes and positions.ndim == 2
-        ):  # text; M-RoPE of transformers 5.17 takes it on three axes alone
+        if self._has_axes and positions.ndim == 2:  # M-RoPE of transformers 5.17 takes text on three axes too
             positions = positions.expand(3, *positions.shape)
         if self._rope_by_kind:
             return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in kinds}
         return dict.fromkeys(kinds, self.decoder.rotary_emb(hidden, position_ids=positions))
 
     def embed(self, embeds: Tensor) -> Tensor:
-        """What enters the first layer, given the embeddings (B, S, D) that the decoder was called with."""
+        """The input of the first layer, from the embeddings (B, S, D) that the decoder was called with."""
         return embeds
 
     def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> Any:
-        """What some layers get beside the states, by slot of the padded batch; rows carry it as ``layout.extras``.
+        """Further inputs of some layers, by slot of the padded batch; rows carry them as ``layout.extras``.
 
         Args:
             kwargs: further arguments that the model called its decoder with.
@@ -109,16 +108,16 @@ class Stack:
         return None
 
     def before(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """The states (1, T, D) that enter layer ``index`` (the number of layers: the norm)."""
+        """The states (1, T, D) that enter layer ``index``; after the last layer, the norm."""
         return hidden
 
     def arguments(self, index: int, layout: Layout) -> dict[str, Any]:
-        """Further arguments of a layer."""
+        """Further keyword arguments of a layer's forward."""
         return {}
 
     rescale: Callable[[Any, Tensor, Layout], Tensor] | None = None
-    """(attention module, queries (1, heads, T, head_dim), layout) -> queries as attention should get them, for layers
-    that read places from the row."""
+    """(attention module, queries (1, heads, T, head_dim), layout) -> queries, for layers that scale queries by their
+    index in the row."""
 
     def run(
         self,
@@ -145,8 +144,8 @@ class TokenFeatures:
     """Features of some tokens of the padded batch, added to their states before some layers (deepstack).
 
     Args:
-        mask: (B, S) bool, the tokens.
-        features: layer -> (n, D), added before that layer to the n tokens in order.
+        mask: (B, S) bool, the n tokens with features.
+        features: layer -> (n, D), added before that layer to these tokens in order.
     """
 
     def __init__(self, mask: Tensor, features: Mapping[int, Tensor]) -> None:

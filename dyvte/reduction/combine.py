@@ -1,4 +1,7 @@
-"""Several methods in one prefill, such as DyVTE on top of FastV (Table 4 of the DyVTE paper)."""
+"""Several methods in one prefill, such as DyVTE with FastV (Table 4 of the paper); made by :mod:`dyvte.methods`.
+
+Every hook of :class:`~dyvte.decoding.policy.Policy` must be passed on here.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,10 @@ from dyvte.decoding.trace import ExitTrace
 
 @dataclass(frozen=True)
 class Combine(Policy):
-    """The policies one after another, before layer 0 and after each layer; each sees what the ones before it left.
+    """The policies one after another, before layer 0 and after each layer; each gets the row from the one before.
 
     Args:
-        policies: in the order in which they act.
-
-    Raises:
-        ValueError: there is none, or one stands there twice.
+        policies: in the order in which they act; one at least, and none twice.
     """
 
     policies: tuple[Policy, ...]
@@ -31,27 +31,22 @@ class Combine(Policy):
             raise ValueError(f"Combine takes one or more different policies, got {self.policies}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when one of the policies does not fit."""
         for policy in self.policies:
             policy.check(num_layers, hidden_size)
 
     def place(self, devices: Sequence[torch.device]) -> None:
-        """Move the weights of all policies."""
         for policy in self.policies:
             policy.place(devices)
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row after what all policies do before layer 0."""
         for policy in self.policies:
             row = policy.enter(row, trace)
         return row
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Whether one of the policies does."""
         return any(policy.observes(layer, layout) for policy in self.policies)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Pass the layer's attention on to those that observe it."""
         for policy in self.policies:
             if policy.observes(layer, inputs.layout):
                 policy.observe(layer, inputs, trace)
@@ -61,7 +56,6 @@ class Combine(Policy):
         return [probe for policy in self.policies for probe in policy.probes(layout)]
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """The row after the edits of all policies."""
         for policy in self.policies:
             row = policy.edit(layer, row, trace)
         return row

@@ -1,4 +1,7 @@
-"""FastV (arXiv:2403.06764): from layer K on, only the visual tokens that the last token attended to most."""
+"""FastV (arXiv:2403.06764): from layer K on, only the visual tokens that the last token attended to most.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,13 @@ class FastV(Policy):
     """Layers 0..k-1 see all visual tokens, layers k.. the share ``1 - r`` of them.
 
     They are ranked by the attention that the last prompt token gives them in layer ``k - 1``, averaged over heads.
-    Only that query's scores are computed, beside the attention kernel, and counted in the trace. As in the paper's
-    code tokens keep order and position; several images of a sample are ranked together. The code's K = 0 (random
-    tokens) is :class:`~dyvte.reduction.random_drop.RandomDrop`.
+    Only that query's attention is computed beside the attention kernel, and its FLOPs are counted in the trace. As in
+    the paper's code, tokens keep order and position; several images of a sample are ranked together. The code's K = 0
+    (random tokens) is :class:`~dyvte.reduction.random_drop.RandomDrop`.
 
     Args:
-        k: the first layer without them, 1 or more.
-        r: share of visual tokens that leaves, in [0, 1].
-
-    Raises:
-        ValueError: on other values.
+        k: the first layer without the dropped tokens, 1 or more.
+        r: share of visual tokens that is dropped, in [0, 1].
     """
 
     k: int = 2
@@ -35,20 +35,16 @@ class FastV(Policy):
         check_share("FastV's r", self.r)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when no layer would be left to gain from."""
         if not 1 <= self.k < num_layers:
             raise ValueError(f"FastV's k must be one of 1..{num_layers - 1}, got {self.k}")
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layer ``k - 1``."""
         return layer == self.k - 1 and self.r > 0
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Note the last token's attention."""
         trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Keep the best visual tokens of each sample after layer ``k - 1``."""
         if layer != self.k - 1 or self.r == 0:
             return row
         layout = row.layout

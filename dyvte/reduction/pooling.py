@@ -1,4 +1,7 @@
-"""Average pooling of the grid of visual tokens before the first layer: a smaller picture of the same features."""
+"""Average pooling of the grid of visual tokens before the first layer.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,13 @@ from dyvte.reduction.scores import visual_index
 class Pooling(Policy):
     """Each block of ``s`` x ``s`` visual tokens of an image becomes their mean, before layer 0.
 
-    The mean stands at the position of its block's first token (top left), so that order stays and positions have
-    gaps. Blocks at the right and lower border are cut where ``s`` does not divide the grid. The vision tower and the
-    projector run in full, and are counted so. Pooling computes no matrix product, nothing is added to the FLOPs.
+    The mean takes the position of its block's first token (top left): order stays, positions have gaps. Blocks at the
+    right and lower border are cut where ``s`` does not divide the grid. Vision tower and projector run, and are
+    counted, in full. Pooling computes no matrix product, so it adds no FLOPs.
 
     Args:
         s: side of a block; 1 changes nothing.
-        grid: side of an image's grid, 24 in LLaVA-1.5. Where it is not given, neighbouring visual tokens are one
-            image, which must then be square.
+        grid: side of an image's grid, 24 in LLaVA-1.5. None: each run of adjacent visual tokens is one square image.
 
     Raises:
         ValueError: when ``s`` or ``grid`` is not positive; in a prefill, when visual tokens do not form such grids
@@ -39,7 +41,6 @@ class Pooling(Policy):
             raise ValueError(f"Pooling's s and grid must be positive, got s={self.s}, grid={self.grid}")
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Pool the images of all samples."""
         if self.s == 1:
             return row
         layout = row.layout

@@ -1,4 +1,7 @@
-"""PyramidDrop (arXiv:2410.17247): fewer visual tokens after each stage of layers."""
+"""PyramidDrop (arXiv:2410.17247): fewer visual tokens after each stage of layers.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,13 @@ class PyramidDrop(Policy):
     tokens stays. With 32 layers and the paper's settings: 288, 144 and 72 of 576 after layers 7, 15 and 23.
 
     Tokens are ranked by the head-mean attention of the last prompt token (the paper's last instruction token), which
-    is computed for this one query and counted in the trace. Two differences from the paper's code: it ranks by the
-    queries and keys that the layer *after* the stage would compute, here those of the stage's last layer rank, which
-    are at hand; and it renumbers positions, here they stay.
+    is computed for this one query and counted in the trace. Two differences from the paper's code: it ranks by
+    queries and keys of the layer *after* the stage, here by those of the stage's last layer, which are computed
+    anyway; and it renumbers positions, here they stay.
 
     Args:
-        stages: 2 or more.
-        ratio: in [0, 1].
-
-    Raises:
-        ValueError: on other values.
+        stages: number of stages, 2 or more.
+        ratio: share of visual tokens that each stage passes on, in [0, 1].
     """
 
     stages: int = 4
@@ -38,7 +38,6 @@ class PyramidDrop(Policy):
             raise ValueError(f"PyramidDrop's stages must be 2 or more, got {self.stages}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when there are more stages than layers."""
         if self.stages > num_layers:
             raise ValueError(f"PyramidDrop's {self.stages} stages do not fit {num_layers} layers")
 
@@ -47,16 +46,14 @@ class PyramidDrop(Policy):
         return [num_layers * stage // self.stages - 1 for stage in range(1, self.stages)]
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """All layers, of which :meth:`observe` looks at the last ones of the stages."""
+        """All layers while there are visual tokens: which layers end a stage is known in :meth:`observe` alone."""
         return self.ratio < 1 and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Note the last token's attention at the end of a stage."""
         if layer in self.layers(trace.num_layers):
             trace.scratch[self] = observe_attention(layer, inputs, trace)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Keep the best visual tokens of each sample at the end of a stage."""
         ends, layout = self.layers(trace.num_layers), row.layout
         if self.ratio == 1 or layer not in ends:
             return row
@@ -65,5 +62,5 @@ class PyramidDrop(Policy):
             sequence: kept_count(trace.visual_tokens[layout.samples[sequence]], share)
             for sequence in layout.may_exit
         }
-        observed = trace.scratch.pop(self, None)  # nothing where no image is left
+        observed = trace.scratch.pop(self, None)  # None where no visual tokens are left
         return row if observed is None else keep_highest(row, observed.on(layout), counts, layer, trace)

@@ -1,4 +1,7 @@
-"""Random dropping of visual tokens: what any rule for choosing them has to beat."""
+"""Random dropping of visual tokens, a baseline of methods that choose them.
+
+Registered in ``dyvte/methods.py``, its fields as settings. Another draw changes the results of existing records.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,13 @@ from dyvte.reduction.scores import check_share, keep_highest, kept_count, visual
 class RandomDrop(Policy):
     """Layers 0..k-1 see all visual tokens, layers k.. a random share ``1 - r`` of them.
 
-    The draw depends on ``seed`` and on where the sample's image and last prompt token stand, so that it is the same
-    in any batch. Two prompts of the same shape lose the same tokens.
+    The draw depends on ``seed`` and on the places of the sample's first visual and last prompt token alone, so that
+    it is the same in any batch. Two prompts of the same shape lose the same tokens.
 
     Args:
-        k: the first layer without them; 0: they never enter the decoder.
-        r: share of visual tokens that leaves, in [0, 1); 1 too where ``k`` is not 0.
+        k: the first layer without the dropped tokens; 0: they never enter the decoder.
+        r: share of visual tokens that is dropped, in [0, 1]; below 1 where ``k`` is 0.
         seed: of the draw.
-
-    Raises:
-        ValueError: on other values.
     """
 
     k: int = 0
@@ -38,16 +38,13 @@ class RandomDrop(Policy):
         check_share("RandomDrop's r", self.r, below_one=self.k == 0)
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when no layer would be left to gain from."""
         if not 0 <= self.k < num_layers:
             raise ValueError(f"RandomDrop's k must be one of 0..{num_layers - 1}, got {self.k}")
 
     def enter(self, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop before layer 0 where ``k`` is 0."""
         return self._drop(-1, row, trace) if self.k == 0 else row
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop after layer ``k - 1``."""
         return self._drop(layer, row, trace) if layer == self.k - 1 else row
 
     def _drop(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
@@ -64,6 +61,6 @@ class RandomDrop(Policy):
         return keep_highest(row, scores, counts, layer, trace)
 
     def _draw(self, count: int, first: int, last: int) -> Tensor:
-        """(count,) random ranks, given the places of the first visual and the last prompt token."""
+        """(count,) random scores, by the places of the first visual and the last prompt token."""
         generator = torch.Generator().manual_seed((self.seed * 8191 + first) * 131071 + last)
         return torch.randperm(count, generator=generator)

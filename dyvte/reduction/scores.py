@@ -1,6 +1,7 @@
-"""What methods that choose visual tokens share: the last text token's attention, and keeping the best of a sample.
+"""For methods that choose visual tokens: attention of the last prompt token, and keeping the highest-ranked tokens.
 
-The samples that may lose visual tokens are those of ``Layout.may_exit``.
+Called by the policies of this package. Only samples in ``Layout.may_exit`` may lose visual tokens, and FLOPs of what
+is computed beside the model must be recorded in the trace.
 
 Shapes: T tokens of the row, G sequences.
 """
@@ -22,7 +23,7 @@ from dyvte.decoding.trace import ExitTrace
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """One value (of any shape) for each token of a layout, (T, ...)."""
+    """Values of the tokens of a layout, (T, ...)."""
 
     layout: Layout
     values: Tensor
@@ -65,7 +66,7 @@ def observe_attention(layer: int, inputs: AttentionInputs, trace: ExitTrace) -> 
 
 
 def kept_count(tokens: int, share: float) -> int:
-    """``tokens * share`` rounded down, but at least one token where the share is not zero."""
+    """``tokens * share`` rounded down (1e-6 makes up for rounding errors), but at least 1 unless ``share`` is 0."""
     return max(int(tokens * share + 1e-6), 1) if share > 0 else 0
 
 

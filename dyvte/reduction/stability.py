@@ -1,5 +1,8 @@
-"""VisiPruner's exit (arXiv:2510.17205): a dynamic exit without training, by what single visual tokens still change in
-the attention output of the last text token."""
+"""VisiPruner's exit (arXiv:2510.17205): a dynamic exit without training, by how much each visual token changes the
+attention output of the last text token.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from dyvte.reduction.scores import Observed, check_share, keep_tokens, last_text
 
 @dataclass(eq=False)
 class _Watch:
-    """What one prefill knows so far.
+    """State of one prefill.
 
     Attributes:
-        still: per sample whose image has been looked at, the layers in which no visual token mattered since.
-        drop: (T,) bool, who leaves after the layer at hand; None when all stay.
+        still: by sample whose image has been read, the number of layers since in which no visual token mattered.
+        drop: (T,) bool, which tokens leave after the current layer; None when all stay.
     """
 
     still: dict[int, int] = field(default_factory=dict)
@@ -31,30 +34,28 @@ class _Watch:
 
 @dataclass(frozen=True)
 class StabilityExit(Policy):
-    """Visual tokens that do not matter leave at the layer that looks at the image; the rest once looking has ended.
+    """Visual tokens that do not matter leave at the layer that reads the image; the others once reading has ended.
 
-    In each layer a visual token's part in the attention output (heads concatenated, before the output projection) of
-    the last prompt token is taken away, and the output compared with the full one by cosine similarity.
+    In each layer, for each visual token, its contribution to the attention output of the last prompt token (heads
+    concatenated, before the output projection) is subtracted, and the result compared with the full output by cosine
+    similarity.
 
     1. The first layer, from ``start`` on, in which the cosine of some visual token is below ``jump`` is where the
-       image is read. After it only the visual tokens stay whose part has a Euclidean norm above ``size``.
-    2. Each later layer in which no cosine is below ``still`` counts as still; after ``patience`` of them, not
-       necessarily in a row, the rest leaves.
+       image is read. After it only the visual tokens stay whose contribution has a Euclidean norm above ``size``.
+    2. Each later layer in which no cosine is below ``still`` counts; after ``patience`` of them, not necessarily in a
+       row, the other visual tokens leave.
 
     These are "middle" and "deep" of the paper's code, with its values for LLaVA-1.5. Its "shallow" mode, which masks
     attention in early layers without removing a token, is left out. ``size = 0`` gives the exit alone. The norm
-    depends on the model, so ``size`` has to be set for each. Scores, output and cosines of this one query are
-    computed beside the attention kernel and counted in the trace.
+    depends on the model, so ``size`` has to be set for each. Attention and cosines of this one query are computed
+    beside the attention kernel and counted in the trace.
 
     Args:
-        start: the first layer (zero-based) that is looked at; the code's ``shallow_mid_layer`` plus 1.
+        start: the first layer (zero-based) that is observed; the code's ``shallow_mid_layer`` plus 1.
         jump: the code's ``layer_threshold``, in [0, 1].
         size: the code's ``tokens_threshold``, not negative.
-        still: in [0, 1].
-        patience: 1 or more.
-
-    Raises:
-        ValueError: on other values.
+        still: cosine, in [0, 1]; see 2.
+        patience: layers, 1 or more; see 2.
     """
 
     start: int = 7
@@ -73,12 +74,10 @@ class StabilityExit(Policy):
             )
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the decoder has no layer ``start``."""
         if not 0 <= self.start < num_layers:
             raise ValueError(f"StabilityExit's start must be one of 0..{num_layers - 1}, got {self.start}")
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layers from ``start`` on with visual tokens."""
         return layer >= self.start and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
@@ -96,19 +95,16 @@ class StabilityExit(Policy):
 
     def _leaving(self, watch: _Watch, sample: int, parts: Tensor, cosines: Tensor) -> Tensor:
         """(n,) bool: which of a sample's visual tokens leave."""
-        lowest = cosines.min().item()
+        lowest, none = cosines.min().item(), torch.zeros_like(cosines, dtype=torch.bool)
         if sample not in watch.still:
             if lowest >= self.jump:
-                return torch.zeros_like(cosines, dtype=torch.bool)
+                return none
             watch.still[sample] = 0
-            return (
-                parts.norm(dim=1) <= self.size if self.size else torch.zeros_like(cosines, dtype=torch.bool)
-            )
+            return parts.norm(dim=1) <= self.size if self.size else none
         watch.still[sample] += lowest >= self.still
         return torch.full_like(cosines, watch.still[sample] >= self.patience, dtype=torch.bool)
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Let those go that were decided on."""
         watch = trace.scratch.get(self)
         if watch is None or watch.drop is None:
             return row
@@ -117,7 +113,7 @@ class StabilityExit(Policy):
 
 
 def _parts(weights: Tensor, values: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """What each visual token gives to the attention output, and the cosine of the output with and without it.
+    """Each visual token's contribution to the attention output, and the cosine of the outputs with and without it.
 
     Args:
         weights: (heads, n), values: (kv_heads, n, head_dim), visual: (n,) bool.

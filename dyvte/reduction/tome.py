@@ -1,4 +1,7 @@
-"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens become one."""
+"""ToMe (arXiv:2210.09461) in an MLLM: after each layer similar visual tokens are merged.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,16 @@ class ToMe(Policy):
 
     The visual tokens, in order, alternate between two sets. Each token of the first set has its most similar partner
     in the second (cosine of the layer's keys, mean over heads); the ``r`` most similar pairs become one token, the
-    mean weighted by how many tokens each stands for. It stays at its partner's place and position. From the next
-    layer on attention is proportional: the log of a token's size is added to its scores as a key, also while
-    decoding.
+    mean weighted by how many tokens each stands for, at the partner's place and position. From the next layer on,
+    also while decoding, attention is proportional: the log of a token's size is added to the logits of its key.
 
-    ToMe was made for vision transformers, where it merges between attention and MLP. Here it merges in the language
-    model, between layers, text tokens are never merged, and the keys carry rotary embedding, so that near tokens
-    count as a little more similar. Similarities are counted in the trace.
+    ToMe was made for vision transformers, where it merges between attention and MLP. Here it merges visual tokens
+    between layers of the language model, and keys carry rotary embedding, so that near tokens are a little more
+    similar. FLOPs of the similarities are counted in the trace.
 
     Args:
         r: pairs merged after each layer, at most half of the visual tokens left; 0 changes nothing.
         first_layer, last_layer: zero-based, inclusive; by default all layers but the last, where nothing is gained.
-
-    Raises:
-        ValueError: when ``r`` is negative.
     """
 
     r: int = 16
@@ -45,7 +44,6 @@ class ToMe(Policy):
             raise ValueError(f"ToMe's r must not be negative, got {self.r}")
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the decoder lacks these layers."""
         last = num_layers - 2 if self.last_layer is None else self.last_layer
         if not 0 <= self.first_layer <= last < num_layers:
             raise ValueError(
@@ -58,16 +56,14 @@ class ToMe(Policy):
         return self.r > 0 and self.first_layer <= layer <= last
 
     def observes(self, layer: int, layout: Layout) -> bool:
-        """Layers with visual tokens."""
         return self.r > 0 and layer >= self.first_layer and any(layout.visual)
 
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
-        """Note the mean key of each token."""
+        """Store the mean over heads of each token's key."""
         if self._merges(layer, trace):
             trace.scratch[self] = Observed(inputs.layout, inputs.key[0].float().mean(0))
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Merge ``r`` pairs of each sample."""
         observed = trace.scratch.pop(self, None)
         if observed is None:
             return row

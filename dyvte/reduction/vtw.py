@@ -1,4 +1,8 @@
-"""VTW, visual tokens withdrawal (arXiv:2405.05803): one exit layer for all samples, found by a search."""
+"""VTW, visual tokens withdrawal (arXiv:2405.05803): one exit layer for all samples, found by a search.
+
+Registered in ``dyvte/methods.py``, its fields as settings; must agree with ``tests/reduction/plain.py``.
+:mod:`dyvte.study.vtw_search` runs the search.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +24,23 @@ class VTW(Policy):
     """Layers 0..k-1 see the visual tokens, layers k.. do not: :class:`FixedExit` after layer ``k - 1``.
 
     Args:
-        k: the first layer without them, 1 or more (the paper's LLaVA-1.5-7B: 15). :func:`exit_divergences` and
-            :func:`choose_layer` are the search for it.
+        k: the first layer without visual tokens, 1 or more (the paper's for LLaVA-1.5-7B: 15); searched for by
+            :func:`exit_divergences` and :func:`choose_layer`.
     """
 
     k: int = 15
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when no layer would be left to gain from."""
         if not 1 <= self.k < num_layers:
             raise ValueError(f"VTW's k must be one of 1..{num_layers - 1}, got {self.k}")
 
     def edit(self, layer: int, row: PackedRow, trace: ExitTrace) -> PackedRow:
-        """Drop the visual tokens of every sample that can do without them, after layer ``k - 1``."""
         return FixedExit(self.k - 1).edit(layer, row, trace)
 
 
 @torch.no_grad()
 def exit_divergences(handle: Handle, next_logits: Callable[[], Tensor], layers: Sequence[int]) -> Tensor:
-    """How far the next token's distribution moves when the visual tokens leave before each of ``layers``.
+    """Divergence of the next token's distribution when the visual tokens leave before each of ``layers``.
 
     Args:
         handle: of the model; its policy and traces are as before afterwards.
@@ -72,7 +74,7 @@ def choose_layer(divergences: Tensor, layers: Sequence[int], threshold: float = 
     Args:
         divergences: (L, n), of :func:`exit_divergences`; batches side by side.
         layers: the L values of ``k``, ascending; the paper's code starts at 5.
-        threshold: the code has 0.003 for LLaVA-1.5-7B, 0.0005 for 13B.
+        threshold: in the paper's code 0.003 for LLaVA-1.5-7B, 0.0005 for 13B.
 
     Raises:
         ValueError: there is no such layer.

@@ -1,1 +1,1 @@
-"""Result records with provenance, and the tables and figures made from them."""
+"""Result records with provenance (:mod:`dyvte.report.record`), and the tables, figures and pages made from them."""

@@ -1,4 +1,8 @@
-"""Records side by side: per benchmark and on average, each method against the baseline of the same model."""
+"""Compares the methods of one model, per benchmark and on average, from result records.
+
+Called by :mod:`dyvte.report.table`, :mod:`dyvte.report.figures`, :mod:`dyvte.report.summary` and
+:mod:`dyvte.study.pareto`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, labe
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What tables and figures show of one method on one benchmark; costs and seconds are means per sample."""
+    """One method on one benchmark, or ``AVERAGE``; costs and seconds are means per sample."""
 
     benchmark: str
     method: str
@@ -26,10 +30,10 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How DyVTE on average compares with the baseline, and with fixed exits of the same or lower cost.
+    """How DyVTE compares on average with the baseline, and with fixed exits of the same or lower cost.
 
-    The saved compute is the decoder's. Fixed exits are chosen by the cost of the whole prefill, so that gates
-    count against DyVTE. ``average`` names the benchmarks left out of it.
+    ``saved_compute`` is a share of the decoder's FLOPs. Fixed exits are chosen by the cost of the whole prefill, so
+    that gates count against DyVTE. ``average`` names the benchmarks left out of it.
     """
 
     kept_score: float
@@ -40,10 +44,9 @@ class Verdict:
 
 
 def results_of(records: Iterable[ResultRecord]) -> list[MethodResult]:
-    """One result for each record, and for each method an average.
+    """One result for each record, and an average for each method that ran on all benchmarks.
 
-    An average is the plain mean over the benchmarks scored in percent, as in the paper, of methods that ran on all of
-    them; MME's points have no part in it.
+    As in the paper, an average is the mean over the benchmarks scored in percent, so without MME.
 
     Raises:
         ValueError: the records are of several models, or two of them are of one benchmark and method.
@@ -108,7 +111,6 @@ def verdict(results: Sequence[MethodResult]) -> Verdict:
 
 
 def sentence_of(result: Verdict) -> str:
-    """The verdict in words."""
     best = result.best_cheaper_exit
     fixed = "no fixed exit layer costs as little"
     if best is not None:

@@ -1,4 +1,7 @@
-"""Examples (Fig. 7 of the paper): what ``dyvte.study.examples`` stores, and its page, one HTML file."""
+"""The page of examples (Fig. 7 of the paper), one HTML file, from what :mod:`dyvte.study.examples` stored.
+
+Called by :mod:`dyvte.study.plot` and :mod:`dyvte.report.page`. Escaping must stay on: pages hold a model's answers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ with extra("study"):
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one benchmark; ``study`` is the content of the file, ``source`` its name for a reader."""
+    """The examples of one benchmark; ``study`` is the content of the file, ``source`` its name on the page."""
 
     study: Mapping[str, Any]
     source: str = ""
@@ -40,8 +43,7 @@ def read_examples(path: Path) -> dict[str, Any]:
     """What ``python -m dyvte.study.examples`` wrote; ``path`` is the file or its folder.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not of this study.
+        FileNotFoundError, ValueError: there is no such file, or it is not of this study.
     """
     path = path / "examples.json" if path.is_dir() else path
     if not path.is_file():
@@ -54,7 +56,7 @@ def read_examples(path: Path) -> dict[str, Any]:
 
 @cache
 def environment() -> Environment:
-    """Templates of this package; everything is escaped unless it is ``Markup``."""
+    """Jinja's environment for this package's templates; it escapes every value that is not ``Markup``."""
     environment = Environment(
         loader=PackageLoader("dyvte.report"),
         autoescape=True,
@@ -67,7 +69,7 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page that needs no other file: its style sheet is inside."""
+    """The HTML of a template, with the style sheet inside."""
     style = Markup(environment().get_template("page.css").render())  # noqa: S704 - our own file
     return environment().get_template(template).render(style=style, **values)
 

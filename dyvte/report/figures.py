@@ -3,9 +3,8 @@
     python -m dyvte.report.figures exits RECORDS... --out exits.png
     python -m dyvte.report.figures tradeoff RECORDS... --out tradeoff.png
 
-``exits``: where samples exit (Fig. 6 of the paper). ``tradeoff``: score against decoder FLOPs, with fixed exits.
-
-A name without ending is written as PNG and as PDF.
+``exits``: histograms of exit layers (Fig. 6 of the paper). ``tradeoff``: score against decoder FLOPs, with fixed
+exits. A name without ending is written as PNG and PDF. ``summary`` and :mod:`dyvte.reproduce` call it.
 """
 
 from __future__ import annotations
@@ -27,18 +26,14 @@ if TYPE_CHECKING:
 
 
 def exit_shares(record: ResultRecord) -> list[float]:
-    """Percent of samples by exit layer, and at the end those without an exit: num_layers + 1 numbers."""
+    """Percent of samples by exit layer, and last of those without exit: num_layers + 1 numbers."""
     counts = [record.exit_layers.get(str(layer), 0) for layer in range(record.num_layers)]
     counts.append(record.exit_layers.get(NO_EXIT, 0))
     return [100 * count / record.num_samples for count in counts]
 
 
 def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
-    """Where samples exit: one panel for each DyVTE record.
-
-    Raises:
-        ValueError: there is no DyVTE record.
-    """
+    """Histograms of exit layers: one panel for each DyVTE record; ValueError when there is no DyVTE record."""
     records = [record for record in records if record.method == "dyvte"]
     if not records:
         raise ValueError("None of the records is of DyVTE; run the evaluation with METHOD=dyvte.")
@@ -74,11 +69,7 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
 
 
 def tradeoff(records: Sequence[ResultRecord]) -> Figure:
-    """Average score against the decoder's FLOPs: baseline, every fixed exit layer, DyVTE.
-
-    Raises:
-        ValueError: no method has run on every benchmark.
-    """
+    """Average score against decoder FLOPs: baseline, fixed exits, DyVTE; ValueError when no average is complete."""
     with extra("study"):
         from matplotlib import pyplot
 

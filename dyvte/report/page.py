@@ -1,9 +1,10 @@
-"""One HTML file of everything in an output folder: tables, figures, examples, where it all comes from.
+"""One HTML file of everything in an output folder: tables, figures, examples, provenance.
 
 python -m dyvte.report.page OUTPUT --out report.html
 
-OUTPUT is the folder that ``python -m dyvte.reproduce all`` fills for one model. The file needs no other file, no
-network and no JavaScript; the same results give the same bytes. What is not in the folder is listed with the reason.
+OUTPUT is the folder that ``python -m dyvte.reproduce all``, which also runs this, fills for one model. The file must
+need no other file, no network and no JavaScript, and the same results must give the same bytes. What the folder lacks
+is listed with the reason.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ NUMBERS = {
     "scores": ("results/*/{benchmark}/*/record.json", "study/*/{benchmark}/oracle/oracle.npz"),
     "exits": ("results/*/{benchmark}/dyvte/record.json",),
 }
-"""Kinds of figures, with the stored numbers that they are drawn from; ``{benchmark}`` stands for each of theirs."""
+"""Kind of figure -> patterns of the files it is drawn from, for each ``{benchmark}`` of the figure."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the paper: the name of its experiment and files, a key of ``NUMBERS``, and its benchmarks."""
+    """A figure of the paper: name of its experiment and files, kind (a key of ``NUMBERS``), and benchmarks."""
 
     name: str
     kind: str
@@ -65,7 +66,7 @@ SECTIONS = (
     ("supervision_modes", "Labels of all layers, or of one random layer", "labels"),
     ("gate_sizes", "How small can gates be?", "gate_sizes"),
 )
-"""What is beyond the paper: name of a Markdown file with its figures (``NAME*.png``) beside it, title, experiment."""
+"""Results beyond the paper: name of a Markdown file and of its figures (``NAME*.png``), title, experiment."""
 SECTION_FOLDERS = ("tables", "figures", "study")
 """Folders of the output in which sections are looked for, at any depth."""
 
@@ -75,11 +76,11 @@ class Part:
     """A section of the page.
 
     Attributes:
-        images: pictures.
-        sources: the files that it is made from, below the output folder, with what is to be said of them.
-        body: what stands in it besides.
-        table: of the paper.
-        kind: of a figure, which decides its caption.
+        images: PNG files.
+        sources: the files that it is made from, relative to the output folder.
+        body: further text, as HTML.
+        table: the table, of a section that shows one.
+        kind: of a figure; decides its caption.
     """
 
     name: str
@@ -109,11 +110,7 @@ class Report:
 
 
 def collect(root: Path) -> Report:
-    """Read all parts that the folder holds; the others are ``missing``.
-
-    Raises:
-        ValueError: a file is broken.
-    """
+    """Read all parts that the folder has; the others go to ``Report.missing``."""
     report = Report()
     for name, title in TITLES.items():
         path = root / f"tables/{name}.json"
@@ -151,14 +148,14 @@ def collect(root: Path) -> Report:
 
 
 def find_numbers(figure: Figure, root: Path) -> list[str]:
-    """Patterns of the stored numbers of a figure that are there, with the number of files where it is not one."""
+    """Those patterns of a figure's stored numbers that match, with the number of files where it is more than one."""
     patterns = [text.format(benchmark=name) for name in figure.benchmarks for text in NUMBERS[figure.kind]]
     counts = {pattern: len(list(root.glob(pattern))) for pattern in patterns}
     return [text if count == 1 else f"{text} ({count} files)" for text, count in counts.items() if count]
 
 
 def why_missing(step: str, root: Path) -> str:
-    """Why an experiment left nothing, as far as its marks tell."""
+    """Why an experiment left no files, from ``steps/STEP.failed`` or ``.done`` of :mod:`dyvte.reproduce`."""
     failed = root / "steps" / f"{step}.failed"
     if failed.is_file():
         return f"{step} failed: {failed.read_text(encoding='utf-8', errors='replace').strip()}"
@@ -168,7 +165,7 @@ def why_missing(step: str, root: Path) -> str:
 
 
 def left_out(root: Path) -> list[str]:
-    """What the steps' logs say was left out for want of data, each once."""
+    """The distinct lines in the steps' logs about what was left out because data were missing."""
     logs = sorted((root / "steps").glob("*.log"))
     lines = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return list(dict.fromkeys(line.partition(", its data")[0] for line in lines if ": left out for " in line))
@@ -194,12 +191,11 @@ def at_a_glance(report: Report) -> list[tuple[str, float, float]]:
 
 
 def without_title(text: str) -> str:
-    """Markdown without its first line, where that is a heading."""
     return text.partition("\n")[2] if text.startswith("#") else text
 
 
 def markdown(text: str) -> Markup:
-    """Markdown as HTML: HTML in it stays text, links and pictures too; headings sink by two orders."""
+    """Markdown as HTML. HTML, links and images in it become text; headings go down by two levels."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     tokens = parser.parse(text)
     for token in tokens:
@@ -211,12 +207,7 @@ def markdown(text: str) -> Markup:
 
 
 def page_of(root: Path) -> str:
-    """The page as HTML.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a file in it is broken.
-    """
+    """The page as HTML; FileNotFoundError without the folder, ValueError when a file in it is broken."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; python -m dyvte.reproduce all makes one.")
     report, records, studies = collect(root), page_run.records_below(root), page_run.read_studies(root)

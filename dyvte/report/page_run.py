@@ -1,4 +1,7 @@
-"""What was run, for the HTML report: models, gates, data, code, machines and seeds, from the stored results."""
+"""Provenance of the results in an output folder: models, gates, data, code, machines and seeds.
+
+Called by :mod:`dyvte.report.page`. Lists must be sorted or counted, so that the same results give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,14 @@ STUDIES = ("attention", "oracle", "examples", "vtw")
 
 
 def records_below(root: Path) -> dict[str, ResultRecord]:
-    """All result records below the output folder, by their paths there.
-
-    Raises:
-        ValueError: one is broken.
-    """
+    """All result records below the output folder, by their paths there; ValueError when one is broken."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in DATA)
     files = [path for folder in folders for path in sorted(folder.rglob("record.json"))]
     return {path.relative_to(root).as_posix(): ResultRecord.read(path) for path in files}
 
 
 def read_studies(root: Path) -> list[dict[str, Any]]:
-    """Manifests of the studies of attention, of the oracle, of VTW's layer and of examples."""
+    """The JSON manifests of the studies named in ``STUDIES``."""
     paths = [path for folder in ("study", "rivals") for path in sorted((root / folder).rglob("*.json"))]
     return [read_json_object(path) for path in paths if path.stem in STUDIES]
 
@@ -38,7 +37,7 @@ def read_studies(root: Path) -> list[dict[str, Any]]:
 def facts(
     root: Path, found: Mapping[str, ResultRecord], studies: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """What the results were made with, in the order in which a reader asks; several values where runs differ.
+    """Name -> distinct values of the conditions under which results were made; several values where runs differ.
 
     The gates are those of Tables 1 and 2 (``results/``); the grids of the other tables have their own.
     """
@@ -86,7 +85,7 @@ def facts(
 def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
     """(benchmark, number of questions, file, SHA-256) of the data that scores depend on.
 
-    A file comes twice where records are of different versions of it.
+    A file has two entries where records are of different versions of it.
     """
     by_benchmark: dict[str, list[ResultRecord]] = {}
     for record in records:
@@ -100,7 +99,7 @@ def digests(records: Iterable[ResultRecord]) -> list[tuple[str, str, str, str]]:
 
 
 def steps(root: Path) -> list[tuple[str, str]]:
-    """(name, how it ended) of the experiments that have run."""
+    """(name, "failed" or minutes:seconds) of the experiments that have run, sorted by name, then number."""
     found = [(path.stem, "failed") for path in (root / "steps").glob("*.failed")]
     for path in (root / "steps").glob("*.done"):
         seconds = int(read_text(path).rpartition("seconds ")[2])
@@ -115,14 +114,14 @@ def heading(records: Iterable[ResultRecord], studies: Sequence[Mapping[str, Any]
 
 
 def _runs_of(record: ResultRecord) -> list[RunInfo]:
-    """The conditions under which answers were generated, with the processor named; of scoring where unknown."""
+    """The conditions under which answers were generated (those of scoring where unknown), with the CPU's name."""
     scoring = _run_of(asdict(record.scoring))
     runs = [by.run for by in record.answered]
     return [replace(r, device=scoring.device) if r.device == "cpu" else r for r in runs] or [scoring]
 
 
 def _run_of(made: Mapping[str, Any]) -> RunInfo:
-    """Of the manifest of a study, or of a scoring."""
+    """The conditions in the manifest of a study, or of a scoring."""
     known = {name: made[name] for name in ("commit", "dirty", "versions")}
     machine = made["hardware"]
     gpus = ", ".join(machine.get("gpus") or []) or "no GPU"
@@ -135,12 +134,13 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
 
 
 def _counted(values: Iterable[str]) -> list[str]:
-    """Distinct values, the most frequent first, with how often each comes where there are several."""
+    """Distinct values, the most frequent first, with their counts where there are several."""
     ordered = sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
     return [f"{value} ({count} results)" if len(ordered) > 1 else value for value, count in ordered]
 
 
 def _prompts(record: ResultRecord) -> str:
+    """The settings of prompts and batches, in words."""
     names = {"conv_mode": "template", "batch_size": "batch size", "temperature": "temperature"}
     given = dict(record.settings)
     if "temperature" in given:

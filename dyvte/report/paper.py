@@ -1,4 +1,8 @@
-"""The paper's tables (arXiv:2411.19628): rows, columns, and the values printed there (paper.json)."""
+"""The paper's tables (arXiv:2411.19628): rows, columns, and the values printed there (paper.json).
+
+Read by the table commands of this package, :mod:`dyvte.report.page` and :mod:`dyvte.reproduce`. Headings and rows are
+keys of paper.json and must match it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ _PRINTED: dict[str, dict[str | None, dict[str, dict[str, float]]]] = json.loads(
     Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
 )
 """Table -> row -> column -> measure -> value."""
-_PRINTED["table3"] = _PRINTED["table5"]  # whose first rows it is
+_PRINTED["table3"] = _PRINTED["table5"]  # Table 3 is the first rows of Table 5
 
 COLUMNS: dict[str, dict[str, str]] = {
     "table1": {"seed": "SEED", "mme": "MME", "mmbench": "MMB", "pope": "POPE", "mmvet": "MM-Vet"},
     "table2": {"gqa": "GQA", "vqav2": "VQAv2", "textvqa": "TextVQA", "sqa": "SQA-I"},
 }
-"""Benchmarks of each table, by our name, with the heading that the paper gives them."""
+"""Table -> our name of a benchmark -> the paper's heading."""
 HEADINGS = COLUMNS["table1"] | COLUMNS["table2"]
 
 TITLES = {
@@ -38,22 +42,22 @@ _ROWS = {
     "eagle-x5-7b": ("Eagle-X5 7B", "Eagle-DyVTE 7B"),
     "internvl-chat-vit-6b-vicuna-7b": ("InternVL 7B", "Intern-DyVTE 7B"),
 }
-"""Checkpoint names, in lower case, with the paper's rows without and with DyVTE."""
+"""Checkpoint name in lower case -> the paper's rows without and with DyVTE."""
 
 
 def row_of(model: str, method: str) -> str | None:
-    """The paper's row of a model (a folder or hub name) run with this method; None where it has none."""
+    """The paper's row of a model (a folder or hub name) with this method; None where the paper has none."""
     rows = _ROWS.get(Path(model).name.lower())
     return rows[method == "dyvte"] if rows and method in ("none", "dyvte") else None
 
 
 def shown_model(model: str) -> str:
-    """The name of one of the paper's models, without its folders; other models as they are."""
+    """The name of a model in tables: without folders for the paper's models, unchanged for others."""
     return Path(model).name if row_of(model, "none") else model
 
 
 def values_of(table: str, row: str | None, column: str) -> dict[str, float]:
-    """What a table of the paper prints in a row and column, by measure; nothing where it has no such place."""
+    """The values in a cell of one of the paper's tables, by measure; empty where there is no such cell."""
     return dict(_PRINTED[table].get(row, {}).get(column, {}))
 
 
@@ -69,11 +73,11 @@ RIVALS = {
     "dyvte": "DyVTE",
     "dyvte+fastv": "DyVTE+FastV",
 }
-"""Methods with the rows of Table 4, which are all of LLaVA-1.5 7B."""
+"""Method -> row of Table 4, which is about LLaVA-1.5 7B alone."""
 
 
 UNPLACED = ("row 11", "row 12")
-"""Rows of Table 5 whose states are not certain."""
+"""Rows of Table 5 whose states are unknown."""
 
 
 def is_llava_7b(model: str) -> bool:

@@ -3,7 +3,8 @@
     python -m dyvte.report.paper_table table1 RECORDS... --out DIR
 
 Writes ``table1.md`` and ``table1.tex`` (the paper's form: models in rows, benchmarks in columns), ``table1.csv`` (one
-line for each row and benchmark, unrounded, with the records that the numbers come from) and ``table1.json``.
+line for each row and benchmark, unrounded, with the records that the numbers come from) and ``table1.json``, which
+:mod:`dyvte.report.page` reads. Run by :mod:`dyvte.reproduce`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all figures share: colors, style, and how they are written."""
+"""Colors and style of all figures, and :func:`save`, by which the same figure must give the same bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
 }
 UNDATED: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-"""Metadata that keeps the time out of a file, by ending: the same figure gives the same bytes."""
+"""By ending, metadata that leaves out the time of writing."""
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
@@ -56,11 +56,7 @@ def number_point(
 
 
 def save(figure: Figure, out: Path) -> list[Path]:
-    """Write and close a figure, in the format of the name's ending, or as PNG and PDF where it has no known ending.
-
-    Returns:
-        The files.
-    """
+    """Write and close a figure, in the format of the name's ending, or as PNG and PDF; returns the files."""
     with extra("study"):
         from matplotlib import pyplot
 

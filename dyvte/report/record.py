@@ -2,6 +2,9 @@
 
 python -m dyvte.report.record NAME --data-dir DIR --answers FILE --output FILE --model PATH --method METHOD
     [--variant VARIANT] [--setting KEY=VALUE ...] [--command TEXT] [--scores FILE]
+
+``scripts/v1_5/eval/common.sh`` runs it after answering. All tables, figures and pages are made from records: a field
+may be added with a default; renaming or removing one needs a new ``SCHEMA``, and old records must stay readable.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ from dyvte.decoding.report import PrefillReport, RunInfo
 from dyvte.io import read_json, write_json
 
 SCHEMA = 2
-NO_EXIT = "none"
+NO_EXIT = "none"  # key of ResultRecord.exit_layers for samples in which no gate fired
 
 
 @dataclass(frozen=True)
 class AnsweredBy:
-    """Under which conditions this many answers of a file were generated."""
+    """The conditions under which this many ``answers`` of a file were generated."""
 
     run: RunInfo
     answers: int
@@ -36,7 +39,7 @@ class AnsweredBy:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Who scored, when and where: nothing of it says how the answers came about."""
+    """Provenance of scoring alone; :class:`AnsweredBy` is that of the answers."""
 
     commit: str | None = None
     dirty: bool | None = None
@@ -58,19 +61,20 @@ class ResultRecord:
     Scores are unrounded; costs are means per sample.
 
     Attributes:
-        remarks, skipped: questions over which the official evaluator stumbles; those of them without a part in the
-            score.
-        exit_layers: samples by exit layer; keys are strings, "none" where no gate fired.
-        mean_exit_layer: counts "none" as the number of layers.
+        settings: of the method and the prompts, as strings.
+        variant: scoring variant of the benchmark; empty where it has none.
+        remarks, skipped: number of :attr:`Score.remarks`, and of those that left something out of the score.
+        exit_layers: number of samples by exit layer, as a string, or ``NO_EXIT``.
+        mean_exit_layer: counts a sample without exit as the number of layers.
         tflops: of one prefill with vision tower, projector and gates.
         decoder_tflops: of the decoder layers and the gates.
         kv_bytes: keys and values held after prefill; None where the answers were written without it.
         seconds: wall time of generation.
-        batch_check: of how many questions, asked in a batch and alone, how many answers differ.
+        batch_check: "checked": questions asked both in a batch and alone; "differ": those of other answers.
         answered: the distinct conditions under which the answers were generated, most answers first: several where a
-            file was resumed elsewhere or merged of shards. Without the answers that do not say, and so empty for
-            records of schema 1.
-        scoring: of this record, possibly long after the answers and on another machine.
+            file was resumed elsewhere or merged from shards. Answers without conditions, such as all of schema 1, are
+            not counted.
+        scoring: possibly long after the answers and on another machine.
     """
 
     benchmark: str
@@ -102,9 +106,7 @@ class ResultRecord:
 
     @property
     def commit(self) -> str | None:
-        """Of the code that generated the answers, with blanks between where there are several; where it is unknown,
-        of the code that scored.
-        """
+        """The commits of the code that generated the answers, separated by blanks; if unknown, that of scoring."""
         known = dict.fromkeys(by.run.commit for by in self.answered if by.run.commit)
         return " ".join(known) or self.scoring.commit
 
@@ -114,11 +116,10 @@ class ResultRecord:
 
     @classmethod
     def read(cls, path: str | Path) -> ResultRecord:
-        """Read what ``write`` wrote, also of schema 1, in which all provenance was that of scoring.
+        """Read a record, also of schema 1, which has the provenance of scoring alone.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no record, or one of another schema.
+            FileNotFoundError, ValueError: there is no such file, or the file is no record, or one of another schema.
         """
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") not in (1, SCHEMA):
@@ -158,7 +159,7 @@ def read_records(paths: Iterable[str | Path]) -> list[ResultRecord]:
 
 
 def records_parser(module: str, description: str, **choices: Iterable[str]) -> argparse.ArgumentParser:
-    """The parser of a command that reads records; before them on the command line stand the ``choices``."""
+    """The parser of a command that reads records, with ``choices`` as positional arguments before them."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     for name, values in choices.items():
         parser.add_argument(name, choices=list(values))
@@ -168,21 +169,13 @@ def records_parser(module: str, description: str, **choices: Iterable[str]) -> a
 
 
 def reports_of(answers: Sequence[Mapping[str, Any]], file: str | Path) -> list[PrefillReport]:
-    """The report of each answer of a file.
-
-    Raises:
-        ValueError: an answer was written without measurements.
-    """
+    """The report of each answer of a file; ValueError when an answer was written without measurements."""
     place = f"{file}, metadata of"
     return [PrefillReport.from_dict(a.get("metadata"), f"{place} {a.get('question_id')}") for a in answers]
 
 
 def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict[str, Any]:
-    """The record's fields that come from the reports of all answers, given the answers' ``texts``.
-
-    Raises:
-        ValueError: a report has no seconds.
-    """
+    """The fields of :class:`ResultRecord` that come from reports and texts; ValueError without seconds."""
     if any(report.seconds is None for report in reports):
         raise ValueError("some answers have no seconds in their metadata; answer the questions again")
     num_layers = reports[0].num_layers
@@ -190,7 +183,7 @@ def measurements(reports: Sequence[PrefillReport], texts: Sequence[str]) -> dict
     counts = sorted(Counter(exits).items())
     batched = zip(texts, (report.batch1_text for report in reports), strict=True)
     differ = [text != alone for text, alone in batched if alone is not None]
-    # as text: a run has no hash, because its versions are a mapping
+    # counted as JSON: a RunInfo has no hash, because its versions are a mapping
     runs = Counter(json.dumps(asdict(report.run), sort_keys=True) for report in reports if report.run)
     means = ["tflops", "decoder_tflops", "prompt_tokens", "visual_tokens", "seconds"]
     means += ["kv_bytes"] if all(report.kv_bytes is not None for report in reports) else []
@@ -216,20 +209,19 @@ def make_record(
     command: str,
     variant: str = "",
 ) -> tuple[ResultRecord, Score]:
-    """Score an answers file and put the outcome, its measurements and its provenance together.
+    """Score an answers file; the record of score, measurements and provenance, and the score.
 
-    Settings without a value are left out. ``variant`` is one of the benchmark's; empty for its default.
+    Settings without a value are left out. ``variant`` is a scoring variant of the benchmark; empty for its default.
 
     Raises:
-        FileNotFoundError: the answers or the benchmark's files are missing.
-        ValueError: the answers are broken, incomplete, or without measurements.
+        FileNotFoundError, ValueError: a file is missing; answers are broken, incomplete, or without measurements.
     """
     score = benchmark.score(data_dir, answers_file, benchmark.variant(variant))
     answers = read_answers(answers_file)
     questions = data_dir / benchmark.question_file
     data_files = {*benchmark.ground_truth(data_dir), *([questions] if questions.is_file() else [])}
     measured = measurements(reports_of(answers, answers_file), [answer["text"] for answer in answers])
-    # families that bring a template take no other, whatever the scripts' default is
+    # a family with a template of its own ignores the scripts' conv_mode
     templates = dict.fromkeys(by.run.template for by in measured["answered"] if by.run.template)
     if templates:
         settings = {**settings, "conv_mode": ", ".join(templates)}
@@ -254,7 +246,6 @@ def make_record(
 
 
 def write_scores(score: Score, path: Path) -> None:
-    """Write the score of each question as JSON."""
     write_json(path, [asdict(question) for question in score.questions], indent=None)
 
 
@@ -295,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--answers", type=Path, required=True)
     add("--output", type=Path, required=True, help="record to write")
     add("--scores", type=Path, help="write the score of each question here (JSON)")
-    add("--variant", default="", help="official variant to follow; default: the benchmark's first")
+    add("--variant", default="", help="scoring variant; default: the benchmark's first")
     add("--model", required=True)
     add("--method", required=True)
     add("--setting", nargs="*", default=[], metavar="KEY=VALUE")

@@ -4,7 +4,7 @@
 
 Writes ``table4.md`` and ``table4.tex`` (methods in rows; score and FLOPs on each benchmark and on average, KV bytes
 and seconds on average), ``table4.csv`` (one line for each method and benchmark, unrounded, with its record) and
-``table4.json``.
+``table4.json``, which :mod:`dyvte.report.page` reads. Run by :mod:`dyvte.reproduce`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def heading_of(benchmark: str) -> str:
 
 
 def table_of(records: Sequence[Located]) -> Table:
-    """Methods of one model: the baseline first, DyVTE and what builds on it last.
+    """Methods of one model: the baseline first, DyVTE and its combinations last.
 
     Raises:
         ValueError: there are no records, of several models, or two of one method and benchmark.
@@ -83,7 +83,7 @@ def _notes(records: Sequence[ResultRecord], benchmarks: Sequence[str]) -> list[s
 
 
 def _conditions(records: Sequence[ResultRecord]) -> str:
-    """Whether the answers come from the same machine, software and batches."""
+    """A sentence on whether the answers come from the same machine, software and batches."""
 
     def conditions(record: ResultRecord) -> dict[str, object]:
         def answered(name: str) -> list[str]:

@@ -2,9 +2,9 @@
 
     python -m dyvte.report.state_table table5 RECORDS... --out DIR
 
-A record's states are read from the name of its folder of gates (``mean_text+last_text``, as ``dyvte.study.gate_grid``
-names it). Writes the same files as ``dyvte.report.paper_table``. Beside our values stand the paper's where the model
-is the paper's, LLaVA-1.5 7B.
+A record's states are read from the name of its folder of gates (``mean_text+last_text``), so
+:mod:`dyvte.study.gate_grid` must name folders by :func:`combinations`. Writes the same files as
+:mod:`dyvte.report.paper_table`. For the paper's model, LLaVA-1.5 7B, the paper's values are shown beside ours.
 
 The paper does not name the states of its rows. Those of one and two states follow from its text and their order, and
 so, most likely, do the last three of Table 5. Its rows 11 and 12 are of the two combinations left, in an unknown

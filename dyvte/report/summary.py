@@ -1,9 +1,10 @@
-"""What a run of experiments ends with: table, figures, verdict, and one results file.
+"""Summary of a run of experiments: table, figures, verdict, and one results file.
 
     python -m dyvte.report.summary RECORDS... --out DIR [--setting KEY=VALUE ...]
 
 Writes ``table.{md,tex,csv}``, ``exits.png``, ``tradeoff.png`` and ``results.json`` (the verdict, the settings
-given here, and all records with their provenance), and prints the table, the verdict and where the files are.
+given here, and all records with their provenance), and prints the table, the verdict and the files' names.
+Run by :mod:`dyvte.reproduce`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """All methods on all benchmarks from result records, with the differences from the baseline in percent.
 
 python -m dyvte.report.table RECORDS... [--markdown | --latex | --csv] [--fixed] [--output FILE]
+
+:mod:`dyvte.report.summary` writes the same table with :func:`text_of`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dyvte.report.titles import AVERAGE, BASELINE, average_title, averaged, flop
 
 
 def select(results: Sequence[MethodResult], with_fixed: bool) -> list[MethodResult]:
-    """Results in the order of a table: by benchmark, the average at the end; baseline first, DyVTE last."""
+    """Results in the order of the table: by benchmark, the average last; within each, baseline first, DyVTE last."""
     benchmarks = benchmarks_of(results)
     if len(averaged(benchmarks)) > 1:  # the average of one benchmark says nothing new
         benchmarks.append(AVERAGE)

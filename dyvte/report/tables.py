@@ -1,7 +1,7 @@
-"""Tables of the paper: which numbers stand in which row and column, and their forms: Markdown, LaTeX, CSV, JSON.
+"""Layout of the paper's tables, and their forms: Markdown, LaTeX, CSV, JSON.
 
-The HTML page reads the JSON. ``paper_table``, ``state_table`` and ``rivals_table`` say which rows and columns each
-table has.
+:mod:`dyvte.report.paper_table`, :mod:`dyvte.report.state_table` and :mod:`dyvte.report.rivals_table` choose rows and
+columns; :mod:`dyvte.report.page` reads the JSON, whose keys are the fields of :class:`Table`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Located = tuple[Path, ResultRecord]
 
 @dataclass(frozen=True)
 class Column:
-    """What a table shows of each row on a benchmark.
+    """One measure that a table shows for each benchmark.
 
     Attributes:
         measure: a key of ``Entry.values``.
-        form: of the value, times ``factor``.
-        compared: form of the paper's value beside ours: of ``reference`` and ``difference`` (ours less the paper's);
-            empty for a measure that the paper does not have.
+        form: format of the value times ``factor``.
+        compared: format of the paper's value beside ours, with ``reference`` and ``difference`` (ours minus the
+            paper's); empty for a measure that the paper does not have.
     """
 
     measure: str
@@ -49,15 +49,15 @@ class Entry:
     """All numbers of one row on one benchmark, or on average.
 
     Attributes:
-        label: what the table shows of the row beside the model.
-        names: what tells the row from all others, by heading of the CSV file; one is the "model".
-        benchmark: by its heading.
+        label: name of the row in the table, beside the model.
+        names: key of the row, by heading of the CSV file; one is the "model".
+        benchmark: its heading.
         values: by measure, unrounded; None where unknown.
         paper_row: the row of the paper's table that it is compared with.
-        references: the paper's values, by measure; ``make_table`` looks them up.
+        references: the paper's values, by measure; ``make_table`` sets them.
         sources: files of the records that the numbers come from.
         commit: of the code that answered.
-        hidden: measures that the table leaves out.
+        hidden: measures that are in the CSV file but not in the table.
     """
 
     label: str
@@ -71,7 +71,7 @@ class Entry:
     hidden: Sequence[str] = ()
 
     def cell(self, column: Column) -> tuple[str, str]:
-        """The number and its comparison as text; both may be missing."""
+        """The number (``NOTHING`` where unknown) and its comparison (may be empty) as text."""
         value, reference = self.values[column.measure], self.references.get(column.measure)
         if value is None or column.measure in self.hidden:
             return NOTHING, ""
@@ -81,7 +81,7 @@ class Entry:
         return text, column.compared.format(reference=reference, difference=value - reference)
 
     def line(self, compared: Iterable[str]) -> dict[str, Any]:
-        """For CSV: every number, and of the ``compared`` measures the reference and the difference."""
+        """A line of the CSV file: every number, and for ``compared`` measures the reference and the difference."""
         line: dict[str, Any] = {**self.names, "benchmark": self.benchmark}
         for name, value in self.values.items():
             line[name] = value
@@ -93,16 +93,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table shows.
+    """A table, ready to be written.
 
     Attributes:
         name: of its files.
         labels: headings of the columns that name a row.
-        columns: (benchmark, heading) of the others.
+        columns: (benchmark, heading) of the other columns.
         rows: (names, cells) of each row; a cell is a number and its comparison.
         lines: of the CSV file; "record" holds the files that the numbers come from.
         notes: sentences below the table.
-        brackets: what the comparisons in brackets are; empty where there are none.
+        brackets: sentence on the comparisons in brackets; empty where there are none.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Table:
     brackets: str
 
     def texts(self) -> list[list[str]]:
-        """Header and rows as text, the comparison in brackets; a benchmark's score is headed by its name."""
+        """Header and rows as text, comparisons in brackets; the heading of a score is the benchmark alone."""
         header = [benchmark if heading == "Score" else heading for benchmark, heading in self.columns]
         body = [
             [*names, *(f"{text} ({compared})" if compared else text for text, compared in cells)]
@@ -124,7 +124,7 @@ class Table:
         return [[*self.labels, *header], *body]
 
     def markdown(self) -> str:
-        """With title and notes."""
+        """The table in Markdown, with title and notes."""
         notes = [*self.notes, f"Every number with its record: `{self.name}.csv`.", self.brackets]
         text = "".join(f"{note}\n" for note in notes if note)
         return f"# {self.title}\n\n{to_markdown(self.texts())}\n{text}"
@@ -143,12 +143,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path, relative_to: Path) -> Table:
-        """Read the JSON form, with the names of sources relative to a folder.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a table.
-        """
+        """The table of a JSON file, with sources relative to a folder; ValueError when it is not a table."""
         try:
             table = cls(**read_json_object(path))
             return table._moved(lambda source: os.path.relpath(path.parent / source, relative_to))
@@ -160,7 +155,7 @@ class Table:
         return replace(self, lines=lines)
 
     def flat_lines(self) -> list[dict[str, Any]]:
-        """``lines``, with the records of each as one text."""
+        """``lines`` with "record" as one string."""
         return [{**line, "record": " ".join(line["record"])} for line in self.lines]
 
 
@@ -175,14 +170,14 @@ def make_table(
     average_columns: Sequence[Column] = (),
     notes: Sequence[str] = (),
 ) -> Table:
-    """Put entries in rows, in the order in which the rows come, with the values printed in the paper.
+    """The table of these entries, rows in the order of their first entries, with the paper's values.
 
     Args:
         name: of the table of the paper.
         label: heading of ``Entry.label``.
         benchmarks: in the order of the columns.
-        averaged: benchmarks of the average, which closes a row that has all of them; none where the table has none.
-        average_columns: columns of the average alone.
+        averaged: benchmarks of the average, for rows that have all of them; empty for a table without average.
+        average_columns: further columns of the average.
 
     Raises:
         ValueError: two entries are of the same row and benchmark.
@@ -219,7 +214,7 @@ def make_table(
 
 
 def _mean_of(entries: Sequence[Entry]) -> Entry:
-    """The mean of one row's entries; a measure that one of them lacks is left unknown."""
+    """The mean of one row's entries; None for a measure that one of them lacks."""
     values = {}
     for name in entries[0].values:
         known = [value for entry in entries if (value := entry.values[name]) is not None]
@@ -263,10 +258,10 @@ def table_command(
     argv: Sequence[str] | None,
     **choices: Iterable[str],
 ) -> None:
-    """The command line of a table: records in, files in a folder and Markdown on the screen out.
+    """The command line of a table: reads records, writes the table's files into a folder, and prints Markdown.
 
     Args:
-        make: gets what was chosen of ``choices``, and the records with their files.
+        make: called with the chosen ones of ``choices``, and the records with their files.
     """
     parser = records_parser(f"dyvte.report.{module}", description, **choices)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

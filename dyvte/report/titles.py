@@ -1,4 +1,4 @@
-"""How tables, figures and pages name benchmarks, models, methods, averages and units."""
+"""Names of benchmarks, models, methods, averages and units in all tables, figures and pages of report and study."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def title_of(benchmark: str) -> str:
 
 
 def label_of(record: ResultRecord) -> str:
-    """The method, with those of its settings that tell two records of it apart."""
+    """The title of a record's method; see :func:`dyvte.methods.title`."""
     return methods.title(record.method, record.settings)
 
 
 def model_title(model: str) -> str:
-    """A checkpoint's name; with its folder's where it is just called "model"."""
+    """The name of a checkpoint's folder, with its parent's where it is just "model"."""
     path = Path(model)
     return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
 
@@ -52,5 +52,5 @@ def average_title(benchmarks: Iterable[str]) -> str:
 
 
 def flops_unit(tflops: Iterable[float]) -> tuple[float, str]:
-    """Factor and name of the unit for TFLOPs; GFLOPs where a model is so small that TFLOPs would be all zeros."""
+    """(factor on TFLOPs, name) of the unit: GFLOPs where all values are below 0.1 TFLOPs."""
     return (1000.0, "GFLOPs") if max(tflops) < 0.1 else (1.0, "TFLOPs")

@@ -1,20 +1,22 @@
 # shellcheck shell=bash
-# Shared by the benchmark scripts of this folder (sourced, not run). Settings, all environment variables:
+# Shared by the benchmark scripts of this folder, which set -euo pipefail and source it, then set DATA (and RUNNER where
+# another command line answers) and call run_benchmark. Settings, all environment variables:
 #
-#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | fastv | tome | ... (docs/method.md)
-#   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"; methods joined by + act together (METHOD=dyvte+fastv)
+#   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | ... (docs/method.md); dyvte+fastv: both
+#   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"
 #   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   template of LLaVA's models (vicuna_v1)
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
 #   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
 #   SHARDS       which of them run here, such as 0-7,12, others on other machines; none: merge and score (all)
 #   VERIFY_EVERY with batches, each N-th question is asked alone too (100; 0: none); the record says how many differ
-#   VARIANT      which official variant scores, where there are several (python -m dyvte.benchmarks list)
+#   VARIANT      scoring variant, where there are several (python -m dyvte.benchmarks list)
 #   CUDA_VISIBLE_DEVICES  GPUs; one shard for each unless CHUNKS says otherwise
 #   PYTHON       interpreter (default: .venv/bin/python where it exists, else python)
 #
 # Further arguments of a script go to the command line that answers (RUNNER). An interrupted run goes on where it
-# stopped when it is started again with the same settings.
+# stopped when it is started again with the same settings. Functions share global variables: method_arguments sets
+# method_flags, method_settings and variant; answering sets OUT and chunks, which record_benchmark reads.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
@@ -39,13 +41,13 @@ die() {
     exit 1
 }
 
-# method_arguments: fill `method_flags`, `method_settings` (for the record) and `variant` (for the folder).
+# method_arguments: set method_flags, method_settings (for the record) and variant (end of OUT's default; not VARIANT).
 method_arguments() {
     local part parts
     method_flags=(--method "$METHOD" ${METHOD_CONFIG:+--method-config "$METHOD_CONFIG"})
     method_settings=("temperature=0" "conv_mode=${CONV_MODE:-vicuna_v1}" "batch_size=$BATCH_SIZE")
     variant=""
-    "$PYTHON" -m dyvte.methods check "$METHOD" || die "METHOD=$METHOD is no method (see above)"
+    "$PYTHON" -m dyvte.methods check "$METHOD" || die "unknown METHOD=$METHOD (see above)"
     IFS=+ read -ra parts <<<"$METHOD"
     for part in "${parts[@]}"; do
         case $part in
@@ -66,11 +68,11 @@ method_arguments() {
     fi
 }
 
-# gate_arguments: what method_arguments adds for exit gates.
+# gate_arguments: the part of method_arguments for exit gates.
 gate_arguments() {
     [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
     variant+=-dyvte$THRESHOLD
-    if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # the record should hold it
+    if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # for the record
         THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$GATES/gates.json")
     fi
     THRESHOLD=${THRESHOLD:-0.5}
