@@ -43,6 +43,9 @@ from dyvte.provenance import git_state, versions
 TRACES_KEPT = 1024
 """Prefills whose traces a handle keeps: a trace is a few kilobytes, and a server must not fill up with them."""
 
+CACHE = next(name for name in ("cache", "past_key_values") if name in MoeModelOutputWithPast.__annotations__)
+"""What transformers calls the cache: ``cache`` since 5.24."""
+
 
 def is_attached(model: nn.Module) -> bool:
     """Whether a policy is attached to the model."""
@@ -307,6 +310,7 @@ class Handle:
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         visual_mask: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
         """Stands in for the decoder's forward: (B, S) ids or (B, S, D) embeddings -> states (B, S, D)."""
@@ -334,22 +338,22 @@ class Handle:
             calls.append(DecoderCall(embeds, attention_mask, position_ids, visual_mask, blocks, extras))
             return DecoderOutput(last_hidden_state=embeds)
         use_cache = decoder.config.use_cache if use_cache is None else use_cache
-        cache = (
-            _ragged(past_key_values, len(decoder.layers))
-            if use_cache or past_key_values is not None
-            else None
-        )
+        given = past_key_values if cache is None else cache
+        held = _ragged(given, len(decoder.layers)) if use_cache or given is not None else None
 
         batch, columns, _ = embeds.shape
-        if cache is not None and cache.columns:
-            row = _continue(cache, embeds, attention_mask, position_ids, visual_mask, extras)
-            row = self._prefill(row, cache) if columns > 1 else self._step(row, cache)
+        if held is not None and held.columns:
+            row = _continue(held, embeds, attention_mask, position_ids, visual_mask, extras)
+            row = self._prefill(row, held) if columns > 1 else self._step(row, held)
         else:
             row = pack(embeds, attention_mask, position_ids, visual_mask, blocks=blocks, extras=extras)
-            if cache is not None:
-                cache.advance(columns, _next(row.layout), row.layout.lengths)
-            row = self._prefill(row, cache)
-        return DecoderOutput(last_hidden_state=unpack(row, batch, columns), past_key_values=cache)
+            if held is not None:
+                held.advance(columns, _next(row.layout), row.layout.lengths)
+            row = self._prefill(row, held)
+        out = DecoderOutput(last_hidden_state=unpack(row, batch, columns))
+        if held is not None:
+            out[CACHE] = held
+        return out
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)

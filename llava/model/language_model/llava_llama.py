@@ -86,10 +86,13 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             raise ValueError("the prompt holds <image>, but no images were given: pass images=")
         if visual_mask is not None and is_attached(self):
             kwargs["visual_mask"] = visual_mask
+        if (
+            past_key_values is not None
+        ):  # else it may be among the others as `cache`, its name since transformers 5.24
+            kwargs["past_key_values"] = past_key_values
         ids: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
         return super().forward(
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
