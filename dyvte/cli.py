@@ -1,4 +1,7 @@
-"""What all command lines share: errors that a person can put right in one line, and extras named when missing."""
+"""What all command lines share: errors that a person can put right in one line, and extras named when missing.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

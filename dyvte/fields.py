@@ -1,4 +1,7 @@
-"""What fields of JSON files must be: checked where a file is read, and told with the file's and the field's name."""
+"""What fields of JSON files must be: checked where a file is read, and told with the file's and the field's name.
+
+Called from :mod:`dyvte.engine`, :mod:`dyvte.gates`, :mod:`init_weight` and :mod:`llava.model`.
+"""
 
 from __future__ import annotations
 

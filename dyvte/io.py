@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, and JSON that names its file when it cannot be read."""
+"""Files that are written whole or not at all, and JSON that names its file when it cannot be read.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

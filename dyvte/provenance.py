@@ -1,4 +1,7 @@
-"""Where a number comes from: code, versions, machine, data."""
+"""Where a number comes from: code, versions, machine, data.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

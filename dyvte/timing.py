@@ -1,4 +1,7 @@
-"""Timing: interleaved rounds, medians with their interquartile range, and seconds of each layer."""
+"""Timing: interleaved rounds, medians with their interquartile range, and seconds of each layer.
+
+Called from :mod:`dyvte.bench` and :mod:`dyvte.engine`.
+"""
 
 from __future__ import annotations
 

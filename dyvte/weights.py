@@ -1,6 +1,8 @@
 """Files of weights, safetensors and ``.bin``: one place reads them, and tells what is wrong with one by its name.
 
 Nothing is executed: ``.bin`` files are unpickled as tensors alone, and code in checkpoints stays unused.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

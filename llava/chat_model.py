@@ -1,4 +1,7 @@
-"""LLaVA behind the engine's interface: conversation templates, tokenizer, image processor and splice."""
+"""LLaVA behind the engine's interface: conversation templates, tokenizer, image processor and splice.
+
+Called from :mod:`llava.convert`, :mod:`llava.eval`, :mod:`llava.serve` and :mod:`llava.train`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Token names and indices that LLaVA checkpoints, data and tools agree on."""
+"""Token names and indices that LLaVA checkpoints, data and tools agree on.
+
+Called from most of the project.
+"""
 
 LOGDIR = "."
 

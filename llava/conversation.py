@@ -1,6 +1,8 @@
 """Prompt templates: how a conversation becomes the text that a checkpoint was trained on.
 
 The strings are protocol, not prose: a model answers well only when it sees them byte for byte.
+
+Called from :mod:`llava.chat_model`, :mod:`llava.convert` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

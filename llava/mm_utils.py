@@ -1,4 +1,7 @@
-"""From files and text to what the model takes: images to pixels, prompts to token ids."""
+"""From files and text to what the model takes: images to pixels, prompts to token ids.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

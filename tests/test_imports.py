@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -82,3 +83,33 @@ def test_the_library_knows_no_llava(path):
     texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
     named = [text for text in texts if isinstance(text, str) and re.fullmatch(r"llava(\.\w+)+(:\w+)?", text)]
     assert named == (["llava.chat_model:open_chat_model"] if path.name == "openers.py" else [])
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")
+
+
+@functools.cache
+def importers() -> dict[str, set[str]]:
+    """Module -> the modules that import it or a name of it, also for type checkers only."""
+    found: dict[str, set[str]] = {}
+    for path in [*files("dyvte"), *files("llava"), *ROOT.glob("scripts/*.py"), ROOT / "init_weight.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for name in names:
+                found.setdefault(name, set()).add(module_of(path))
+    return found
+
+
+@pytest.mark.parametrize("path", [*files("dyvte"), *files("llava")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_callers_that_a_docstring_names_call(path):
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    said = re.search(r"Called (?:by|from|throughout) (:mod:.*?)\.(?:\s|$)", doc, re.DOTALL)
+    named = re.findall(r":mod:`([\w.]+)`", said[1]) if said else []
+    callers = importers().get(module_of(path), set())
+    assert all(any(f"{caller}.".startswith(f"{name}.") for caller in callers) for name in named)

@@ -2,6 +2,8 @@
 
 Each turn decodes ``--answer-tokens`` steps and then crops them from the cache, which is not timed, so that every turn
 starts from the prompt. The probes behind the ideal decode from caches with and without the image's keys.
+
+Called by :mod:`dyvte.bench` and :mod:`dyvte.bench.memory`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Besides the time, the share of it that is spent outside the decoder layers: what ``generate``, the loop around the
 layers, policies and the language head take together.
+
+Called by :mod:`dyvte.bench` and :mod:`dyvte.bench.decode`.
 """
 
 from __future__ import annotations

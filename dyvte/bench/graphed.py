@@ -2,6 +2,8 @@
 
 The forward as a whole is a variant. Layer by layer it gives the times of which the ideal is made: an exit that is
 replayed from graphs is not compared with layers that wait for their launches.
+
+Called by :mod:`dyvte.bench.decode`, :mod:`dyvte.bench.prefill` and :mod:`dyvte.bench.variants`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Transformers' own forward runs the prompts with and without their images in the 
 clock at every layer. An exit after layer l takes at best the layers 0..l of the first and the layers above l of
 the second. When samples of a batch exit at different layers, each layer counts by the share of samples that still
 have their image there: a straight line between the two measured times.
+
+Called by :mod:`dyvte.bench.decode`, :mod:`dyvte.bench.graphed` and :mod:`dyvte.bench.prefill`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 All layers in one pass (the default of training) beside the paper's random-layer way, which labels one layer per pass:
 its middle layer stands for the mean, because a copy that starts at layer l costs the layers above l.
+
+Called by :mod:`dyvte.bench`.
 """
 
 from __future__ import annotations

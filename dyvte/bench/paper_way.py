@@ -2,6 +2,8 @@
 
 All samples exit after the same layer. The layers are transformers' own; a hook keeps the attention weights that they
 return, as a model called with ``output_attentions=True`` holds them until it is done.
+
+Called by :mod:`dyvte.bench.variants`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The most memory in use during some work, above what there was before."""
+"""The most memory in use during some work, above what there was before.
+
+Called by :mod:`dyvte.bench.memory` and :mod:`dyvte.bench.variants`.
+"""
 
 from __future__ import annotations
 

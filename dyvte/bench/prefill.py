@@ -1,4 +1,7 @@
-"""Seconds of a prefill: decoder, and the language head for the last token."""
+"""Seconds of a prefill: decoder, and the language head for the last token.
+
+Called by :mod:`dyvte.bench` and :mod:`dyvte.bench.decode`.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ copy of a large tensor (bytes read and written per second), and a layer of the s
     launches     seconds of the narrow layer
 
 The longest of the three names the regime. Overlap makes the sum of them no prediction; the longest is a lower bound.
+
+Called by :mod:`dyvte.bench.decode` and :mod:`dyvte.bench.prefill`.
 """
 
 from __future__ import annotations

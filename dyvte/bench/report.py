@@ -1,4 +1,7 @@
-"""Measurements as a table, as JSON with their provenance, and as a plot of seconds against the exit layer."""
+"""Measurements as a table, as JSON with their provenance, and as a plot of seconds against the exit layer.
+
+Called by :mod:`dyvte.bench` and :mod:`dyvte.bench.parity`.
+"""
 
 from __future__ import annotations
 

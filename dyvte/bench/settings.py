@@ -1,4 +1,7 @@
-"""Settings and results that the bench's commands share."""
+"""Settings and results that the bench's commands share.
+
+Called throughout :mod:`dyvte.bench`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The measured models: decoders of known layer shapes with random weights, alone or behind a CLIP tower, and prompts.
 
 Time does not depend on the values of weights, so no checkpoint is needed.
+
+Called throughout :mod:`dyvte.bench`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Image files are read and preprocessed by ``--workers`` threads while the model answers. The ideal of a row is the time
 of the same answers with all batches at hand, so that its efficiency says whether images or the model are the limit;
 the rows *reading alone* say how fast images come without any model.
+
+Called by :mod:`dyvte.bench`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The parts are seen from the beginning and the end of their modules: *splice* is all that happens before the decoder
 outside of tower and projector, *decoder* all of its layers with the final norm, gates and edits.
+
+Called by :mod:`dyvte.bench`.
 """
 
 from __future__ import annotations

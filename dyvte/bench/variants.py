@@ -1,4 +1,7 @@
-"""The variants that are compared: ways to run one model. Preparing and restoring the model is not timed."""
+"""The variants that are compared: ways to run one model. Preparing and restoring the model is not timed.
+
+Called throughout :mod:`dyvte.bench`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """FLOPs and KV-cache elements of one decoder layer, per token and per pair of tokens, from its config or its modules.
 
 All other files of this package, and so all decoder FLOPs of the project, are computed from :class:`LayerCost`.
+
+Called from :mod:`dyvte.bench`, :mod:`dyvte.cost`, :mod:`dyvte.decoding` and :mod:`dyvte.engine`.
 """
 
 from __future__ import annotations

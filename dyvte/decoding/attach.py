@@ -7,6 +7,8 @@
 
 While attached, the model's decoder runs the packed layer loop. Nothing of the model's code is replaced: one
 instance attribute (the decoder's ``forward``) and, for some families, one hook; ``detach`` removes both.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

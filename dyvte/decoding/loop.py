@@ -1,4 +1,7 @@
-"""The only loop over decoder layers in the project."""
+"""The only loop over decoder layers in the project.
+
+Called from :mod:`dyvte.decoding` and :mod:`dyvte.gates`.
+"""
 
 from __future__ import annotations
 

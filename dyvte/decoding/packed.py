@@ -7,6 +7,8 @@ Which token is what is known on the host: packing reads the masks once, and from
 wait for the device.
 
 Shapes: B samples, S padded columns, T tokens in the row, G sequences, D hidden size.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What may happen between two decoder layers. The loop knows no method; a method knows no model."""
+"""What may happen between two decoder layers. The loop knows no method; a method knows no model.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What one prefill did for one sample, as a typed record: the ``metadata`` of answers files."""
+"""What one prefill did for one sample, as a typed record: the ``metadata`` of answers files.
+
+Called from :mod:`dyvte.decoding`, :mod:`dyvte.engine` and :mod:`dyvte.report`.
+"""
 
 from __future__ import annotations
 

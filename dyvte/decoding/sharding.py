@@ -7,6 +7,8 @@ Gathering takes all processes, so they go through the layers in step. A pass ove
 wherever samples exit and however many there are; but processes may need different numbers of passes, because answers
 end early and shards of data are uneven. Therefore a process says that it starts a pass, and one without work takes
 part in the passes of the others (:func:`in_step`): it gathers, and computes nothing.
+
+Called by :mod:`dyvte.engine.openers`, :mod:`dyvte.gates.store_states` and :mod:`llava.train.prepare`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What one prefill did: exit layers, gate probabilities, tokens per layer, per sample."""
+"""What one prefill did: exit layers, gate probabilities, tokens per layer, per sample.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

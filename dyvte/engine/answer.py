@@ -1,4 +1,7 @@
-"""Questions in, answers out: what every command line that asks a model about images calls."""
+"""Questions in, answers out: what every command line that asks a model about images calls.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

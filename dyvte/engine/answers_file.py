@@ -1,4 +1,7 @@
-"""An answers file that an interrupted run leaves usable, and that only the same run goes on with."""
+"""An answers file that an interrupted run leaves usable, and that only the same run goes on with.
+
+Called by :mod:`dyvte.engine.run`, :mod:`dyvte.study.fixed_exits` and :mod:`dyvte.study.run`.
+"""
 
 from __future__ import annotations
 

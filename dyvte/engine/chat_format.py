@@ -1,4 +1,7 @@
-"""A processor of transformers as prompts and batches: its chat template, its placeholders, instruction data."""
+"""A processor of transformers as prompts and batches: its chat template, its placeholders, instruction data.
+
+Called by :mod:`dyvte.bench.throughput` and :mod:`dyvte.engine.processor_model`.
+"""
 
 from __future__ import annotations
 

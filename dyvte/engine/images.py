@@ -1,4 +1,7 @@
-"""Images from files, addresses and bytes, as RGB, with errors that name the image."""
+"""Images from files, addresses and bytes, as RGB, with errors that name the image.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 or one of these on each line.
 
 ``image`` is a path or a list of paths, absent from samples of text alone.
+
+Called from :mod:`dyvte.engine`, :mod:`dyvte.gates` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

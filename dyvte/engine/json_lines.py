@@ -1,6 +1,8 @@
 """A JSON-lines file of any size as a sequence: a line is read and parsed when it is asked for.
 
 What is held is where each line begins and ends, 24 bytes a line: a million questions take as much as one image.
+
+Called by :mod:`dyvte.engine.questions`.
 """
 
 from __future__ import annotations

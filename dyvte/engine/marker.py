@@ -1,5 +1,7 @@
 """What a run's answers depend on, kept in a hidden file beside them: only the same run goes on with a file, and only
 shards of one run are merged.
+
+Called by :mod:`dyvte.engine.answers_file`, :mod:`dyvte.engine.shards` and :mod:`dyvte.study.run`.
 """
 
 from __future__ import annotations

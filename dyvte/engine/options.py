@@ -1,4 +1,7 @@
-"""From command-line flags to a loaded model with the exit method they ask for."""
+"""From command-line flags to a loaded model with the exit method they ask for.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

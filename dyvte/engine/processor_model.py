@@ -3,6 +3,8 @@
 Whatever the family: prompts are LLaVA's words for a question inside the family's chat template, with a placeholder
 for each image where ``<image>`` stands, else in front. Nothing that a checkpoint brings is executed:
 ``trust_remote_code`` stays off.
+
+Called by :mod:`dyvte.bench.throughput` and :mod:`llava.convert`.
 """
 
 from __future__ import annotations

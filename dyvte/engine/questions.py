@@ -1,5 +1,7 @@
 """Questions as the command lines ask them, whatever file they come from, and what can be known to be wrong with them
 before a model is loaded.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What the command lines that answer a file of questions share: chunks, batches, and the answers file.
 
 A run that was interrupted goes on where it stopped when it is started again with the same settings.
+
+Called from :mod:`dyvte.bench`, :mod:`dyvte.engine`, :mod:`dyvte.study` and :mod:`llava.eval`.
 """
 
 from __future__ import annotations

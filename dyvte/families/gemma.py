@@ -3,6 +3,8 @@
 transformers: ``models/gemma3/modeling_gemma3.py`` (``token_type_ids_mask_function``), ``models/paligemma``,
 ``models/gemma4``. Blocks come from the token types that the processor makes. Registered by importing
 ``dyvte.families``; masks must equal those of transformers.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

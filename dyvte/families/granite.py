@@ -2,6 +2,8 @@
 
 transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``;
 logits must equal those of transformers.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

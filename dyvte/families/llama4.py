@@ -3,6 +3,8 @@
 transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale each query by its index in
 the row they are given; in a packed row that is not its place in the prompt, which :meth:`Llama4Stack.rescale`
 corrects. Registered by importing ``dyvte.families``; logits must equal those of transformers.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

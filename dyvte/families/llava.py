@@ -4,6 +4,8 @@ Registered by importing ``dyvte.families``. Places of parts and placeholders are
 ``models/<model type>``; ``python -m tests.families.table`` writes docs/families.md from this file.
 Newline features of LLaVA-NeXT and OneVision are image features, so they are visual tokens; tokens such as
 ``[IMG_BREAK]`` or ``<row_1_col_2>`` are ordinary embeddings, so they are text.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 transformers: ``models/molmo2/modeling_molmo2.py``. Features are added to the placeholders' embeddings. Registered by
 importing ``dyvte.families``; logits must equal those of transformers.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

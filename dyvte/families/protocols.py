@@ -1,6 +1,8 @@
 """Types of the parts of a model that :mod:`dyvte.decoding`, :mod:`dyvte.cost` and :mod:`dyvte.families` read.
 
 A name added here must exist in the decoder of every family.
+
+Called from :mod:`dyvte.decoding` and :mod:`dyvte.families`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_mo
 projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
 Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered
 by importing ``dyvte.families``; logits must equal those of transformers.
+
+Registered in ``dyvte/families/__init__.py``.
 """
 
 from __future__ import annotations

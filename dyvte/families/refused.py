@@ -1,4 +1,7 @@
-"""Families that cannot have exits, and why: the error that :func:`dyvte.families.base.adapter_for` raises."""
+"""Families that cannot have exits, and why: the error that :func:`dyvte.families.base.adapter_for` raises.
+
+Registered in ``dyvte/families/__init__.py``.
+"""
 
 from __future__ import annotations
 

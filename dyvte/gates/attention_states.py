@@ -10,6 +10,8 @@ prompt's text tokens T that follow the last of them:
 The paper says only that attention scores of different sizes were interpolated to one length. Here that length is the
 hidden size D, by linear interpolation over the tokens' order (``align_corners=False``), and the weights are not
 rescaled. One sample's weights are held at a time.
+
+Called by :mod:`dyvte.gates.exit` and :mod:`dyvte.gates.supervision`.
 """
 
 from __future__ import annotations

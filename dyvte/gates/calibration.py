@@ -12,6 +12,8 @@ be evaluated without running the model again.
 - *A mean cost of at most c*: the highest threshold whose mean cost on the calibration set is within c.
 
 Shapes: L layers, n samples, T thresholds.
+
+Called by :mod:`dyvte.engine.calibrate`, :mod:`dyvte.study.gate_sizes` and :mod:`dyvte.study.supervision_modes`.
 """
 
 from __future__ import annotations

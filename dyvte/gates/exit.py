@@ -1,4 +1,7 @@
-"""DyVTE itself: the image leaves after the first layer whose gate says so."""
+"""DyVTE itself: the image leaves after the first layer whose gate says so.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Gates on disk: a small folder of their own, or the paper's keys inside a whole checkpoint."""
+"""Gates on disk: a small folder of their own, or the paper's keys inside a whole checkpoint.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

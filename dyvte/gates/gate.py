@@ -1,4 +1,7 @@
-"""The gates: one small MLP per decoder layer that predicts whether the model still needs the image (paper, Eq. 2)."""
+"""The gates: one small MLP per decoder layer that predicts whether the model still needs the image (paper, Eq. 2).
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """What the result of a run depends on, kept beside what it wrote: only a run in which all of it is the same goes
 on.
+
+Called from :mod:`dyvte.gates` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

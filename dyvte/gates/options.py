@@ -1,6 +1,8 @@
 """Command-line flags of gates, for ``HfArgumentParser``: the shape of fresh gates, and how gates are trained.
 
 The parser accepts each flag with underscores and with hyphens (``--gate_kind``, ``--gate-kind``).
+
+Called from :mod:`dyvte.gates`, :mod:`dyvte.study`, :mod:`init_weight` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

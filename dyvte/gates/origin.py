@@ -1,4 +1,7 @@
-"""Where gates come from: the model they belong to, and the data they were trained on."""
+"""Where gates come from: the model they belong to, and the data they were trained on.
+
+Called from most of the project.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One writer for each output folder, and workers that do not outlive what started them."""
+"""One writer for each output folder, and workers that do not outlive what started them.
+
+Called by :mod:`dyvte.gates.fit` and :mod:`llava.train.train`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The samples of one mega-batch (``batch_size`` for each of ``world_size`` processes) have about the same length. Image
 and text-only samples never share a mega-batch, except the last one, which joins the remainders of both.
+
+Called by :mod:`dyvte.gates.trainer`.
 """
 
 from __future__ import annotations

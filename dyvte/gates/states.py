@@ -4,6 +4,8 @@ Text states are those of the prompt's text tokens that follow the last visual to
 ``last_*`` is the last such token, ``mean_*`` the mean of the others (with one token: that token).
 
 Shapes: G sequences, T tokens, D hidden size, K states.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ A shard appears when it is complete, so that an interrupted pass resumes with th
 processes may write one store at once, on any machines that see the folder: each claims a shard at a time.
 
 Shapes: L layers, D hidden size.
+
+Called from :mod:`dyvte.gates` and :mod:`dyvte.study`.
 """
 
 from __future__ import annotations

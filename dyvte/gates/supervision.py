@@ -9,6 +9,8 @@ One forward pass gives the labels of all layers: after each layer the text token
 copy that continues without the image. Random-layer supervision, as in the paper, forks after one layer.
 
 Shapes: B samples, S columns, n samples with states, L supervised layers, K states, D hidden size.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """transformers' Trainer for runs that train, and so write, a part of a model.
 
 Subclasses define how the part is written and read. Runs resume from their newest complete checkpoint.
+
+Called from :mod:`dyvte.gates` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The Trainer sees the gates alone. A frozen model is not a submodule of them, so 
 optimized nor saved. The batches of a step are labeled before its loss is computed: losses are sums over the labeled
 samples, divided by their number over all processes and accumulated batches, so any split of a global batch gives the
 same gradient.
+
+Called by :mod:`dyvte.gates.fit` and :mod:`llava.train.train`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Colors and style of all figures, and :func:`save`, by which the same figure must give the same bytes."""
+"""Colors and style of all figures, and :func:`save`, by which the same figure must give the same bytes.
+
+Called from :mod:`dyvte.bench`, :mod:`dyvte.report` and :mod:`dyvte.study`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Names of benchmarks, models, methods, averages and units in all tables, figures and pages of report and study."""
+"""Names of benchmarks, models, methods, averages and units in all tables, figures and pages of report and study.
+
+Called from :mod:`dyvte.report` and :mod:`dyvte.study`.
+"""
 
 from __future__ import annotations
 

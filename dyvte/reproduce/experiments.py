@@ -1,6 +1,8 @@
 """The paper's tables and figures, and what goes beyond them: one row of ``EXPERIMENTS`` each.
 
 A function is a kind of experiment: what it runs, and, in ``@kind``, which settings it depends on and what it leaves.
+
+Called by :mod:`dyvte.reproduce` and :mod:`dyvte.reproduce.runner`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ An experiment is done when it ended well with the same key and its product exist
 the gates, the settings that the experiment depends on, the data, and the code of this package. Files enter it by size
 and modification time. The code of the commands does not enter it: use FORCE=1 after a change there. Marks are in
 ``OUT/steps``: ``NAME.done`` (key and seconds), ``NAME.failed`` (the reason), ``NAME.log``.
+
+Called by :mod:`dyvte.reproduce`.
 """
 
 from __future__ import annotations

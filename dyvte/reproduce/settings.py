@@ -1,4 +1,7 @@
-"""Settings of the experiments: each is a flag (``--questions 9``) and an environment variable (``QUESTIONS=9``)."""
+"""Settings of the experiments: each is a flag (``--questions 9``) and an environment variable (``QUESTIONS=9``).
+
+Called by :mod:`dyvte.reproduce`, :mod:`dyvte.reproduce.runner` and :mod:`dyvte.reproduce.work`.
+"""
 
 from __future__ import annotations
 

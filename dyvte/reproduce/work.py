@@ -1,6 +1,8 @@
 """What experiments are made of, for one model: evaluations, studies, stores of states, gates, and other methods.
 
 Everything is a command in a process of its own. What is done is kept, and what was interrupted goes on.
+
+Called by :mod:`dyvte.reproduce`, :mod:`dyvte.reproduce.experiments` and :mod:`dyvte.reproduce.runner`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Score and cost of every question under every method, from the files that evaluations write beside records."""
+"""Score and cost of every question under every method, from the files that evaluations write beside records.
+
+Called by :mod:`dyvte.study.dynamic`.
+"""
 
 from __future__ import annotations
 

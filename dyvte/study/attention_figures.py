@@ -1,4 +1,7 @@
-"""Figures of attention studies: who attends to whom (Fig. 3, 8 to 12), and how sharply (Fig. 5, 13 to 16)."""
+"""Figures of attention studies: who attends to whom (Fig. 3, 8 to 12), and how sharply (Fig. 5, 13 to 16).
+
+Called by :mod:`dyvte.study.plot`.
+"""
 
 from __future__ import annotations
 

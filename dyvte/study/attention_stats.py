@@ -19,6 +19,8 @@ the two kinds with visual keys, in the layers after the image left. A method tha
 these kinds defined over the rest.
 
 Shapes: S samples, M measures, K kinds, L layers, H heads, R queries, N keys.
+
+Called by :mod:`dyvte.study.attention`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Score against the exit layer (Fig. 4 of the paper): every fixed layer, and what a choice per question reaches."""
+"""Score against the exit layer (Fig. 4 of the paper): every fixed layer, and what a choice per question reaches.
+
+Called by :mod:`dyvte.study.plot`.
+"""
 
 from __future__ import annotations
 

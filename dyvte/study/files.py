@@ -2,6 +2,10 @@
 
 A finished study is ``FOLDER/NAME.npz`` (arrays with one row for each question) and ``FOLDER/NAME.json`` (their
 definitions and provenance). Until then the parts lie in ``FOLDER/NAME.parts``.
+
+Called throughout :mod:`dyvte.study`.
+
+Called throughout :mod:`dyvte.study`.
 """
 
 from __future__ import annotations

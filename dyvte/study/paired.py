@@ -8,6 +8,8 @@ are neighbours in cost its score is interpolated, which is what a random choice 
 gives. Below the cheapest setting, and above the most expensive, the curve has the score of that setting.
 
 Shapes: R resamples after the sample itself (which comes first), n questions, P settings.
+
+Called by :mod:`dyvte.study.dynamic`.
 """
 
 from __future__ import annotations

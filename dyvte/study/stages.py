@@ -4,6 +4,8 @@ The rule: the layers are cut into three runs, each at least one layer long. Amon
 least sum of squared distances from the runs' means, over the curves of ``image_self`` and ``cross`` mass, each scaled
 to mean 0 and variance 1 over the layers (``text_self`` is 1 minus ``cross`` and would say the same again). Of equal
 cuts the earliest is taken.
+
+Called by :mod:`dyvte.study.attention` and :mod:`dyvte.study.attention_figures`.
 """
 
 from __future__ import annotations

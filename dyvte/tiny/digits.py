@@ -3,6 +3,8 @@
 The file has no writer ids, but its order shows them: the labels start over (0..9, three times, and then a fixed mixed
 sequence) every 124 to 131 samples, as when one person after another fills in the same form. The split is at one of
 these restarts, so that nobody who wrote an evaluation digit wrote a training digit, as far as the file can tell.
+
+Called by :mod:`dyvte.tiny.scenes`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 It lets Tiny-LLaVA's open answers go the whole way of MM-Vet without paying anyone. An answer earns 1 when it has all
 parts of the ground truth ("<AND>"), or one of them ("<OR>"), else 0; these are no GPT-4 grades.
+
+Called by :mod:`dyvte.reproduce.work`.
 """
 
 from __future__ import annotations

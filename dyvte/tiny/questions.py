@@ -4,6 +4,10 @@ A kind is a function ``(scene, rng) -> (question, answer) | None``; None when th
 question of the kind. Answers are drawn first and evenly where a scene allows it, so that guessing without the
 image gains little. Kinds differ in what they need: a look-up, a search, a count, a relation, several digits,
 or arithmetic on what was read.
+
+Called throughout :mod:`dyvte.tiny`.
+
+Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 A scene is drawn from (split, seed, index) alone, looks included, so any scene can be made again by itself. N
 scenes, K digits in all of them.
+
+Called throughout :mod:`dyvte.tiny`.
+
+Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

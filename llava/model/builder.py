@@ -2,6 +2,8 @@
 
 What a folder holds decides how it is read (its ``config.json`` and its files), not its name; names only
 matter where LLaVA's own tools rely on them ("lora").
+
+Called by :mod:`llava.chat_model`, :mod:`llava.convert` and :mod:`llava.train.prepare`.
 """
 
 from __future__ import annotations

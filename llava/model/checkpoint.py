@@ -1,4 +1,7 @@
-"""What a checkpoint folder, or a Hub repository, holds."""
+"""What a checkpoint folder, or a Hub repository, holds.
+
+Called from :mod:`llava.convert`, :mod:`llava.model` and :mod:`llava.train`.
+"""
 
 from __future__ import annotations
 

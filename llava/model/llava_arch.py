@@ -4,6 +4,8 @@
 embeddings. Everything later (exits, reduction, cost) reads that mask; nothing guesses positions or counts.
 
 Shapes: B rows, S prompt length before the splice, L after it, N features of one image, D hidden size.
+
+Called by :mod:`llava.model.language_model.llava_llama`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Weights in 8 or 4 bits, for loading and for training."""
+"""Weights in 8 or 4 bits, for loading and for training.
+
+Called by :mod:`llava.model.builder` and :mod:`llava.train.prepare`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 VILA v1.0 has LLaVA's config and keys, so that only its name tells it apart; InternVL-Chat and Eagle are known by
 their vision towers.
+
+Called from :mod:`llava.chat_model`, :mod:`llava.model` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

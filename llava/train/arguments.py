@@ -1,4 +1,7 @@
-"""The command line of training: LLaVA's flags on top of those of :mod:`dyvte.gates.options`."""
+"""The command line of training: LLaVA's flags on top of those of :mod:`dyvte.gates.options`.
+
+Called from :mod:`llava.chat_model` and :mod:`llava.train`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Instruction data (:mod:`dyvte.engine.instructions`) -> samples and padded batches.
 
 The whole file is checked once when it is read; images are opened with their samples.
+
+Called by :mod:`llava.chat_model` and :mod:`llava.train.train`.
 """
 
 from __future__ import annotations

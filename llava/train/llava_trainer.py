@@ -1,4 +1,7 @@
-"""The Trainer of LLaVA models: the projector's own learning rate, and checkpoints of what is trained."""
+"""The Trainer of LLaVA models: the projector's own learning rate, and checkpoints of what is trained.
+
+Called by :mod:`llava.train.train`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From arguments to a model ready to train: weights, tokenizer, LoRA, vision modules, and what is frozen."""
+"""From arguments to a model ready to train: weights, tokenizer, LoRA, vision modules, and what is frozen.
+
+Called by :mod:`llava.train.train`.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 One of three kinds: the projector alone (``mm_projector.bin``), LoRA adapters with the other trained weights
 beside them (``non_lora_trainables.bin``), or the full model as safetensors. A frozen vision tower is never
 written, because its own folder holds it.
+
+Called by :mod:`llava.train.llava_trainer`.
 """
 
 from __future__ import annotations

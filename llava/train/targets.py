@@ -4,6 +4,8 @@ The prompt is tokenized as in ``tokenizer_image_token``: each piece of text betw
 BOS in front. A token belongs to an answer when its characters lie in one, and an answer's characters are those that
 the template adds when the answer is filled in. Ids and labels therefore agree, whatever the tokenizer does around
 separators. A token that crosses the start of an answer is an error.
+
+Called by :mod:`llava.train.dataset`.
 """
 
 from __future__ import annotations

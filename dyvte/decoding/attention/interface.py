@@ -2,6 +2,8 @@
 
 The model's own layers call it through ``ALL_ATTENTION_FUNCTIONS``, so they stay stock. It also fills the cache: a
 layer cannot know which token belongs to which sample.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Attention logits of chosen queries, for policies that observe attention (:meth:`Policy.observe`).
 
 The fused kernels that run the layers do not return them.
+
+Called by :mod:`dyvte.gates.attention_states`, :mod:`dyvte.reduction.scores` and :mod:`dyvte.study.attention_stats`.
 """
 
 from __future__ import annotations

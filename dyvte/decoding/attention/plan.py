@@ -6,6 +6,8 @@ situations, and each kernel has a plan for each of them:
 - *prefill*: sequences that attend to themselves;
 - *chunk*: sequences that continue what the cache holds of their samples;
 - *step*: one token per sample against what the cache holds.
+
+Called from :mod:`dyvte.bench`, :mod:`dyvte.decoding`, :mod:`dyvte.engine` and :mod:`llava.chat_model`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 In prefill, neighboring sequences of equal length share a call; a decoding step takes one call for each group of
 samples that the cache keeps side by side. Nothing copies the cache.
+
+Called by :mod:`dyvte.decoding.attention.interface`, :mod:`dyvte.decoding.attention.plan` and
+:mod:`dyvte.decoding.attention.varlen`.
 """
 
 from __future__ import annotations

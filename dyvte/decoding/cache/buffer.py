@@ -14,6 +14,10 @@ writes one token per sample in place, until one of them is full::
 
 Lower case: a token held; capital: the new one; dot: unused capacity. Here a slice grows by two tokens; really by
 :data:`GROWTH` or a quarter.
+
+Called throughout :mod:`dyvte.decoding`.
+
+Called throughout :mod:`dyvte.decoding`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 After mixed exits a layer has two groups, those that kept the image and those that did not, whatever the number of
 samples. Everything here is a view of the buffer, made once for as many steps as fit.
+
+Called by :mod:`dyvte.decoding.cache.buffer`.
 """
 
 from __future__ import annotations

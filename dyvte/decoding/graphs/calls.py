@@ -1,4 +1,7 @@
-"""Functions of one tensor, such as a vision tower with its projector, one graph for each shape of their input."""
+"""Functions of one tensor, such as a vision tower with its projector, one graph for each shape of their input.
+
+Called by :mod:`dyvte.decoding.graphs.graphs`.
+"""
 
 from __future__ import annotations
 

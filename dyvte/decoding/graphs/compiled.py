@@ -1,4 +1,7 @@
-"""Decoder layers compiled one by one, all of a shape by one compilation."""
+"""Decoder layers compiled one by one, all of a shape by one compilation.
+
+Called by :mod:`dyvte.decoding.graphs.graphs`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What was recorded of which decoder, and for how long it is kept."""
+"""What was recorded of which decoder, and for how long it is kept.
+
+Called by :mod:`dyvte.decoding.loop`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""How work is recorded, and the memory that recorded work may use."""
+"""How work is recorded, and the memory that recorded work may use.
+
+Called throughout :mod:`dyvte.decoding`.
+
+Called throughout :mod:`dyvte.decoding`.
+"""
 
 from __future__ import annotations
 

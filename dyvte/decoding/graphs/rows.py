@@ -7,6 +7,8 @@ up to the copy of the answers to the host's memory:
     hidden -> layer -> hidden           replay, wait for the device, read the answers,
                |  '--> probes -> answers    let the policy edit the row, replay the next layer ...
                '--> keys, values of all layers --> cache, once all layers over this row are done
+
+Called by :mod:`dyvte.decoding.graphs.graphs` and :mod:`dyvte.decoding.loop`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 It reads all capacity of the buffers through a mask, and is replayed until a sample's slice is full or the cache is
 changed otherwise.
+
+Called by :mod:`dyvte.decoding.graphs.graphs`.
 """
 
 from __future__ import annotations

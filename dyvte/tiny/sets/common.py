@@ -1,4 +1,9 @@
-"""What the sets share: questions about scenes of the evaluation writers, and LLaVA's kinds of files."""
+"""What the sets share: questions about scenes of the evaluation writers, and LLaVA's kinds of files.
+
+Called throughout :mod:`dyvte.tiny`.
+
+Called throughout :mod:`dyvte.tiny`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""GQA's layout: look-ups and computations in scenes."""
+"""GQA's layout: look-ups and computations in scenes.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

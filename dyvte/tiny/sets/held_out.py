@@ -1,4 +1,7 @@
-"""All kinds of questions equally often, in one plain file with "answer" and "kind"."""
+"""All kinds of questions equally often, in one plain file with "answer" and "kind".
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

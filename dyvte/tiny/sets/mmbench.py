@@ -1,4 +1,7 @@
-"""MMBench's layout: choices in a table with the images inside, asked again with every rotation of the options."""
+"""MMBench's layout: choices in a table with the images inside, asked again with every rotation of the options.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

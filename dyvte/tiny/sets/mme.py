@@ -2,6 +2,8 @@
 
 Seven tasks ask what the model was trained on, whether a colored digit is there, and differ in what the absent one
 is like. The other seven ask yes or no in words that are new to it.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""MM-Vet's layout: open questions without a format instruction, each with the capabilities that it takes."""
+"""MM-Vet's layout: open questions without a format instruction, each with the capabilities that it takes.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 That kind asks only for the digit at a place, with four options. Other questions and other numbers of options in
 the same form are new to the model.
+
+Called throughout :mod:`dyvte.tiny`.
+
+Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

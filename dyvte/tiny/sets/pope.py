@@ -1,4 +1,7 @@
-"""POPE's layout: presence of a thing, in three splits of growing guile."""
+"""POPE's layout: presence of a thing, in three splits of growing guile.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ScienceQA's layout: questions with two to five options, with an image or without, with a hint or without."""
+"""ScienceQA's layout: questions with two to five options, with an image or without, with a hint or without.
+
+Called by :mod:`dyvte.tiny.sets.mmbench`.
+"""
 
 from __future__ import annotations
 

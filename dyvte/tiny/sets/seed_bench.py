@@ -1,4 +1,7 @@
-"""SEED-Bench's layout: choices of twelve types; those of the video types show one frame."""
+"""SEED-Bench's layout: choices of twelve types; those of the video types show one frame.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""TextVQA's layout: reading a row or a column."""
+"""TextVQA's layout: reading a row or a column.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""VQAv2's layout: colors, counts, digits by color, presence. The validation split has answers, test has none."""
+"""VQAv2's layout: colors, counts, digits by color, presence. The validation split has answers, test has none.
+
+Registered in ``dyvte/tiny/sets/__init__.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LLaVA on a Llama decoder: transformers' own layers, with images spliced into the prompt."""
+"""LLaVA on a Llama decoder: transformers' own layers, with images spliced into the prompt.
+
+Called by :mod:`llava.convert`, :mod:`llava.model.builder` and :mod:`llava.train.prepare`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which vision tower a config means, and where its files are."""
+"""Which vision tower a config means, and where its files are.
+
+Called by :mod:`llava.model.builder` and :mod:`llava.model.llava_arch`.
+"""
 
 from __future__ import annotations
 

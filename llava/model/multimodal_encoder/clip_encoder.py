@@ -1,4 +1,7 @@
-"""The CLIP vision tower, as LLaVA uses it: patch features of one hidden layer."""
+"""The CLIP vision tower, as LLaVA uses it: patch features of one hidden layer.
+
+Called by :mod:`llava.model.multimodal_encoder.builder`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Eagle's first tower: CLIP-L/14 at 336 pixels (its name says 448), all layers, without class token."""
+"""Eagle's first tower: CLIP-L/14 at 336 pixels (its name says 448), all layers, without class token.
+
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder`.
+"""
 
 from __future__ import annotations
 

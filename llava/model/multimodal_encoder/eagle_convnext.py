@@ -1,6 +1,8 @@
 """Eagle's second tower: ConvNeXt-XXL under timm's names, whose scale per channel is called ``weight``.
 
 Written here because transformers' ``ConvNextModel`` fixes another epsilon and norms the last stage.
+
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder` and :mod:`llava.model.multimodal_encoder.eagle_sam`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Eagle's vision tower: several encoders on one image, their features side by side as channels."""
+"""Eagle's vision tower: several encoders on one image, their features side by side as channels.
+
+Called by :mod:`llava.model.multimodal_encoder.builder`.
+"""
 
 from __future__ import annotations
 

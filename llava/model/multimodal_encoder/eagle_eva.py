@@ -1,6 +1,8 @@
 """Eagle's fourth tower: EVA-02-L trained for detection, under its published names; transformers has none.
 
 N images, a map of H x W patches, D channels.
+
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Eagle's fifth tower: Pix2Struct-L's encoder (transformers'), with its own preprocessing of CLIP's pixels."""
+"""Eagle's fifth tower: Pix2Struct-L's encoder (transformers'), with its own preprocessing of CLIP's pixels.
+
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Eagle's third tower: SAM-L's image encoder (transformers') with a neck of one convolution."""
+"""Eagle's third tower: SAM-L's image encoder (transformers') with a neck of one convolution.
+
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""InternVL-Chat's tower: InternViT at 336 pixels, in a folder of its own or inside the LLaVA checkpoint."""
+"""InternVL-Chat's tower: InternViT at 336 pixels, in a folder of its own or inside the LLaVA checkpoint.
+
+Called by :mod:`llava.model.multimodal_encoder.builder`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 N images, T tokens (class token first, then patches row by row), D hidden size. Written here because transformers'
 ``InternVLVisionModel`` has other names and splits the fused query-key-value weights.
+
+Called by :mod:`llava.model.multimodal_encoder.intern_encoder`.
 """
 
 from __future__ import annotations

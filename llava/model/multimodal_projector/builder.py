@@ -1,4 +1,7 @@
-"""The projectors of LLaVA: linear, ``mlpNx_gelu`` and identity."""
+"""The projectors of LLaVA: linear, ``mlpNx_gelu`` and identity.
+
+Called by :mod:`llava.model.llava_arch`.
+"""
 
 from __future__ import annotations
 
