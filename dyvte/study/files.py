@@ -4,8 +4,6 @@ A finished study is ``FOLDER/NAME.npz`` (arrays with one row for each question) 
 definitions and provenance). Until then the parts lie in ``FOLDER/NAME.parts``.
 
 Called throughout :mod:`dyvte.study`.
-
-Called throughout :mod:`dyvte.study`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """How a study runs a model on a benchmark's questions: command line, batches with resuming, provenance.
 
 Called throughout :mod:`dyvte.study`.
-
-Called throughout :mod:`dyvte.study`.
 """
 
 from __future__ import annotations

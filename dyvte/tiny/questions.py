@@ -6,8 +6,6 @@ image gains little. Kinds differ in what they need: a look-up, a search, a count
 or arithmetic on what was read.
 
 Called throughout :mod:`dyvte.tiny`.
-
-Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A scene is drawn from (split, seed, index) alone, looks included, so any scene c
 scenes, K digits in all of them.
 
 Called throughout :mod:`dyvte.tiny`.
-
-Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ Lower case: a token held; capital: the new one; dot: unused capacity. Here a sli
 :data:`GROWTH` or a quarter.
 
 Called throughout :mod:`dyvte.decoding`.
-
-Called throughout :mod:`dyvte.decoding`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """A ``transformers`` cache in which each layer holds, for each sample, just the tokens it saw.
 
 Called throughout :mod:`dyvte.decoding`.
-
-Called throughout :mod:`dyvte.decoding`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """How work is recorded, and the memory that recorded work may use.
 
 Called throughout :mod:`dyvte.decoding`.
-
-Called throughout :mod:`dyvte.decoding`.
 """
 
 from __future__ import annotations

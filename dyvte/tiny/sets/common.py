@@ -1,8 +1,6 @@
 """What the sets share: questions about scenes of the evaluation writers, and LLaVA's kinds of files.
 
 Called throughout :mod:`dyvte.tiny`.
-
-Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

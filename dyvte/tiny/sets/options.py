@@ -4,8 +4,6 @@ That kind asks only for the digit at a place, with four options. Other questions
 the same form are new to the model.
 
 Called throughout :mod:`dyvte.tiny`.
-
-Called throughout :mod:`dyvte.tiny`.
 """
 
 from __future__ import annotations

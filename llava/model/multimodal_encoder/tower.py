@@ -1,8 +1,6 @@
 """What all vision towers are: pixels in, one feature per patch out, with the image processor that belongs to them.
 
 Called throughout :mod:`llava.model`.
-
-Called throughout :mod:`llava.model`.
 """
 
 from __future__ import annotations
