@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environment where it is missing, then check style and safety (ruff, shellcheck) and types (pyright) and run
-# the tests. Arguments go to pytest, which then runs alone:  scripts/test.sh tests/decoding -x
+# the tests in two processes (TEST_PROCESSES). Arguments go to pytest, which then runs alone:
+#   scripts/test.sh tests/decoding -x
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -12,5 +13,6 @@ if [ $# -eq 0 ]; then
     "$bin/ruff" format --check .
     find scripts -name '*.sh' -print0 | xargs -0 "$bin/shellcheck"
     "$bin/pyright" --pythonpath "$bin/python"
+    set -- --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile
 fi
 exec "$bin/python" -m pytest "$@"

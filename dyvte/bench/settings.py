@@ -67,7 +67,7 @@ class Settings:
         """The attention kernel that ``attach`` takes for this model where nobody names one."""
         config = config_of(self.model, 1)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return choose_kernel(None, torch.device(self.device), DTYPES[self.dtype], width)
+        return choose_kernel(None, torch.device(self.device), DTYPES[self.dtype], [width])
 
     def make_prompts(self, model, batch: int) -> Prompts:
         """``batch`` prompts of the lengths that were asked for."""

@@ -249,12 +249,11 @@ class Handle:
 
     @kernel.setter
     def kernel(self, kernel: str | None) -> None:
-        config = self._stack.config
+        own = self._stack.config._attn_implementation_internal
         weight = next(part for part in self._decoder.parameters() if part.is_floating_point())
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        kernel = kernel or choose_kernel(
-            config._attn_implementation_internal, weight.device, weight.dtype, head_dim
-        )
+        attentions = [layer.self_attn for layer in self._decoder.layers]
+        sizes = {getattr(part, "qk_head_dim", None) or part.head_dim for part in attentions}
+        kernel = kernel or choose_kernel(own, weight.device, weight.dtype, sizes)
         check_kernel(kernel)
         self._kernel = kernel
         self.run = replace(self.run, attention=kernel)

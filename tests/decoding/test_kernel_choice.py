@@ -31,18 +31,18 @@ def card(monkeypatch):
 
 def test_the_first_kernel_that_fits_is_chosen(card):
     choose = plan.choose_kernel
-    assert choose("sdpa", CUDA, HALF, 128) == choose(None, CUDA, torch.float16, 256) == "torch_varlen"
+    assert choose("sdpa", CUDA, HALF, [128]) == choose(None, CUDA, torch.float16, [256]) == "torch_varlen"
     # asked for, on a CPU, in single precision, with heads that the kernel does not take
-    assert choose("eager", CUDA, HALF, 128) == "eager"
-    assert choose("flash_attention_2", CUDA, HALF, 128) == "flash_attention_2"
-    assert choose("sdpa", torch.device("cpu"), HALF, 128) == "sdpa"
-    assert choose("sdpa", CUDA, torch.float32, 128) == "sdpa"
-    assert choose("sdpa", CUDA, HALF, 512) == choose("sdpa", CUDA, HALF, 100) == "sdpa"
+    assert choose("eager", CUDA, HALF, [128]) == "eager"
+    assert choose("flash_attention_2", CUDA, HALF, [128]) == "flash_attention_2"
+    assert choose("sdpa", torch.device("cpu"), HALF, [128]) == "sdpa"
+    assert choose("sdpa", CUDA, torch.float32, [128]) == "sdpa"
+    assert choose("sdpa", CUDA, HALF, [512]) == choose("sdpa", CUDA, HALF, [100]) == "sdpa"
     card["capability"] = (7, 5)
-    assert choose("sdpa", CUDA, HALF, 128) == "sdpa"
+    assert choose("sdpa", CUDA, HALF, [128]) == "sdpa"
     card["torch.nn.attention.varlen"], card["flash_attn"] = False, True
-    assert choose("sdpa", CUDA, HALF, 128) == "flash_attention_2"
-    assert choose("sdpa", CUDA, torch.float32, 128) == "sdpa"
+    assert choose("sdpa", CUDA, HALF, [128]) == "flash_attention_2"
+    assert choose("sdpa", CUDA, torch.float32, [128]) == "sdpa"
 
 
 @torch.no_grad()

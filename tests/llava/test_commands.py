@@ -47,8 +47,7 @@ def test_a_question_is_answered():
 
 
 def test_an_error_is_one_line():
-    done = dyvte(
-        "ask", *("--model-path", "nowhere/at/all"), *("--image-file", "x.jpg"), *("--query", "What?")
-    )
+    picture = "playground/tiny/example.jpg"
+    done = dyvte("ask", *("--model-path", "nowhere/at/all", "--image-file", picture, "--query", "What?"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "nowhere/at/all" in done.stderr.strip().splitlines()[-1]

@@ -84,7 +84,7 @@ def test_image_without_a_tower_is_refused(build):
 
 
 def test_image_outside_of_the_folder_is_refused(build):
-    with pytest.raises(ValueError, match="leaves the image folder"):
+    with pytest.raises(ValueError, match="leads out of the image folder"):
         build([record("<image>", "red", image="../instruct.json")])[0]
 
 

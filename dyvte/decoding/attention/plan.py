@@ -13,6 +13,7 @@ Called from :mod:`dyvte.bench`, :mod:`dyvte.decoding`, :mod:`dyvte.engine` and :
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from functools import cache, partial
 from typing import Protocol
 
@@ -33,7 +34,9 @@ STOCK = {"torch_varlen": "sdpa"}
 """What transformers' own forward runs, and a model is loaded with, in place of a kernel that transformers lacks."""
 
 
-def choose_kernel(own: str | None, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+def choose_kernel(
+    own: str | None, device: torch.device, dtype: torch.dtype, head_sizes: Collection[int]
+) -> str:
     """The kernel of a model whose attention implementation is ``own``.
 
     In place of SDPA, transformers' default, it is the first that fits of torch's variable-length kernel, that of the
@@ -41,7 +44,7 @@ def choose_kernel(own: str | None, device: torch.device, dtype: torch.dtype, hea
     """
     if own not in (None, "sdpa"):
         return own
-    if varlen.torch_varlen_fits(device, dtype, head_dim):
+    if varlen.torch_varlen_fits(device, dtype, head_sizes):
         return "torch_varlen"
     return "flash_attention_2" if varlen.flash_attention_fits(device, dtype) else "sdpa"
 

@@ -8,6 +8,7 @@ half precision. Neither takes a bias for each key, or windows that count removed
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
@@ -139,13 +140,12 @@ class TorchVarlen:
         return out
 
 
-def torch_varlen_fits(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def torch_varlen_fits(device: torch.device, dtype: torch.dtype, head_sizes: Collection[int]) -> bool:
     """Whether torch's kernel can run here: it is FlashAttention, which needs compute capability 8.0."""
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
-        and head_dim % 8 == 0
-        and head_dim <= 256
+        and all(size % 8 == 0 and size <= 256 for size in head_sizes)
         and importlib.util.find_spec("torch.nn.attention.varlen") is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
