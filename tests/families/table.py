@@ -7,6 +7,7 @@ import pkgutil
 from pathlib import Path
 
 import dyvte.families
+from dyvte.bench.shapes import KINDS
 from dyvte.families.base import REFUSED
 from tests.families.cases import CASES
 
@@ -55,10 +56,10 @@ def sources() -> dict[str, tuple[str, str]]:
 
 
 def model_types() -> list[str]:
-    """Of transformers' classes that have an adapter."""
+    """Of transformers' vision-language classes that have an adapter."""
     from dyvte.families.base import _ADAPTERS
 
-    return sorted(set(_ADAPTERS) - {"llava_llama", "llama"})
+    return sorted(set(_ADAPTERS) - {"llava_llama"} - set(KINDS))
 
 
 def render() -> str:
