@@ -21,7 +21,11 @@ from dyvte.gates.gate import ExitGates
 
 @dataclass(frozen=True, eq=False)
 class PaperWay:
-    """A prefill with ``gates`` asked after each layer until they fire."""
+    """A prefill with ``gates`` asked after each layer until they fire.
+
+    All prompts must hold their images at the same places, and the model must run eager attention, whose weights the
+    paper's code asks for.
+    """
 
     gates: ExitGates
 
@@ -58,7 +62,7 @@ class PaperWay:
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache, attentions=tuple(weights))
 
     def _fires(self, index: int, hidden: Tensor, visual: Tensor) -> bool:
-        """Whether the gate fires, given the text after the images."""
+        """Whether the gate fires for every prompt, given the text after the images."""
         after = hidden[:, int(visual.nonzero().max()) + 1 :]
         others = after[:, :-1] if after.shape[1] > 1 else after
         states = torch.cat([others.mean(1), after[:, -1]], dim=-1)

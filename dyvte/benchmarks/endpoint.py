@@ -54,7 +54,8 @@ class TryAgain(ConnectionError):
 
 
 class Endpoint:
-    """``POST <base URL>/chat/completions``. Messages and replies hold neither the address nor any part of the key.
+    """``POST <base URL>/chat/completions``. Errors hold neither the address nor 4 or more characters
+    of the key in a row; replies are scrubbed of the key.
 
     OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
     for servers that need none. A request that fails with :class:`TryAgain` is sent again, at most ``ATTEMPTS`` times,
@@ -147,7 +148,7 @@ class Endpoint:
         return f" It says: {self._scrub(text)[:LONGEST_DETAIL]}"
 
     def _scrub(self, text: str) -> str:
-        """The text with each part of the key replaced by "..."."""
+        """The text with each part of the key, of 4 characters or more, replaced by "..."."""
         size, hidden = SHORTEST_PART, set[int]()
         for start in range(len(text) - size + 1):
             if text[start : start + size] in self._key:

@@ -6,11 +6,11 @@ Files: for the validation split ``llava_vqav2_mscoco_val2014.jsonl`` (questions,
 upload) and ``test2015/*.jpg``. Question ids are whole numbers.
 
 Answers in LLaVA's JSON lines are scored as LLaVA uploads them: normalised as for TextVQA first. A JSON array of
-``{"question_id", "answer"}``, the official format of results, is taken as it is. Official evaluators then normalise
-once more before they compare, each in its own way: these are the scoring variants.
+``{"question_id", "answer"}``, the official format of results, is taken as it is. Evaluators (two
+official versions, and lmms-eval's) then normalise once more before they compare: these are the scoring variants.
 
 Registered in ``dyvte/benchmarks/__init__.py``; ``scripts/convert_vqav2_for_submission.py`` writes uploads. A new
-official evaluator is a new variant: numbers of the others must stay.
+evaluator is a new variant: numbers of the others must stay.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
     handle.traces[-1].exit_layers
     handle.detach()
 
-While attached, the model's decoder runs the packed layer loop. Nothing of the model's code is replaced: one
-instance attribute (the decoder's ``forward``) and, for some families, one hook; ``detach`` removes both.
+While attached, the model's decoder runs the packed layer loop. No class is changed: the decoder gets the instance
+attributes ``forward`` and ``_exit_handle``, and some families get forward hooks, a FLOP counter and a recorded image
+encoder. ``detach`` must remove all of them, so that the model computes what it did before, bit for bit.
 
-Called from most of the project.
+:mod:`llava.chat_model`, :mod:`dyvte.engine.processor_model` and :mod:`dyvte.bench` attach policies for the commands.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def attach(
 
     Raises:
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
-            policy is attached already, the model's attention has no packed form, or it cannot be recorded.
+            policy is attached already, the model's attention has no packed form, or ``graphs`` were given and the
+            decoder cannot be recorded.
     """
     adapter = adapter_for(model)
     stack = adapter.stack(adapter.decoder(model))
@@ -89,7 +91,7 @@ def attach(
 
 @cache
 def _shared_graphs() -> Graphs:
-    """Those of all models that nobody gave others."""
+    """The default graphs, shared by all models that are attached without a ``graphs`` argument."""
     return Graphs()
 
 
@@ -272,7 +274,8 @@ class Handle:
     def capture(self) -> Generator[list[DecoderCall]]:
         """A list that takes what this thread's calls of the decoder bring within the block; no layer runs there.
 
-        A family's own code then places its image features, positions and blocks, and nothing else is computed.
+        A family's own code then places its image features, positions and blocks, and nothing else is computed. Do
+        not nest it.
         """
         calls: list[DecoderCall] = []
         self._local.calls = calls

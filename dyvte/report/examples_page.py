@@ -1,4 +1,5 @@
-"""The page of examples (Fig. 7 of the paper), one HTML file, from what :mod:`dyvte.study.examples` stored.
+"""The page of examples (Fig. 7 of the paper), one HTML file, from what :mod:`dyvte.study.examples` stored;
+and :func:`render`, which fills the templates of every page.
 
 Called by :mod:`dyvte.study.plot` and :mod:`dyvte.report.page`. Escaping must stay on: pages hold a model's answers.
 """

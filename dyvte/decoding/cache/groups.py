@@ -1,9 +1,10 @@
 """How a buffer is read as batches: samples with slices of equal capacity, side by side, are one batch.
 
-After mixed exits a layer has two groups, those that kept the image and those that did not, whatever the number of
-samples. Everything here is a view of the buffer, made once for as many steps as fit.
+After mixed exits a layer typically has two groups, those that kept the image and those that did not; more where
+lengths differ much within them. Keys, values, bias and places are views of the buffer, made once for as many steps as
+fit; ``filled`` is a mask that the buffer updates in place.
 
-Called by :mod:`dyvte.decoding.cache.buffer`.
+Called by :mod:`dyvte.decoding.cache.buffer`, which must keep samples of equal capacity side by side.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class Groups:
         static: see :class:`~dyvte.decoding.cache.buffer.KVBuffer`.
 
     Attributes:
-        order, inverse: (samples,) long, the samples in the order of the buffer and back; None where it is theirs.
+        order, inverse: (samples,) long, the samples in the order of the buffer and back; None where the buffer holds
+            them in order.
         ends: (samples,) long, where the next token of each sample goes.
-        free: steps that fit.
+        free: decoding steps until the first slice is full.
         filled: (C,) bool, which places hold a token; None where no group needs it.
     """
 
