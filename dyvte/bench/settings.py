@@ -64,7 +64,7 @@ class Settings:
         return model
 
     def usual_kernel(self) -> str:
-        """The attention kernel that ``attach`` takes for this model where nobody names one."""
+        """The attention kernel that ``attach`` takes for this model with "auto"."""
         config = config_of(self.model, 1)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return choose_kernel(None, torch.device(self.device), DTYPES[self.dtype], [width])

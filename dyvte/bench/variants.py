@@ -71,7 +71,7 @@ class Variant:
         if self.policy is None:
             yield None
             return
-        with attach(model, self.policy, self.graphs or False, self.kernel) as handle:
+        with attach(model, self.policy, self.graphs, self.kernel) as handle:
             yield handle
 
     def prefill(self, model, prompts: Prompts | PixelPrompts):

@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from dyvte.cost.vision import VisionMeter
-from dyvte.decoding.attention.plan import check_kernel, choose_kernel
+from dyvte.decoding.attention.plan import AUTO, check_kernel, choose_kernel
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.graphs import Graphs
 from dyvte.decoding.loop import run_layers
@@ -40,7 +40,7 @@ from dyvte.decoding.policy import Policy
 from dyvte.decoding.report import RunInfo
 from dyvte.decoding.trace import ExitTrace
 from dyvte.families.base import adapter_for
-from dyvte.families.stack import Stack, execution_device, next_positions, text_positions
+from dyvte.families.stack import execution_device, next_positions, text_positions
 from dyvte.provenance import git_state, versions
 
 TRACES_KEPT = 1024
@@ -63,7 +63,7 @@ def handle_of(model: nn.Module) -> Handle | None:
 def attach(
     model: nn.Module,
     policy: Policy,
-    graphs: Graphs | Literal[False] | None = None,
+    graphs: Graphs | None = None,
     kernel: str | None = None,
 ) -> Handle:
     """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
@@ -71,11 +71,10 @@ def attach(
     Args:
         model: of a family in :mod:`dyvte.families`, as LLaVA's own class here or as transformers has it.
         policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
-        graphs: what records layers and decoding steps as CUDA graphs, and replays them. By default one for all models
-            of the process, where the decoder is on one CUDA device and can be recorded; False: every kernel is
-            launched by itself.
-        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; by default see
-            :func:`~dyvte.decoding.attention.plan.choose_kernel`.
+        graphs: what records layers and decoding steps as CUDA graphs, and replays them; models may share one. By
+            default every kernel is launched by itself.
+        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; "auto" takes the fastest that fits
+            (:func:`~dyvte.decoding.attention.plan.choose_kernel`). By default the model's own.
 
     Raises:
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
@@ -86,27 +85,9 @@ def attach(
     stack = adapter.stack(adapter.decoder(model))
     if is_attached(model):
         raise ValueError("a policy is attached to this model already: call detach() on its handle first")
-    return Handle(model, policy, graphs_for(stack, graphs), kernel)
-
-
-@cache
-def _shared_graphs() -> Graphs:
-    """The default graphs, shared by all models that are attached without a ``graphs`` argument."""
-    return Graphs()
-
-
-def graphs_for(stack: Stack, graphs: Graphs | Literal[False] | None) -> Graphs | None:
-    """The graphs that :func:`attach` is to use for a decoder.
-
-    Raises:
-        ValueError: it cannot be recorded, and graphs were given.
-    """
-    if graphs is None and next(iter(stack.decoder.parameters())).device.type == "cuda":
-        return _shared_graphs() if _shared_graphs().refuses(stack) is None else None
-    if not graphs:
-        return None
-    graphs.check(stack)
-    return graphs
+    if graphs is not None:
+        graphs.check(stack)
+    return Handle(model, policy, graphs, kernel)
 
 
 @dataclass
@@ -242,7 +223,7 @@ class Handle:
 
     @property
     def kernel(self) -> str:
-        """The attention kernel; setting None chooses it by what the model is and where it is now.
+        """The attention kernel; None is the model's own, "auto" the fastest that fits.
 
         Raises:
             ValueError: on setting one that has no packed form.
@@ -252,10 +233,12 @@ class Handle:
     @kernel.setter
     def kernel(self, kernel: str | None) -> None:
         own = self._stack.config._attn_implementation_internal
-        weight = next(part for part in self._decoder.parameters() if part.is_floating_point())
-        attentions = [layer.self_attn for layer in self._decoder.layers]
-        sizes = {getattr(part, "qk_head_dim", None) or part.head_dim for part in attentions}
-        kernel = kernel or choose_kernel(own, weight.device, weight.dtype, sizes)
+        if kernel == AUTO:
+            weight = next(part for part in self._decoder.parameters() if part.is_floating_point())
+            attentions = [layer.self_attn for layer in self._decoder.layers]
+            sizes = {getattr(part, "qk_head_dim", None) or part.head_dim for part in attentions}
+            kernel = choose_kernel(own, weight.device, weight.dtype, sizes)
+        kernel = kernel or str(own or "sdpa")
         check_kernel(kernel)
         self._kernel = kernel
         self.run = replace(self.run, attention=kernel)

@@ -10,8 +10,7 @@ import os
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from dyvte.decoding.attach import graphs_for
-from dyvte.decoding.attention.plan import KERNELS
+from dyvte.decoding.attention.plan import AUTO, KERNELS
 from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
@@ -65,9 +64,8 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs",
-        action=argparse.BooleanOptionalAction,
-        help="record layers and decoding steps as CUDA graphs, and replay them; default: on a GPU, for models that "
-        "can be recorded",
+        action="store_true",
+        help="record layers and decoding steps as CUDA graphs, and replay them: faster at small batches",
     )
     parser.add_argument(
         "--compile",
@@ -82,9 +80,9 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda falls back to cpu where there is none")
     parser.add_argument(
         "--attn-implementation",
-        choices=KERNELS,
-        help="attention kernel; default: on a GPU in half precision torch_varlen or flash_attention_2, whichever is "
-        "there, else sdpa",
+        choices=[*KERNELS, AUTO],
+        help="attention kernel (sdpa); auto: on a GPU in half precision torch_varlen or flash_attention_2, whichever "
+        "is there, else sdpa",
     )
 
 
@@ -152,11 +150,11 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
         handle.policy = make_policy(
             names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
         )
-        wanted, compiled = getattr(args, "cuda_graphs", None), bool(getattr(args, "compile", False))
-        if compiled and wanted is False:
-            raise ValueError("--compile is for layers within CUDA graphs: leave out --no-cuda-graphs")
-        given = Graphs(compile=compiled) if wanted or compiled else wanted
-        handle.graphs = graphs_for(stack_of(chat.model), given)
+        compiled = bool(getattr(args, "compile", False))
+        graphs = Graphs(compile=compiled) if compiled or getattr(args, "cuda_graphs", False) else None
+        if graphs is not None:
+            graphs.check(stack_of(chat.model))
+        handle.graphs = graphs
         handle.kernel = options.attn_implementation
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was

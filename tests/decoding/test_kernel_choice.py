@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dyvte import FixedExit, NoExit, attach
-from dyvte.decoding.attach import graphs_for
 from dyvte.decoding.attention import plan, varlen
 from dyvte.decoding.graphs import Graphs
 from dyvte.families.base import stack_of
@@ -103,25 +102,25 @@ def _by_sdpa(query, key, value, offsets, longest, scaling):
     return torch.cat(parts)
 
 
-def test_graphs_are_the_default_on_cuda_only(hf_llava, monkeypatch):
-    """One for the whole process, where the decoder can be recorded; given ones and False are obeyed."""
-    stack = stack_of(hf_llava)
-    assert graphs_for(stack, None) is None
-    own = Graphs(record)
-    assert graphs_for(stack, own) is own and graphs_for(stack, False) is None
+def test_graphs_and_the_fastest_kernel_are_asked_for(hf_llava, monkeypatch, card):
+    """Neither is a default: the model's own kernel runs, launched one by one."""
 
     class OnCuda:
-        device = CUDA
+        device, dtype = CUDA, HALF
         is_floating_point = staticmethod(lambda: True)
 
-    monkeypatch.setattr(type(stack.decoder), "parameters", lambda self: iter([OnCuda]))
-    shared = graphs_for(stack, None)
-    assert isinstance(shared, Graphs) and graphs_for(stack, None) is shared
-    assert graphs_for(stack, False) is None
-    monkeypatch.setattr(stack.decoder.rotary_emb, "rope_type", "dynamic")
-    assert graphs_for(stack, None) is None
+    own = Graphs(record)
+    with attach(hf_llava, NoExit()) as handle:
+        assert handle.graphs is None and handle.kernel == "sdpa"
+        monkeypatch.setattr(type(stack_of(hf_llava).decoder), "parameters", lambda self: iter([OnCuda]))
+        handle.kernel = "auto"
+        assert handle.kernel == "torch_varlen"
+    monkeypatch.undo()
+    with attach(hf_llava, NoExit(), own, kernel="auto") as handle:
+        assert handle.graphs is own and handle.run.graphs and handle.kernel == "sdpa"
+    monkeypatch.setattr(stack_of(hf_llava).decoder.rotary_emb, "rope_type", "dynamic")
     with pytest.raises(ValueError, match="dynamic"):
-        graphs_for(stack, own)
+        attach(hf_llava, NoExit(), own)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +144,7 @@ def test_a_layer_that_cannot_be_recorded_is_one_clear_error(hf_llava, monkeypatc
     monkeypatch.setattr(layer, "forward", lambda self, x: plain(self, x) * float(x.isfinite().all()))
     with torch.no_grad(), attach(hf_llava, NoExit(), Graphs(record)):
         hf_llava(**Prompts(MIXED[0]).hf())
-        with pytest.raises(RuntimeError, match="work cannot be recorded as CUDA graphs .* graphs=False"):
+        with pytest.raises(
+            RuntimeError, match="work cannot be recorded as CUDA graphs .* attach without graphs"
+        ):
             hf_llava(**Prompts(MIXED[0]).hf())

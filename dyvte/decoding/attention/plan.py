@@ -30,7 +30,9 @@ KERNELS = ("sdpa", "eager", "flash_attention_2", "torch_varlen")
 kernels of the flash-attn package and of torch."""
 
 
-STOCK = {"torch_varlen": "sdpa"}
+AUTO = "auto"
+"""In place of a kernel: the fastest that fits (:func:`choose_kernel`). No default: not measured on a GPU yet."""
+STOCK = {"torch_varlen": "sdpa", AUTO: "sdpa"}
 """What transformers' own forward runs, and a model is loaded with, in place of a kernel that transformers lacks."""
 
 

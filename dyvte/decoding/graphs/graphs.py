@@ -214,8 +214,8 @@ class Graphs:
                 return self._record(work)
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"this model's work cannot be recorded as CUDA graphs ({error}): attach with graphs=False, or "
-                    "run with --no-cuda-graphs"
+                    f"this model's work cannot be recorded as CUDA graphs ({error}): attach without graphs, or "
+                    "run without --cuda-graphs"
                 ) from error
 
     def _play(self, replay: Replay) -> None:
