@@ -225,15 +225,14 @@ def test_compiled_layers_are_asked_for(model, monkeypatch):
     assert asked == [True] * 3 + [False] * 3
 
 
-def test_what_has_no_graphs_launches():
-    """Also on a GPU, where ``attach`` takes graphs by itself."""
+def test_variants_name_their_graphs_and_kernel():
     given = []
     with patch("dyvte.bench.variants.attach", lambda *args: given.append(args) or nullcontext()):
         small = random_model("tiny", 2)
         for variant in make_variants(small, 2, [1], "torch_varlen", ["packed", "gates"], gate_width=4):
             with variant.ready(small):
                 pass
-    assert [args[2:] for args in given] == [(False, "torch_varlen")] * 2
+    assert [args[2:] for args in given] == [(None, "torch_varlen")] * 2
     assert Settings("prefill").usual_kernel() == "sdpa"
 
 
