@@ -146,15 +146,18 @@ def test_weights_of_other_types(dtype, fresh):
             load(folder)
 
 
-@pytest.mark.parametrize("where", ["gates", "whole", "tower", "bin"])
+WEIGHTS_OF = {
+    "gates": "gates.safetensors",
+    "whole": "model.safetensors",
+    "tower": "vision_tower/model.safetensors",
+    "bin": "pytorch_model.bin",
+}
+
+
+@pytest.mark.parametrize("where", WEIGHTS_OF)
 def test_values_that_are_not_finite(where, fresh):
     folder = fresh(where)
-    names = {
-        "gates": "gates.safetensors",
-        "whole": "model.safetensors",
-        "tower": "vision_tower/model.safetensors",
-    }
-    path = folder / names.get(where, "pytorch_model.bin")
+    path = folder / WEIGHTS_OF[where]
     tensors = load_tensors(path)
     key = sorted(tensors)[-1]
     tensors[key] = (
@@ -169,15 +172,10 @@ def test_values_that_are_not_finite(where, fresh):
         load_tensors(path)
 
 
-@pytest.mark.parametrize("where", ["gates", "whole", "bin", "tower"])
+@pytest.mark.parametrize("where", WEIGHTS_OF)
 def test_pointers_of_git_lfs_are_named(where, fresh):
     folder = fresh(where)
-    names = {
-        "gates": "gates.safetensors",
-        "whole": "model.safetensors",
-        "tower": "vision_tower/model.safetensors",
-    }
-    path = folder / names.get(where, "pytorch_model.bin")
+    path = folder / WEIGHTS_OF[where]
     path.write_bytes(LFS)
     with pytest.raises(ValueError, match=f"{path.name} is a Git LFS pointer"):
         ExitGates.from_pretrained(folder) if where == "gates" else load(folder)
