@@ -83,7 +83,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="tokens to decode, or of the answers that labels compare",
     )
     add(
-        "--attn", default="sdpa", choices=(*KERNELS, "auto"), help="attention kernel; auto: the fastest that fits"
+        "--attn",
+        default="sdpa",
+        choices=(*KERNELS, "auto"),
+        help="attention kernel; auto: the fastest that fits",
     )
     add("--gate-width", type=int, default=2048, help="hidden units of each gate")
     add("--threads", type=int, help="CPU threads; None: torch's choice")
