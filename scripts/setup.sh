@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Make the project's environment in .venv, with all extras but flash, quant and video. If it is up to date, do nothing.
+# Make the project's environment in .venv. If it is up to date, do nothing.
+#
+#   setup.sh [EXTRAS]   the extras to install (default: study,tiny,train, for the quickstart; tests need dev)
 #
 #   PYTHON            the interpreter to build on (default: the first Python 3.10 or newer found)
 #   VENV              the environment's folder (default: .venv; relative to the project's folder)
@@ -9,6 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 venv=${VENV:-$root/.venv}
+extras=${1:-study,tiny,train}
 stamp=$venv/.dyvte-setup
 supported='import sys; raise SystemExit(sys.version_info < (3, 10))'
 
@@ -17,8 +20,13 @@ fail() {
     exit 1
 }
 
-# The environment is up to date if it was made at this place from these two files.
+# The environment is up to date if it was made at this place from these two files, with these extras or with dev, which
+# includes what this script installs by default. The stamp has one line for each set of extras.
 fingerprint() { { echo "$venv"; cat "$root/pyproject.toml" "$root/constraints.txt"; } | cksum; }
+up_to_date() {
+    [ -f "$stamp" ] && grep -Fxq -e "$(fingerprint) $extras" -e "$(fingerprint) dev" "$stamp" &&
+        "$venv/bin/python" -c '' 2>/dev/null
+}
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
@@ -60,9 +68,7 @@ make_venv() {
     "$python" -m venv --clear "$venv"
 }
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ] && "$venv/bin/python" -c '' 2>/dev/null; then
-    exit 0
-fi
+if up_to_date; then exit 0; fi
 "$venv/bin/python" -c "$supported; import pip" >/dev/null 2>&1 || make_venv
 
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$@"; }
@@ -70,6 +76,6 @@ trap 'echo "setup: an installation failed; the lines above say why. Run the scri
 echo "setup: installing PyTorch and the other dependencies (some minutes the first time)"
 # torch alone and by its exact version first: an index or wheel folder with a CPU build then supplies that build.
 install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$root/constraints.txt")"
-install -e "${root}[dev]"
-fingerprint >"$stamp"
+install -e "${root}[$extras]"
+echo "$(fingerprint) $extras" >>"$stamp"
 echo "setup: done; to work by hand: source $venv/bin/activate"
