@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dyvte.gates.hub import gates_folder
 from dyvte.report.paper import known_models
 from dyvte.reproduce.experiments import EXPERIMENTS, Experiment
 from dyvte.reproduce.runner import FAILURES, Runner, raise_when_stopped
@@ -82,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     models = models_of(EXPERIMENTS.get(name), settings)
     folders = {"all": f"outputs/all/{name_of(models[0])}", "quickstart": "outputs/quickstart"}
-    runner = Runner(settings, models, settings.out or Path(folders.get(name, "outputs/reproduce")))
     raise_when_stopped()
     try:
+        settings = replace(settings, gates=settings.gates and gates_folder(settings.gates))
+        runner = Runner(settings, models, settings.out or Path(folders.get(name, "outputs/reproduce")))
         if name != "all":
             runner.run_one(EXPERIMENTS[name])
         elif failed := runner.run_all():

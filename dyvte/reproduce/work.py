@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import Finding, check, ready
+from dyvte.gates.card import CARD
 from dyvte.io import read_json, write_whole
 from dyvte.reproduce.settings import Settings
 from dyvte.tiny.judge import serve
@@ -367,9 +368,9 @@ def since(begun: float) -> timedelta:
 
 
 def state_of(*places: Path | None) -> str:
-    """Names, sizes and times of these files and of those in these folders, not below."""
+    """Names, sizes and times of these files and of those in these folders, not below; a README is no input."""
     found = [[place] if place.is_file() else place.glob("*") for place in places if place]
-    files = [(path, path.stat()) for path in chain(*found) if path.is_file()]
+    files = [(path, path.stat()) for path in chain(*found) if path.is_file() and path.name != CARD]
     rows = (f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
     return digest_of(sorted(rows))
 
