@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -70,7 +70,7 @@ def write_card(
         logger.warning("%s stays as it is: it is not, or no longer, a card of gates", path)
         return
     card.text = part
-    _describe(card.data, gates, scores, (name or folder.name).rpartition("/")[2])
+    _describe(cast(ModelCardData, card.data), gates, scores, (name or folder.name).rpartition("/")[2])
     with writing(path):
         write_whole(path, str(card))
 
@@ -81,7 +81,8 @@ def _describe(data: ModelCardData, gates: ExitGates, scores: list[EvalResult], n
     if base and REPOSITORY.fullmatch(base):  # the hub takes names of its own alone
         data.base_model, data["base_model_relation"] = base, "adapter"
     data.library_name, data.pipeline_tag = "dyvte", "image-text-to-text"
-    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
+    tags = data.tags or []
+    data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
     known = {"calibration": gates.calibration.get("target"), "base_sha256": gates.origin.base_sha256}
     known = {key: value for key, value in known.items() if value}
     data["exit_gates"] = {"states": list(gates.states), "threshold": gates.threshold, **known}

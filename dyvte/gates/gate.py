@@ -210,7 +210,7 @@ class ExitGates(nn.Module):
 
         LLaVA's own checkpoints may be made of several folders: their loader, which knows these, checks the weights.
         """
-        name, family = config.name_or_path, config.model_type
+        name, family = config.name_or_path or "", config.model_type
         if self.origin.model_family not in (None, family):
             raise ValueError(
                 f"these gates were trained for {self.origin.base_model or 'a model'} of the family "

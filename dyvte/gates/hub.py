@@ -94,10 +94,11 @@ def gates_folder(
 
 def hub_name(folder: str | Path) -> str | None:
     """``org/name@commit`` of a folder of the hub's cache; None for other folders."""
-    *_, repository, kind, commit = "", "", "", *Path(folder).parts
-    if kind != "snapshots" or not repository.startswith("models--"):
+    folder = Path(folder)
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
         return None
-    return f"{repository.removeprefix('models--').replace('--', '/')}@{commit}"
+    return f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"
 
 
 def push_gates(

@@ -6,11 +6,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tests.fixtures.hub import Repository
 
 from dyvte import ExitGates
 from dyvte.gates.files import gates_digest
 from dyvte.gates.hub import FILES, gates_folder, hub_name
+from tests.fixtures.hub import Repository
 
 HEAD = "import json, sys\nfrom dyvte import ExitGates\nfrom dyvte.gates.hub import gates_folder, hub_name\n"
 TRY = """
@@ -145,42 +145,50 @@ print(json.dumps(out))
     assert "lab/new" not in hub.repositories
 
 
-def test_command_lines_take_a_name(hub, checkpoint, image_file, tmp_path):
+def test_command_lines_take_a_name(hub, checkpoint, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
     made(0.25).save_pretrained(tmp_path / "local")
     repository, (commit,) = published(hub, tmp_path / "local", private=True, branches=("v1",))
     repository.branches["main"] = commit
     environment = hub.environment(tmp_path / "home")
     (tmp_path / "q.jsonl").write_text(
-        json.dumps({"question_id": 1, "image": image_file.name, "text": "What is it?"}) + "\n"
+        json.dumps({"question_id": 1, "image": "picture.png", "text": "What is it?"}) + "\n"
     )
-    place = ["--model-path", str(checkpoint), "--image-folder", str(image_file.parent), "--device", "cpu"]
+    place = ["--model-path", str(checkpoint), "--image-folder", str(tmp_path), "--device", "cpu"]
     place += ["--conv-mode", "v1", "--gates", "lab/gates@v1", "--max_new_tokens", "2"]
     code = f"""
+import contextlib, io
 from dyvte import cli
 from dyvte.engine import calibrate
+from dyvte.gates import hub
 from llava.eval.model_vqa_loader import build_parser, eval_model
 place = {place!r}
 cli.run(build_parser(), eval_model, [*place, "--question-file", "q.jsonl", "--answers-file", "a.jsonl"])
-try:
-    calibrate.main([*place, "--data-path", "q.jsonl", "--budget", "0.5"])
-except SystemExit as error:
-    print(json.dumps(str(error)))
+out = []
+for main, words in (
+    (calibrate.main, [*place, "--data-path", "q.jsonl", "--budget", "0.5"]),
+    (hub.main, ["lab/other"]),
+):
+    try:
+        main(words)
+    except SystemExit as error:
+        out.append(str(error))
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    hub.main(["lab/gates@v1"])
+print(json.dumps([*out, printed.getvalue()]))
 """
-    told = client(code, environment, tmp_path)
+    in_place, missing, found = client(code, environment, tmp_path)
     run = json.loads((tmp_path / "a.jsonl").read_text())["metadata"]["run"]
     assert run["gates_name"] == f"lab/gates@{commit}"
     assert run["gates_sha256"] == gates_digest(tmp_path / "local")
-    assert f"lab/gates@{commit} is on the hub, where nothing is changed in place: name a folder with" in told
-    command = [sys.executable, "-m", "dyvte.gates.hub"]
-    for name, found in (("lab/gates@v1", True), ("lab/other", False)):
-        done = subprocess.run(
-            [*command, name], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert (done.returncode == 0) == found
-        if found:
-            assert done.stdout.splitlines()[-1].endswith(f"models--lab--gates/snapshots/{commit}")
-        else:
-            assert done.stderr.count("\n") == 1 and "there is no repository lab/other on" in done.stderr
+    assert (
+        f"lab/gates@{commit} is on the hub, where nothing is changed in place: name a folder with" in in_place
+    )
+    assert missing.startswith(
+        "python -m dyvte.gates.hub: lab/other is no folder here, and there is no repository"
+    )
+    assert found.endswith(f"models--lab--gates/snapshots/{commit}\n")
 
 
 @pytest.mark.parametrize("place", ["/a/b", "./a", "a/b/c", "gates", "../gates", "a/b@", "~/gates"])

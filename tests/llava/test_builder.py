@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionModel
 
 from dyvte import ExitGates, LearnedExit, NoExit, attach
+from dyvte.gates.origin import Origin
+from dyvte.provenance import checkpoint_digest
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
 from tests.fixtures.hub import Repository
 
 ROOT = Path(__file__).parents[2]
