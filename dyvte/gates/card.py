@@ -104,7 +104,7 @@ def _score(record: ResultRecord, digest: str) -> EvalResult:
         _OURS: digest,
         "model_sha256": sorted({by.run.model_sha256 or "unknown" for by in record.answered}),
         "method": record.method,
-        "settings": record.settings,
+        "settings": _settings(record),
         "questions": record.num_samples,
         "commit": record.commit,
         "created": record.scoring.created,
@@ -161,15 +161,19 @@ SCORES = [
 ]
 
 
+def _settings(record: ResultRecord) -> dict[str, str]:
+    """Without those that may hold paths of a machine."""
+    return {key: value for key, value in record.settings.items() if key not in ("gates", "arguments")}
+
+
 def _row(record: ResultRecord) -> list[str]:
-    settings = {key: value for key, value in record.settings.items() if key not in ("gates", "arguments")}
     runs = dict.fromkeys(f"{by.run.dtype}, {by.run.attention}, {by.run.device}" for by in record.answered)
     commit = f"commit {record.commit[:12]}" if record.commit else "code of an unknown commit"
     return [
         " ".join(filter(None, (record.benchmark, record.variant))),
         record.metric,
         f"{record.score:.2f}",
-        " ".join([record.method, *(f"{key}={value}" for key, value in settings.items())]),
+        " ".join([record.method, *(f"{key}={value}" for key, value in _settings(record).items())]),
         str(record.num_samples),
         f"{record.mean_exit_layer:.2f} of {record.num_layers}",
         f"{record.decoder_tflops:.3g}",

@@ -118,7 +118,9 @@ def test_a_card_changes_no_digest(gates, tmp_path):
 def test_scores_come_with_their_provenance(gates, tmp_path, make_record):
     gates.save_pretrained(tmp_path)
     digest = gates_digest(tmp_path)
+    settings = {"threshold": "0.5", "gates": "/home/me/gates", "arguments": "--x /home/me"}
     with_exit = make_record(method="dyvte", score=79.5, mean_exit_layer=1.5, answered=(run_of(digest),))
+    with_exit = dataclasses.replace(with_exit, settings=settings)
     with_exit.write(tmp_path / "record.json")
     records = [make_record(answered=(run_of(None),)), ResultRecord.read(tmp_path / "record.json")]
     gates.save_pretrained(tmp_path, records=records)
@@ -132,6 +134,7 @@ def test_scores_come_with_their_provenance(gates, tmp_path, make_record):
     assert scores[1].metric_args["gates_sha256"] == digest
     assert scores[1].metric_args["data_sha256"] == {"questions.json": "00"}
     assert json.dumps(scores[1].metric_args["settings"]) == '{"threshold": "0.5"}'
+    assert "/home/me" not in (tmp_path / "README.md").read_text()
     gates.save_pretrained(tmp_path)  # scores of what is no longer saved do not stay
     assert "79.5" not in (tmp_path / "README.md").read_text()
 
