@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dyvte.gates.hub import gates_folder
 from dyvte.report.paper import known_models
 from dyvte.reproduce.experiments import EXPERIMENTS, Experiment
 from dyvte.reproduce.runner import FAILURES, Runner, raise_when_stopped
@@ -85,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = {"all": f"outputs/all/{name_of(models[0])}", "quickstart": "outputs/quickstart"}
     raise_when_stopped()
     try:
-        settings = replace(settings, gates=settings.gates and gates_folder(settings.gates))
+        if settings.gates:
+            from dyvte.gates.hub import gates_folder  # only here: it brings torch
+
+            settings = replace(settings, gates=gates_folder(settings.gates))
         runner = Runner(settings, models, settings.out or Path(folders.get(name, "outputs/reproduce")))
         if name != "all":
             runner.run_one(EXPERIMENTS[name])

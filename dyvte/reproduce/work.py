@@ -23,7 +23,6 @@ from typing import Any, TextIO
 
 from dyvte.benchmarks import get_benchmark
 from dyvte.benchmarks.check import Finding, check, ready
-from dyvte.gates.card import CARD
 from dyvte.io import read_json, write_whole
 from dyvte.reproduce.settings import Settings
 from dyvte.tiny.judge import serve
@@ -370,7 +369,7 @@ def since(begun: float) -> timedelta:
 def state_of(*places: Path | None) -> str:
     """Names, sizes and times of these files and of those in these folders, not below; a README is no input."""
     found = [[place] if place.is_file() else place.glob("*") for place in places if place]
-    files = [(path, path.stat()) for path in chain(*found) if path.is_file() and path.name != CARD]
+    files = [(path, path.stat()) for path in chain(*found) if path.is_file() and path.name != "README.md"]
     rows = (f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
     return digest_of(sorted(rows))
 
