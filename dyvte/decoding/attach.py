@@ -208,6 +208,7 @@ class Handle:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         policy.check(len(self._decoder.layers), self._decoder.config.hidden_size)
+        policy.check_model(self._model.config)  # type: ignore[arg-type] - of PreTrainedModel
         policy.place([_device_of(layer) for layer in self._decoder.layers])
         self._policy = policy
 

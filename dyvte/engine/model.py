@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -41,7 +42,7 @@ class ModelOptions:
         model_path: folder or Hub id.
         model_base: the language model that LoRA weights or a projector in ``model_path`` belong to.
         template: name of a prompt template; by default the one that the checkpoint asks for.
-        gates: folder of exit gates; by default those in the checkpoint, if any.
+        gates: folder of exit gates, or a name on the hub; by default those in the checkpoint, if any.
         device: "cuda" becomes "cpu", with a warning, where there is no GPU.
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
         attn_implementation: one of :data:`~dyvte.decoding.attention.plan.KERNELS`.
@@ -53,7 +54,7 @@ class ModelOptions:
     model_path: str
     model_base: str | None = None
     template: str | None = None
-    gates: str | None = None
+    gates: str | Path | None = None
     device: str = "cuda"
     dtype: str = "auto"
     attn_implementation: str | None = None

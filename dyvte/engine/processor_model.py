@@ -49,6 +49,7 @@ from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest, has_gates
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.hub import hub_name
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import IGNORE_INDEX, Embedded
 from dyvte.provenance import checkpoint_digest
@@ -87,7 +88,8 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
         policy, of_gates = LearnedExit(gates), gates_digest(place)
     chat = ProcessorModel(load_model(options, fields), form)
     chat.handle.policy = policy
-    chat.handle.run = replace(chat.handle.run, model_sha256=digest, gates_sha256=of_gates)
+    name = hub_name(options.gates) if options.gates else None
+    chat.handle.run = replace(chat.handle.run, model_sha256=digest, gates_sha256=of_gates, gates_name=name)
     return chat
 
 
