@@ -307,6 +307,8 @@ class Handle:
             ValueError: it was asked for what an attached model cannot do.
         """
         given = {**dict(zip(self._generate_names, args, strict=False)), **kwargs}
+        if self._meter is not None:
+            self._meter.take()  # not of this prompt, whose images may be encoded before the model is called
         outer = self._local.generation
         self._local.generation = Generation.of(self._model, given, self._ids_are_columns)
         try:
@@ -323,7 +325,7 @@ class Handle:
     def _note_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the family's entry runs."""
         kwargs = {**dict(zip(self._entry_names, args, strict=False)), **kwargs}
-        if self._meter is not None:
+        if self._meter is not None and self._local.generation is None:
             self._meter.take()  # of images that were encoded on their own
         if _columns(kwargs) > 1:
             adapter = adapter_for(self._model)
@@ -473,7 +475,8 @@ def run_info(model: nn.Module) -> RunInfo:
 
 def _device_of(layer: nn.Module) -> torch.device:
     """Where a layer computes, also where accelerate keeps its weights elsewhere until then."""
-    return execution_device(layer) or next(layer.parameters()).device
+    parts = (layer, *layer.modules()) if next(layer.parameters()).is_meta else (layer,)
+    return next(filter(None, map(execution_device, parts)), next(layer.parameters()).device)
 
 
 def _columns(kwargs: dict[str, Any]) -> int:

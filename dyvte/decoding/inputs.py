@@ -43,21 +43,27 @@ def tokens_row(call: DecoderCall, cache: RaggedCache | None, answers: int = 0) -
         answers: the last so many of the S columns are tokens of an answer, whatever their ids.
 
     Raises:
-        ValueError: as :func:`~dyvte.decoding.packed.pack`.
+        ValueError: tokens that follow others have blocks, or as :func:`~dyvte.decoding.packed.pack`.
     """
     batch, columns, _ = call.embeds.shape
     mask, positions, visual, blocks = call.attention_mask, call.position_ids, call.visual_mask, call.blocks
-    follows = cache is not None and cache.columns > 0
+    follows, answer = cache is not None and cache.columns > 0, None
+    if answers:
+        answer = torch.arange(columns, device=call.embeds.device).expand(batch, -1) >= columns - answers
+        visual = None if visual is None or visual.shape[1] != columns else visual & ~answer
+        blocks = None if blocks is None else blocks.masked_fill(answer, -1)
     if follows:
         mask = None if mask is None else mask[:, -columns:]
         positions = positions if positions is not None and positions.ndim == 3 else None
         if visual is not None and visual.shape[1] != columns:
             visual = None  # `generate` repeats the prompt's mask; what follows the prompt is text
+        if blocks is not None and bool((blocks >= 0).any()):
+            raise ValueError(
+                "tokens of this model's prompts see each other in both directions, which those of a later turn "
+                "cannot: give the whole chat at once, without a cache"
+            )
         blocks = None
-    given, answer = positions, None
-    if answers:
-        answer = torch.arange(columns, device=call.embeds.device).expand(batch, -1) >= columns - answers
-        visual = None if visual is None else visual & ~answer
+    given = positions
     row = pack(call.embeds, mask, positions, visual, answer, blocks, call.extras)
     if cache is None:
         return row
