@@ -88,6 +88,14 @@ def test_without_a_cache_every_step_decides_as_the_first(hf_llava, handle, plain
     assert [trace.exit_layers for trace in handle.traces] == [plain[1]] * GREEDY["max_new_tokens"]
 
 
+def test_the_tower_counts_where_generate_encodes_images_first(hf_llava, handle):
+    hf_llava(**THREE)
+    hf_llava.get_image_features(THREE["pixel_values"])  # not of the prompt
+    hf_llava.generate(**THREE, **GREEDY)
+    forward, generated = handle.traces
+    assert generated.vision_flops == forward.vision_flops > 0
+
+
 def test_processors_criteria_and_scores(hf_llava, handle, plain):
     class Only(LogitsProcessor):
         def __call__(self, input_ids, scores):
