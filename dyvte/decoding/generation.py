@@ -54,7 +54,8 @@ class Generation:
         cache = asked("cache_implementation")
         if cache not in CACHES:
             raise _not_available(f"cache_implementation={cache!r}", "each layer keeps other tokens")
-        check_cache(arguments.get("past_key_values"))
+        for name in ("past_key_values", "cache"):  # the latter since transformers 5.24
+            check_cache(arguments.get(name))
         given = [value for name in INPUTS if isinstance(value := arguments.get(name), Tensor)]
         known = ids_are_columns and given
         return cls(max(value.shape[1] for value in given) if known else None)
