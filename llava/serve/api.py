@@ -34,7 +34,7 @@ from dyvte.engine.model import Generation, model_name_of
 from dyvte.engine.options import add_method_arguments, open_answerer
 from llava.serve.batching import Batcher, Job, Piece
 from llava.serve.messages import Conversation, Limits, read_messages
-from llava.serve.protocol import ApiError, ChatRequest, read_request
+from llava.serve.protocol import FAULT, ApiError, ChatRequest, read_request
 
 T = TypeVar("T")
 PREPARING = 8
@@ -115,6 +115,10 @@ def make_app(batcher: Batcher, settings: Settings) -> FastAPI:
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         told = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         return JSONResponse(told.body(), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:  # the log gets the error itself
+        return JSONResponse(ApiError(500, FAULT).body(), 500)
 
     @app.exception_handler(ClientDisconnect)
     async def nobody_listens(request: Request, error: ClientDisconnect) -> Response:

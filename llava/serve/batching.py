@@ -27,7 +27,7 @@ from dyvte.decoding.trace import ExitTrace
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Generation
 from llava.serve.growing_text import GrowingText
-from llava.serve.protocol import ApiError, Measures, Usage
+from llava.serve.protocol import FAULT, ApiError, Measures, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -288,4 +288,4 @@ def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ValueError):  # the engine's word for what cannot be asked
         return ApiError(400, str(error), "messages")
     logger.error("a batch failed", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log says why")
+    return ApiError(500, FAULT)

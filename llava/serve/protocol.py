@@ -33,6 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields that this server cannot follow, with the values by which they change nothing."""
 MOST_TOKENS = 1 << 20
+FAULT = "the server failed on this request; its log says why"
 COLDEST = 0.01
 """The lowest temperature but 0: logits divided by less overflow."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 import socket
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
@@ -16,8 +19,8 @@ from PIL import Image
 from dyvte.cli import run
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Question
-from llava.serve import api, batching
-from tests.serve.conftest import TINY, eventually, image_part, serving, user
+from llava.serve import api, batching, fetch
+from tests.serve.conftest import TINY, data_url, eventually, image_part, serving, user
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -218,6 +221,28 @@ def test_a_fault_of_the_server_is_an_error_without_details(random, monkeypatch, 
     assert "/a/path" not in str(error.value) and "/a/path" in caplog.text
     monkeypatch.undo()
     assert whole(random, [user("What?")], max_tokens=3)[1] == "length"
+
+
+def test_a_defect_is_an_error_without_details_too(random, monkeypatch):
+    monkeypatch.setattr(api, "_generation", None)
+    with pytest.raises(openai.InternalServerError, match="its log says why"):
+        ask(random, [user("What?")])
+    assert not health(random)["requests"]
+
+
+def test_images_at_addresses(tmp_path, checkpoint, monkeypatch):
+    (tmp_path / "picture.png").write_bytes(base64.b64decode(data_url(picture()).partition(",")[2]))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    flags = f"--model-path {checkpoint} --served-model-name served --allow-urls"
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site, serving(flags) as client:
+        threading.Thread(target=site.serve_forever).start()
+        address = f"http://127.0.0.1:{site.server_port}/picture.png"
+        messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}}]}]
+        with pytest.raises(openai.BadRequestError, match=r"messages\[0\].*127.0.0.1 is not a public host"):
+            ask(client, messages)
+        monkeypatch.setattr(fetch, "is_public", lambda address: True)
+        assert whole(client, messages, max_tokens=2)[2].x_dyvte["visual_tokens"]
+        site.shutdown()
 
 
 @pytest.mark.parametrize("family", ["llava_hf", "qwen"])
