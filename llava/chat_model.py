@@ -149,8 +149,12 @@ class LlavaChatModel(ChatModel):
         human, model = conv_templates[self.template].roles
         return human, model
 
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
         conversation = conv_templates[self.template].copy()
+        if system is not None:
+            conversation.set_system(system)
         for asked, answer in history:
             conversation.append_message(conversation.roles[0], self.user_turn(asked))
             conversation.append_message(conversation.roles[1], answer)
@@ -172,13 +176,14 @@ class LlavaChatModel(ChatModel):
         pixels = process_images(list(images), self.image_processor, self.model.config)
         return Batch(ids, mask, {"images": pixels, "image_sizes": [image.size for image in images]})
 
-    def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
+    def generate(self, batch: Batch, generation: Generation, streamer=None, stopping=None) -> Tensor:
         batch = self.place(batch)
         output = self.model.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             pad_token_id=self._pad_token_id,
             streamer=streamer,
+            stopping_criteria=stopping,
             **batch.images,
             **generation.arguments(),
         )

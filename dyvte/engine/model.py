@@ -27,6 +27,7 @@ from dyvte.families.base import adapter_for
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers.generation.stopping_criteria import StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
     from dyvte.decoding.attach import Handle
@@ -180,14 +181,18 @@ class ChatModel(abc.ABC):
         return "USER", "ASSISTANT"
 
     @abc.abstractmethod
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
         """The question in the prompt template, with the model's turn open.
 
         Args:
             history: earlier questions of the conversation, with their answers.
+            system: instead of the template's own system message.
 
         Raises:
-            ValueError: the question's text has places for another number of images than it comes with.
+            ValueError: the question's text has places for another number of images than it comes with, or the
+                template has no place for a system message.
         """
 
     @abc.abstractmethod
@@ -203,11 +208,18 @@ class ChatModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def generate(self, batch: Batch, generation: Generation, streamer: BaseStreamer | None = None) -> Tensor:
+    def generate(
+        self,
+        batch: Batch,
+        generation: Generation,
+        streamer: BaseStreamer | None = None,
+        stopping: StoppingCriteriaList | None = None,
+    ) -> Tensor:
         """Answer a batch; returns token ids (B, T) of the answers alone, padded after their end.
 
         Args:
             streamer: gets the tokens as they come (one prompt only).
+            stopping: end single answers before their end token or ``max_new_tokens``.
         """
 
     @abc.abstractmethod

@@ -166,8 +166,10 @@ class ProcessorModel(ChatModel):
         )
         self._accepted = set(inspect.signature(model.forward).parameters)
 
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
-        return self.form.render([*history, (question, None)])
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
+        return self.form.render([*history, (question, None)], system)
 
     def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
         return self._usable(self.form.batch(prompts, images))
@@ -179,9 +181,11 @@ class ProcessorModel(ChatModel):
         }
         return replace(batch, images=kept)
 
-    def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
+    def generate(self, batch: Batch, generation: Generation, streamer=None, stopping=None) -> Tensor:
         batch = self.place(batch)
-        output = self._model.generate(**batch.inputs(), **generation.arguments(), streamer=streamer)
+        output = self._model.generate(
+            **batch.inputs(), **generation.arguments(), streamer=streamer, stopping_criteria=stopping
+        )
         return output[:, batch.input_ids.shape[1] :]
 
     def decode(self, ids: Tensor) -> list[str]:
