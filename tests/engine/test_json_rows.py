@@ -99,7 +99,9 @@ values = st.recursive(
 def test_a_list_is_read_as_json_reads_it(tmp_path_factory, content, indent, is_ascii, changes):
     """Windows of one byte: every value goes over a border. What is no JSON is told in the same words."""
     path = tmp_path_factory.mktemp("list") / "a.json"
-    text = bytearray(json.dumps(content, indent=indent, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass"))
+    text = bytearray(
+        json.dumps(content, indent=indent, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+    )
     for at, value in changes:
         text[at % len(text)] = value
     path.write_bytes(text)
