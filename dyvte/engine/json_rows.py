@@ -28,20 +28,21 @@ _WINDOW = 1 << 12
 
 
 class JsonRows(Sequence[T], Generic[T]):
-    """The elements of a JSON list, or the lines of a file that are not blank. Only a line feed ends a line: strings in
-    JSON may hold U+2028 and others.
+    """The elements of a JSON list, or the lines of a file that are not blank. Only a line feed ends a line: strings
+    in JSON may hold U+2028 and others.
 
     Slices are sequences of the same kind. Several threads and processes may read at once; it can be pickled where
     ``make`` can.
 
     Args:
         make: (content of a row, place for messages) -> element; may raise ValueError.
-        is_list: whether the file is JSON, of which a list has its elements as rows, and all else none; otherwise there
-            is a row on each line.
+        is_list: whether the file is one JSON value: a list, whose elements are the rows, or another one, without
+            rows. Else each line is a row.
 
     Raises:
-        ValueError: the file is in another encoding than UTF-8, or is a Git LFS pointer, or should be a list and is
-            not JSON. Asking for an element: its line is not JSON, or ``make`` refuses it; the message names the place.
+        ValueError: the file is in another encoding than UTF-8, or is a Git LFS pointer, or should be one JSON value
+            and is none. Asking for an element: its line is not JSON, or ``make`` refuses it; the message names the
+            place.
     """
 
     def __init__(self, path: Path, make: Callable[[Any, str], T], is_list: bool = False) -> None:

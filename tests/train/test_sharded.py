@@ -222,8 +222,10 @@ def answers_in(file: Path) -> list[tuple]:
 
 
 def test_shards_that_share_a_model_have_to_meet(tmp_path):
+    (tmp_path / "q.jsonl").touch()
+    flags = ["--shard-model", "--question-file", str(tmp_path / "q.jsonl")]
     with pytest.raises(ValueError, match="takes several processes"):
-        model_vqa_loader.eval_model(model_vqa_loader.build_parser().parse_args(["--shard-model"]))
+        model_vqa_loader.eval_model(model_vqa_loader.build_parser().parse_args(flags))
     with pytest.raises(SystemExit, match="set MASTER_ADDR"):
         shards.main([str(tmp_path), "--chunks", "2", "--shards", "1", "--", "python", "--shard-model"])
 
