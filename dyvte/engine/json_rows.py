@@ -52,7 +52,8 @@ class JsonRows(Sequence[T], Generic[T]):
         check_encoding(self._file.read(64), path)
         self._file.seek(0)
         bounds = _element_bounds(self._file, path) if is_list else _line_bounds(self._file)
-        self._bounds: NDArray[np.int64] = np.fromiter(bounds, dtype=np.dtype((np.int64, 3)))
+        three: Any = np.dtype((np.int64, 3))  # typed as np.void
+        self._bounds: NDArray[np.int64] = np.fromiter(bounds, dtype=three)
 
     def map(self, function: Callable[[T], U]) -> JsonRows[U]:
         """The same rows with ``function`` applied to each element when it is asked for."""
