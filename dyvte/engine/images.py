@@ -73,13 +73,21 @@ def _download(address: str) -> bytes:
     return content
 
 
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+"""Bytes that Linux takes as a path, and as one name in it; others take no more."""
+
+
 def path_inside(folder: str | Path, name: str) -> Path:
     """The path of a file named relative to a folder, by its name alone: symbolic links in the folder are followed,
     wherever they lead, because whoever owns the folder placed them.
 
     Raises:
-        ValueError: when the name leads out of the folder.
+        ValueError: when the name leads out of the folder, or is longer than file systems take.
     """
+    if len(name) > LONGEST_PATH or max(map(len, name.split("/"))) > LONGEST_NAME:
+        raise ValueError(
+            f"image file name of {len(name)} characters, {name[:80]!r}..., is too long for a file system"
+        )
     path = Path(os.path.normpath(Path(folder).absolute() / name))
     if not path.is_relative_to(os.path.normpath(Path(folder).absolute())):
         raise ValueError(

@@ -149,7 +149,7 @@ class TrainingSet(Protocol):
         modality_lengths: words per sample, negative for text-only ones; LLaVA's sampler groups by them.
     """
 
-    records: list[dict[str, Any]]
+    records: Sequence[dict[str, Any]]
 
     @property
     def modality_lengths(self) -> list[int]: ...

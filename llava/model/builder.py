@@ -85,6 +85,8 @@ def load_pretrained_model(
         ValueError: when the checkpoint is of another family, or weights are missing.
     """
     options = _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
+    if model_base is not None:
+        needed_file(model_base, "config.json", "model_base is the model that these weights belong to")
     described = read_config(model_path, model_base)
     if not is_llava(described, model_path):
         tokenizer, model = _load_language_model(model_path, model_base, options)

@@ -87,6 +87,8 @@ def test_context_length(copy_of, weights):
 @pytest.mark.parametrize("prefix", ["model.", "base_model.model.model.", ""])
 def test_projector_with_base(copy_of, base, weights, picture, expected, prefix):
     folder = copy_of()
+    with pytest.raises(FileNotFoundError, match=f"model folder not found: {base}/none"):
+        load_pretrained_model(str(folder), f"{base}/none", "llava")
     projector = {
         prefix + key.removeprefix("model."): value for key, value in weights.items() if "mm_projector" in key
     }
