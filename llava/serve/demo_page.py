@@ -1,0 +1,239 @@
+"""The demo's page: an image and the controls, both answers as they come, their costs, and a bar for each layer.
+
+:mod:`llava.serve.demo` serves it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dyvte.cli import extra
+from dyvte.engine.images import decode_image
+from dyvte.methods import METHODS, OWN_FLAGS, described
+from dyvte.report.plotting import BLUE, GREY, ORANGE
+from llava.serve.demo_charts import EXIT, KEEP, NOT_ASKED, TEXT, VISUAL, Bar, costs, gate_bars, token_bars
+from llava.serve.demo_session import MAX_CHARACTERS, Controls, Session, Turn
+
+with extra("demo"):
+    import gradio as gr
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+MAX_PIXELS = 50_000_000
+"""Of an image: as many as a phone's camera gives. They are counted before it is decoded."""
+KEPT_SECONDS = 3600
+"""For how long uploads, and conversations of pages left alone, stay."""
+QUESTIONS = (
+    "What digit is red?",
+    "How many digits are there?",
+    "What color is the digit in the center?",
+    "Is there a blue 7 in the image?",
+)
+"""About Tiny-LLaVA's example image."""
+TOKENS_TITLE = "Tokens that each layer computes"
+THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"])
+STYLE = """
+#question { align-items: end; }
+#costs table { width: 100%; }
+#costs :is(th, td) { text-align: right; }
+#costs :is(th, td):first-child { text-align: left; }
+"""
+CHAT: Any = {"height": 280, "buttons": [], "render_markdown": False, "latex_delimiters": []}
+PRIVATE: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of events that only change the page."""
+
+
+class Page(gr.Blocks):
+    """A page whose visitors name their own uploads and nothing else."""
+
+    async def preprocess_data(self, block_fn, inputs, state, explicit_call=False) -> list[Any]:
+        """What an event's function gets. The image is the only file among it."""
+        if any(isinstance(value, dict) and "://" in str(value.get("path")) for value in inputs):
+            raise _refusal("Upload the image: addresses are not read.")  # gradio would fetch it
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except gr.Error:
+            raise
+        except Exception as error:  # gradio's messages name paths
+            log.warning("an input was refused: %s", error)
+            raise _refusal(
+                f"This is no image, or one of more than {MAX_PIXELS // 10**6} megapixels."
+            ) from error
+
+
+def page_of(session: Session, model: str, controls: Controls, example: Path | None) -> Page:
+    """The page.
+
+    Args:
+        model: what to call the model.
+        controls: as they stand at first.
+        example: an image to offer, with :data:`QUESTIONS`.
+    """
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, wherever it opens an image
+    methods = list(
+        dict.fromkeys([*session.methods, controls.method])
+    )  # the latter may be several joined by +
+    layers = [str(layer) for layer in range(session.num_layers)]
+    bars: Any = {
+        "x": "layer",
+        "y": "value",
+        "color": "part",
+        "x_title": "layer",
+        "color_title": " ",
+        "sort": layers,
+    }
+
+    with Page(title="DyVTE", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        gr.Markdown(
+            f"# When may the image leave?\n**{model}** ({len(layers)} layers) answers each question twice: with all "
+            "visual tokens in every layer, and with a method that lets them leave on the way."
+        )
+        turns = gr.State([], time_to_live=KEPT_SECONDS)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                image = gr.Image(
+                    label="Image",
+                    type="filepath",  # read by our own loader
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=230,
+                    buttons=[],
+                )
+                if example is not None:
+                    gr.Examples([[str(example)]], image, label="Example image", cache_examples=False)
+                titles = [(_title(name), name) for name in methods]
+                method = gr.Dropdown(titles, value=controls.method, label="Method")
+                threshold = gr.Slider(0, 1, controls.threshold, step=0.01, label="Threshold")
+                layer = gr.Slider(0, len(layers) - 1, controls.exit_layer, step=1, label="Exit layer")
+                settings = gr.Textbox(controls.settings, label="Settings")
+            with gr.Column(scale=3):
+                with gr.Row():
+                    plain = gr.Chatbot(label="Without exit", **CHAT)
+                    exiting = gr.Chatbot(**CHAT)
+                with gr.Row(elem_id="question"):
+                    text = gr.Textbox(
+                        label="Question",
+                        placeholder="Ask about the image",
+                        max_length=MAX_CHARACTERS,
+                        scale=6,
+                    )
+                    button = gr.Button("Ask", variant="primary", min_width=80)
+                    stop = gr.Button("Stop", min_width=80)
+                if example is not None:
+                    questions = [[question] for question in QUESTIONS]
+                    gr.Examples(questions, text, label="Example questions", cache_examples=False)
+                summary = gr.Markdown(elem_id="costs")
+        with gr.Row():
+            gates = gr.BarPlot(
+                **bars,
+                y_title="exit probability",
+                y_lim=[0, 1],
+                color_map={KEEP: BLUE, EXIT: ORANGE, NOT_ASKED: GREY},
+                colors_in_legend=[KEEP, EXIT],
+                height=260,
+                visible=False,
+                elem_id="gates",
+            )
+            tokens = gr.BarPlot(
+                **bars,
+                y_title="tokens",
+                color_map={VISUAL: BLUE, TEXT: GREY},
+                height=260,
+                visible=False,
+                elem_id="tokens",
+            )
+        results = [plain, exiting, turns, summary, gates, tokens]
+
+        def ask(image, text, turns, method, threshold, layer, settings) -> Iterator[Sequence[Any]]:
+            chosen = Controls(method, threshold, int(layer), settings if _has_settings(method) else "")
+            with _plain_errors():
+                picture = image and decode_image(io.BytesIO(Path(image).read_bytes()), "that you uploaded")
+                for turn in session.ask(picture, turns, text, chosen):
+                    yield "", *_shown([*turns, turn], chosen)
+
+        asking = gr.on(
+            [button.click, text.submit],
+            ask,
+            [image, text, turns, method, threshold, layer, settings],
+            [text, *results],
+            api_name="ask",
+            concurrency_limit=1,
+            show_progress_on=[exiting],
+        )
+        stop.click(None, cancels=[asking])
+        hidden = gr.BarPlot(visible=False)
+        gr.on(
+            [image.change, plain.clear, exiting.clear],
+            lambda: ([], [], [], "", hidden, hidden),
+            outputs=results,
+            **PRIVATE,
+        )
+        gr.on([page.load, method.change], _fitting, method, [threshold, layer, settings, exiting], **PRIVATE)
+    return page
+
+
+def _shown(turns: list[Turn], chosen: Controls) -> Sequence[Any]:
+    """Both conversations; with the last turn's costs and bars, once it is whole."""
+    plain: list[dict[str, str]] = []
+    exiting: list[dict[str, str]] = []
+    for turn in turns:
+        for side, answer in ((plain, turn.plain), (exiting, turn.exiting)):
+            side += [
+                {"role": "user", "content": turn.question},
+                {"role": "assistant", "content": answer.text},
+            ]
+    report = turns[-1].exiting.report
+    if report is None:
+        return plain, exiting, *[gr.skip()] * 4
+    gates_title = f"Exit probability after each layer (threshold {chosen.threshold:g})"
+    charts = _chart(gate_bars(report), gates_title), _chart(token_bars(report), TOKENS_TITLE)
+    return plain, exiting, turns, costs(turns[-1], _title(chosen.method)), *charts
+
+
+def _chart(bars: Sequence[Bar], title: str) -> gr.BarPlot:
+    """The chart with these bars; hidden where there are none."""
+    return gr.BarPlot(pd.DataFrame([asdict(bar) for bar in bars]), title=title, visible=bool(bars))
+
+
+def _fitting(method: str) -> tuple[gr.Slider, gr.Slider, gr.Textbox, gr.Chatbot]:
+    """Only the controls that a method has; its name over its answers."""
+    names = method.split("+")
+    defaults = "; ".join(described(name) for name in names if name not in OWN_FLAGS)
+    return (
+        gr.Slider(visible="dyvte" in names),
+        gr.Slider(visible="fixed" in names),
+        gr.Textbox(visible=bool(defaults), info=f"Defaults: {defaults}"),
+        gr.Chatbot(label=f"With {_title(method)}"),
+    )
+
+
+def _has_settings(method: str) -> bool:
+    return not set(method.split("+")) <= set(OWN_FLAGS)
+
+
+def _title(method: str) -> str:
+    return " + ".join(METHODS[name].title for name in method.split("+"))
+
+
+@contextmanager
+def _plain_errors() -> Generator[None]:
+    """A ValueError says what to do; of any other error, which may name paths, only the log has the message."""
+    try:
+        yield
+    except ValueError as error:
+        raise _refusal(str(error)) from error
+    except Exception as error:
+        log.exception("a question failed")
+        raise _refusal("The model failed on this question; the server's log says why.") from error
+
+
+def _refusal(message: str) -> gr.Error:
+    return gr.Error(message, print_exception=False)
