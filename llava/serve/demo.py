@@ -22,50 +22,18 @@ from llava.serve.demo_session import Controls, Session
 
 TINY = Path(llava.__file__).parents[1] / "playground" / "tiny"
 """In a checkout; an installed package has none."""
-MAX_FILE = "10mb"
-"""Of an upload."""
-WAITING = 16
-"""Questions that may wait for their answers."""
-SESSIONS = 100
-"""Open pages whose conversations are kept."""
 
 
 def main(args: argparse.Namespace) -> None:
     """Load the model, ask it once, and serve the page until Ctrl-C."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
-    os.environ["GRADIO_ALLOWED_PATHS"] = ""  # whatever the shell has: nothing but uploads is served
-    from llava.serve.demo_page import STYLE, THEME, page_of
+    from llava.serve.demo_page import LOOKS, page_of
+    from llava.serve.demo_server import launch
 
     session, controls = open_session(args)
     example = TINY / "example.jpg"
     page = page_of(session, model_title(args.model_path), controls, example if example.is_file() else None)
-    page.queue(max_size=WAITING, default_concurrency_limit=1)
-    try:
-        _, address, public = page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=args.share,
-            css=STYLE,
-            theme=THEME,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            allowed_paths=[],
-            max_file_size=MAX_FILE,
-            state_session_capacity=SESSIONS,
-            enable_monitoring=False,
-            run_history=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            footer_links=[],
-        )
-    except OSError as error:
-        raise ValueError(
-            f"cannot serve on port {args.port} of {args.host}: another program has it, or the address is not this "
-            "machine's; choose another with --port or --host"
-        ) from error
-    print(f"The demo is at {public or address}  (Ctrl-C ends it)", flush=True)
+    address = launch(page, args.host, args.port, args.share, **LOOKS)
+    print(f"The demo is at {address}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 

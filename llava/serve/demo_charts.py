@@ -92,7 +92,12 @@ def costs(turn: Turn, title: str) -> str:
 
 def _row(name: str, plain: float, exiting: float) -> str:
     saved = f"{100 * (1 - exiting / plain):.0f}%" if plain else ""
-    return f"| {name} | {plain:.3g} | {exiting:.3g} | {saved} |"
+    return f"| {name} | {_number(plain)} | {_number(exiting)} | {saved} |"
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _bytes_unit(count: int) -> tuple[int, str]:

@@ -5,32 +5,22 @@
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dyvte.cli import extra
-from dyvte.engine.images import decode_image
 from dyvte.methods import METHODS, OWN_FLAGS, described
 from dyvte.report.plotting import BLUE, GREY, ORANGE
 from llava.serve.demo_charts import EXIT, KEEP, NOT_ASKED, TEXT, VISUAL, Bar, costs, gate_bars, token_bars
+from llava.serve.demo_server import KEPT_SECONDS, Page, plain_errors, read_upload
 from llava.serve.demo_session import MAX_CHARACTERS, Controls, Session, Turn
 
 with extra("demo"):
     import gradio as gr
     import pandas as pd
 
-log = logging.getLogger(__name__)
-MAX_PIXELS = 50_000_000
-"""Of an image: as many as a phone's camera gives. They are counted before it is decoded."""
-KEPT_SECONDS = 3600
-"""For how long uploads, and conversations of pages left alone, stay."""
 QUESTIONS = (
     "What digit is red?",
     "How many digits are there?",
@@ -39,34 +29,16 @@ QUESTIONS = (
 )
 """About Tiny-LLaVA's example image."""
 TOKENS_TITLE = "Tokens that each layer computes"
-THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"])
 STYLE = """
 #question { align-items: end; }
 #costs table { width: 100%; }
 #costs :is(th, td) { text-align: right; }
 #costs :is(th, td):first-child { text-align: left; }
 """
+LOOKS: Any = {"theme": gr.Theme(primary_hue="blue", font=["system-ui", "sans-serif"]), "css": STYLE}
 CHAT: Any = {"height": 280, "buttons": [], "render_markdown": False, "latex_delimiters": []}
 PRIVATE: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that only change the page."""
-
-
-class Page(gr.Blocks):
-    """A page whose visitors name their own uploads and nothing else."""
-
-    async def preprocess_data(self, block_fn, inputs, state, explicit_call=False) -> list[Any]:
-        """What an event's function gets. The image is the only file among it."""
-        if any(isinstance(value, dict) and "://" in str(value.get("path")) for value in inputs):
-            raise _refusal("Upload the image: addresses are not read.")  # gradio would fetch it
-        try:
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
-        except gr.Error:
-            raise
-        except Exception as error:  # gradio's messages name paths
-            log.warning("an input was refused: %s", error)
-            raise _refusal(
-                f"This is no image, or one of more than {MAX_PIXELS // 10**6} megapixels."
-            ) from error
 
 
 def page_of(session: Session, model: str, controls: Controls, example: Path | None) -> Page:
@@ -77,7 +49,6 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
         controls: as they stand at first.
         example: an image to offer, with :data:`QUESTIONS`.
     """
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, wherever it opens an image
     methods = list(
         dict.fromkeys([*session.methods, controls.method])
     )  # the latter may be several joined by +
@@ -91,7 +62,7 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
         "sort": layers,
     }
 
-    with Page(title="DyVTE", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+    with Page("DyVTE") as page:
         gr.Markdown(
             f"# When may the image leave?\n**{model}** ({len(layers)} layers) answers each question twice: with all "
             "visual tokens in every layer, and with a method that lets them leave on the way."
@@ -154,9 +125,8 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
 
         def ask(image, text, turns, method, threshold, layer, settings) -> Iterator[Sequence[Any]]:
             chosen = Controls(method, threshold, int(layer), settings if _has_settings(method) else "")
-            with _plain_errors():
-                picture = image and decode_image(io.BytesIO(Path(image).read_bytes()), "that you uploaded")
-                for turn in session.ask(picture, turns, text, chosen):
+            with plain_errors():
+                for turn in session.ask(read_upload(image), turns, text, chosen):
                     yield "", *_shown([*turns, turn], chosen)
 
         asking = gr.on(
@@ -221,19 +191,3 @@ def _has_settings(method: str) -> bool:
 
 def _title(method: str) -> str:
     return " + ".join(METHODS[name].title for name in method.split("+"))
-
-
-@contextmanager
-def _plain_errors() -> Generator[None]:
-    """A ValueError says what to do; of any other error, which may name paths, only the log has the message."""
-    try:
-        yield
-    except ValueError as error:
-        raise _refusal(str(error)) from error
-    except Exception as error:
-        log.exception("a question failed")
-        raise _refusal("The model failed on this question; the server's log says why.") from error
-
-
-def _refusal(message: str) -> gr.Error:
-    return gr.Error(message, print_exception=False)
