@@ -72,9 +72,9 @@ def costs(turn: Turn, title: str) -> str:
         if exiting.exit_layer is not None
         else "The image stays to the last layer"
         if left == exiting.visual_tokens
-        else f"**{left} of {exiting.visual_tokens} image tokens** reach the last layer"
+        else f"**{left} of {exiting.visual_tokens} visual tokens** reach the last layer"
     )
-    same = "the same answer" if turn.plain.text == turn.exiting.text else "another answer"
+    same = "the same answer" if turn.plain.text == turn.exiting.text else "a different answer"
     lines = [
         f"{where}: {same}.",
         "",

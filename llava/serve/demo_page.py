@@ -31,12 +31,18 @@ QUESTIONS = (
 TOKENS_TITLE = "Tokens that each layer computes"
 STYLE = """
 #question { align-items: end; }
-#costs table { width: 100%; }
-#costs :is(th, td) { text-align: right; }
-#costs :is(th, td):first-child { text-align: left; }
+#costs table { width: 100%; border-color: var(--border-color-primary); }
+#costs :is(th, td) { text-align: right; white-space: nowrap; border-color: var(--border-color-primary); }
+#costs :is(th, td):first-child { text-align: left; white-space: normal; }
 """
 LOOKS: Any = {"theme": gr.Theme(primary_hue="blue", font=["system-ui", "sans-serif"]), "css": STYLE}
-CHAT: Any = {"height": 280, "buttons": [], "render_markdown": False, "latex_delimiters": []}
+CHAT: Any = {
+    "height": 280,
+    "buttons": [],
+    "placeholder": "Choose an image and ask.",
+    "render_markdown": False,
+    "latex_delimiters": [],
+}
 PRIVATE: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that only change the page."""
 
@@ -53,6 +59,7 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
         dict.fromkeys([*session.methods, controls.method])
     )  # the latter may be several joined by +
     layers = [str(layer) for layer in range(session.num_layers)]
+    fitting = _fitting(controls.method)
     bars: Any = {
         "x": "layer",
         "y": "value",
@@ -82,19 +89,22 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
                     gr.Examples([[str(example)]], image, label="Example image", cache_examples=False)
                 titles = [(_title(name), name) for name in methods]
                 method = gr.Dropdown(titles, value=controls.method, label="Method")
-                threshold = gr.Slider(0, 1, controls.threshold, step=0.01, label="Threshold")
-                layer = gr.Slider(0, len(layers) - 1, controls.exit_layer, step=1, label="Exit layer")
-                settings = gr.Textbox(controls.settings, label="Settings")
+                threshold = gr.Slider(0, 1, controls.threshold, step=0.01, label="Threshold", **fitting[0])
+                layer = gr.Slider(
+                    0, len(layers) - 1, controls.exit_layer, step=1, label="Exit layer", **fitting[1]
+                )
+                settings = gr.Textbox(controls.settings, label="Settings", **fitting[2])
             with gr.Column(scale=3):
                 with gr.Row():
                     plain = gr.Chatbot(label="Without exit", **CHAT)
-                    exiting = gr.Chatbot(**CHAT)
+                    exiting = gr.Chatbot(**CHAT, **fitting[3])
                 with gr.Row(elem_id="question"):
                     text = gr.Textbox(
                         label="Question",
                         placeholder="Ask about the image",
                         max_length=MAX_CHARACTERS,
                         scale=6,
+                        min_width=280,
                     )
                     button = gr.Button("Ask", variant="primary", min_width=80)
                     stop = gr.Button("Stop", min_width=80)
@@ -146,7 +156,12 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
             outputs=results,
             **PRIVATE,
         )
-        gr.on([page.load, method.change], _fitting, method, [threshold, layer, settings, exiting], **PRIVATE)
+        method.change(
+            lambda name: [gr.update(**properties) for properties in _fitting(name)],
+            method,
+            [threshold, layer, settings, exiting],
+            **PRIVATE,
+        )
     return page
 
 
@@ -173,16 +188,18 @@ def _chart(bars: Sequence[Bar], title: str) -> gr.BarPlot:
     return gr.BarPlot(pd.DataFrame([asdict(bar) for bar in bars]), title=title, visible=bool(bars))
 
 
-def _fitting(method: str) -> tuple[gr.Slider, gr.Slider, gr.Textbox, gr.Chatbot]:
-    """Only the controls that a method has; its name over its answers."""
+def _fitting(method: str) -> list[dict[str, Any]]:
+    """Properties of threshold, exit layer, settings and the second conversation: only the controls that the method
+    has are there, and its name stands over its answers.
+    """
     names = method.split("+")
     defaults = "; ".join(described(name) for name in names if name not in OWN_FLAGS)
-    return (
-        gr.Slider(visible="dyvte" in names),
-        gr.Slider(visible="fixed" in names),
-        gr.Textbox(visible=bool(defaults), info=f"Defaults: {defaults}"),
-        gr.Chatbot(label=f"With {_title(method)}"),
-    )
+    return [
+        {"visible": "dyvte" in names},
+        {"visible": "fixed" in names},
+        {"visible": bool(defaults), "info": f"Defaults: {defaults}"},
+        {"label": f"With {_title(method)}"},
+    ]
 
 
 def _has_settings(method: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,15 @@ from dyvte.engine.images import decode_image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 with extra("demo"):
     import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 MAX_FILE = "10mb"
 """Of an upload."""
+MAX_BODY = 12_000_000
+"""Bytes of a request: an upload and what it is wrapped in."""
 MAX_PIXELS = 50_000_000
 """Of an image: as many as a phone's camera gives. They are counted before it is decoded."""
 MAX_WAITING = 16
@@ -40,7 +46,6 @@ class Page(gr.Blocks):
 
     def __init__(self, title: str) -> None:
         super().__init__(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS))
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, wherever it opens an image
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False) -> list[Any]:
         """What an event's function gets. The image is the only file among it."""
@@ -57,6 +62,23 @@ class Page(gr.Blocks):
             ) from error
 
 
+class BodyLimit:
+    """Refuses long requests before they are read; gradio limits the files in them alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a long request, or one of unknown length; let all others through."""
+        headers = dict(scope.get("headers", ()))
+        app = self._app
+        if b"transfer-encoding" in headers:
+            app = PlainTextResponse("The length is missing.", status_code=411)
+        elif int(headers.get(b"content-length", 0)) > MAX_BODY:
+            app = PlainTextResponse(f"More than {MAX_BODY // 10**6} MB.", status_code=413)
+        await app(scope, receive, send)
+
+
 def launch(page: Page, host: str, port: int, share: bool = False, **looks: Any) -> str:
     """Serve the page in threads of their own; returns its address.
 
@@ -68,6 +90,8 @@ def launch(page: Page, host: str, port: int, share: bool = False, **looks: Any) 
         ValueError: the port is taken, or the host is none of this machine's.
     """
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # whatever the shell has: uploads alone are served
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, wherever it opens an image ...
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ... and need not warn of fewer
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     try:
         _, address, public = page.launch(
@@ -86,6 +110,7 @@ def launch(page: Page, host: str, port: int, share: bool = False, **looks: Any) 
             mcp_server=False,
             pwa=False,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(BodyLimit)]},
             **looks,
         )
     except OSError as error:
