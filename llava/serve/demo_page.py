@@ -33,7 +33,7 @@ STYLE = """
 #question { align-items: end; }
 #costs table { width: 100%; border-color: var(--border-color-primary); }
 #costs :is(th, td) { text-align: right; white-space: nowrap; border-color: var(--border-color-primary); }
-#costs :is(th, td):first-child { text-align: left; white-space: normal; }
+#costs :is(th, td):first-child { text-align: left; white-space: normal; word-break: normal; }
 """
 LOOKS: Any = {"theme": gr.Theme(primary_hue="blue", font=["system-ui", "sans-serif"]), "css": STYLE}
 CHAT: Any = {
@@ -66,6 +66,9 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
         "color": "part",
         "x_title": "layer",
         "color_title": " ",
+        "height": 260,
+        "min_width": 320,
+        "visible": False,
         "sort": layers,
     }
 
@@ -119,16 +122,12 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
                 y_lim=[0, 1],
                 color_map={KEEP: BLUE, EXIT: ORANGE, NOT_ASKED: GREY},
                 colors_in_legend=[KEEP, EXIT],
-                height=260,
-                visible=False,
                 elem_id="gates",
             )
             tokens = gr.BarPlot(
                 **bars,
                 y_title="tokens",
                 color_map={VISUAL: BLUE, TEXT: GREY},
-                height=260,
-                visible=False,
                 elem_id="tokens",
             )
         results = [plain, exiting, turns, summary, gates, tokens]
