@@ -298,8 +298,8 @@ def eventually(holds):
 def test_a_visitor_clicks_through(tiny, visit):
     tab = visit(tiny[1])
     assert (
-        tab.get_by_label("Threshold").first.is_visible()
-        and not tab.get_by_label("Exit layer").first.is_visible()
+        tab.get_by_label("number input for Threshold").is_visible()
+        and not tab.get_by_label("number input for Exit layer").is_visible()
     )
     tab.get_by_role("button", name="Ask").click()
     tab.get_by_text("Choose an image first.").wait_for()
@@ -322,7 +322,7 @@ def test_a_visitor_clicks_through(tiny, visit):
     tab.get_by_role("option", name="Fixed exit").click()
     tab.get_by_label("number input for Exit layer").fill("3")
     tab.get_by_text("With Fixed exit").wait_for()
-    tab.get_by_label("Threshold").first.wait_for(state="hidden")
+    tab.get_by_label("number input for Threshold").wait_for(state="hidden")
     tab.get_by_role("button", name="How many digits are there?").click()
     tab.get_by_label("Question").press("Enter")
     tab.locator("#costs").get_by_text("The image leaves after layer 3 of 0 to 19").wait_for()
