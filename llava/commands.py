@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": ("dyvte.bench", "measure prefill, decoding, memory"),
     "study": ("dyvte.reproduce", "make the paper's tables and figures"),
     "table": ("dyvte.report.table", "a table of evaluations"),
+    "samples": ("dyvte.report.samples", "a page to look at the answers of two runs one by one"),
     "report": ("dyvte.report.page", "one HTML page of a study"),
     "convert": ("llava.convert", "convert a checkpoint to transformers' layout, or back"),
 }
