@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dyvte.engine.images import decode_image, load_image, path_inside
-from dyvte.engine.json_lines import JsonLines
+from dyvte.engine.json_rows import JsonRows
 from dyvte.engine.video import (
+    DEFAULT,
     Sampling,
     Video,
     VideoFile,
@@ -94,7 +95,7 @@ class Item:
         return f"question {shown(self.head['question_id'])}{where}"
 
 
-def read_lines(path: str) -> JsonLines[tuple[str, dict[str, Any]]]:
+def read_lines(path: str) -> JsonRows[tuple[str, dict[str, Any]]]:
     """(place, row) of each line of a JSON-lines file, read when asked for.
 
     Raises:
@@ -105,7 +106,7 @@ def read_lines(path: str) -> JsonLines[tuple[str, dict[str, Any]]]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"question file not found: {file}")
-    return JsonLines(file, _row_of)
+    return JsonRows(file, _row_of)
 
 
 def _row_of(row: Any, place: str) -> tuple[str, dict[str, Any]]:
@@ -116,7 +117,7 @@ def _row_of(row: Any, place: str) -> tuple[str, dict[str, Any]]:
     return place, row
 
 
-def item_of(row: Mapping[str, Any], place: str = "", sampling: Sampling = Sampling()) -> Item:
+def item_of(row: Mapping[str, Any], place: str = "", sampling: Sampling = DEFAULT) -> Item:
     """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list), or
     ``video`` (or a list). A question with both is about its images first.
 

@@ -93,6 +93,9 @@ class Sampling:
         return [round(at * (total - 1) / max(count - 1, 1)) for at in range(count)]
 
 
+DEFAULT = Sampling()
+
+
 @dataclass(frozen=True)
 class VideoFile:
     """A video of a question, not read yet: its name within the image folder, and which frames to take."""
