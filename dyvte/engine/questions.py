@@ -233,10 +233,15 @@ def prepare(item: Item, folder: str | Path) -> Question:
     """
     _check(item, folder)  # again: files may be gone since the questions were checked
     with naming(item):
-        return Question(item.text, [_loaded(image, folder) for image in item.images])
+        return Question(item.text, [load_visual(image, folder) for image in item.images])
 
 
-def _loaded(image: str | bytes | VideoFile, folder: str | Path) -> Visual:
+def load_visual(image: str | bytes | VideoFile, folder: str | Path) -> Visual:
+    """One of an item's images or videos, read.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read.
+    """
     if isinstance(image, VideoFile):
         return load_video(image.name, image.sampling, folder)
     if isinstance(image, str):

@@ -4,8 +4,8 @@ layout.
 
     python -m dyvte.tiny.tiles --model FOLDER_OF_LLAVA_CONVERT --out DIR
 
-Nothing is trained: the decoder reads the tiles' tokens as it reads those of the whole image. It was never shown the same
-shape twice, so it counts worse (playground/tiny/README.md has the figures).
+Nothing is trained: the decoder reads the tiles' tokens as it reads those of the whole image. It was never shown the
+same shape twice, so it counts worse (playground/tiny/README.md has the figures).
 """
 
 from __future__ import annotations

@@ -185,17 +185,16 @@ def test_processors_with_a_part_for_videos(tmp_path):
     from transformers import Qwen2VLVideoProcessor
     from transformers.models.qwen2_vl import Qwen2VLProcessor
 
-    from tests.fixtures.processors import PATCH, TEMPLATE, qwen_processor, write_qwen
+    from tests.fixtures.processors import PATCH, qwen_processor, write_qwen
 
     write_qwen(tmp_path)
     images = qwen_processor()
     place = "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     template = images.chat_template.replace("{% else %}", place + "{% else %}", 1)
-    assert template != images.chat_template and TEMPLATE
+    assert template != images.chat_template
     videos = Qwen2VLVideoProcessor(patch_size=PATCH, min_pixels=64, max_pixels=1024)
-    Qwen2VLProcessor(
-        images.image_processor, images.tokenizer, videos, chat_template=template
-    ).save_pretrained(tmp_path)
+    parts = images.image_processor, images.tokenizer, videos
+    Qwen2VLProcessor(*parts, chat_template=template).save_pretrained(tmp_path)
     chat = open_model(ModelOptions(str(tmp_path), device="cpu"))
     assert chat.form.video_placeholder == "<|video_pad|>"
     grey = [Image.new("RGB", (48, 32), (20 * shade,) * 3) for shade in range(6)]

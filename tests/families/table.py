@@ -38,7 +38,7 @@ of the decoder are computed from its matrices.
 videos gets the frames and their times as one video; for other models the frames are images, one after another. An
 exit drops the tokens of all frames. `<video>` in a question's text says where the video belongs.
 
-    python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --video a.mp4 --frames 16 --query "What happens?"
+    python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --video a.mp4 --query "What happens?"
 
 **A trained model to try.** `scripts/tiny/next.sh` writes Tiny-LLaVA as a LLaVA-NeXT model in seconds: the same
 weights under transformers' classes, with tiles. It was not trained on tiles, but
