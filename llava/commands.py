@@ -15,6 +15,7 @@ COMMANDS = {
     "ask": ("llava.eval.run_llava", "ask a model one question about images"),
     "chat": ("llava.serve.cli", "talk to a model about an image"),
     "demo": ("llava.serve.demo", "the same in the browser, with and without exit side by side"),
+    "serve": ("llava.serve.api", "serve a model to clients of OpenAI's interface"),
     "sample": ("dyvte.gates.sample", "draw a part of a set of instruction data"),
     "train": (
         "llava.train.train_mem",
