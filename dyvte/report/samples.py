@@ -120,7 +120,8 @@ def pair_up(
 
 
 class Thumbnails:
-    """The images of some questions, and the middle frames of their videos, each once, as base64 JPEGs no larger than ``side``.
+    """The images of some questions, and the middle frames of their videos, each once, as base64 JPEGs no larger than
+    ``side``.
 
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the question.
