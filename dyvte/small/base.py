@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig
 
 from dyvte.cli import run
 
@@ -31,7 +31,7 @@ def convert(gguf: Path, out: Path) -> None:
     for name in ("quantization_config", "_model_name_or_path"):
         fields.pop(name, None)
     # A model that was read from a GGUF file refuses to be written, so its weights go into a fresh one.
-    model = LlamaForCausalLM(LlamaConfig.from_dict(fields)).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(LlamaConfig.from_dict(fields), dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     AutoTokenizer.from_pretrained(**where).save_pretrained(out)
     model.save_pretrained(out)
