@@ -107,3 +107,4 @@ finish_at gates
 make "$OUT/accuracy.json" "$PYTHON" -m dyvte.tiny.evaluate --model-path "$OUT/model" --data "$DATA/eval/heldout" \
     --conv-mode "$VERSION" --out "$OUT/accuracy"
 make "$OUT/knowledge.json" "$PYTHON" -m dyvte.small.knowledge --models "$BASE" "$OUT/model" --out "$OUT/knowledge"
+"$PYTHON" -m dyvte.small.card --folder "$OUT" --machine "${MACHINE:-this machine ($FOR)}" --card "$OUT/README.md"
