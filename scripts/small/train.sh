@@ -96,7 +96,7 @@ make "$OUT/parts/config.json" "$PYTHON" -m dyvte.small.pack --lora "$OUT/lora" -
 make "$OUT/model/config.json" "$PYTHON" scripts/merge_lora_weights.py --model-path "$OUT/parts" --model-base "$BASE" \
     --save-model-path "$OUT/model"
 finish_at pack
-make "$OUT/gates.json" "$PYTHON" -m dyvte.gates.sample --data_path "$DATA/finetune.json" --output "$OUT/gates.json" \
+make "$OUT/gates.json" "$PYTHON" -m dyvte.gates.sample --data-path "$DATA/finetune.json" --output "$OUT/gates.json" \
     --fraction "${GATE_FRACTION:-0.1}" --seed "$SEED"
 make "$OUT/gates-fresh/gates.json" "$PYTHON" init_weight.py --model-path "$OUT/model" --output "$OUT/gates-fresh" \
     --width "${GATE_WIDTH:-64}" --gain 0.1 --seed "$SEED"
