@@ -27,9 +27,8 @@ def run(
     ValueError, OSError and a missing extra end the process with one line on stderr and exit code 1; Ctrl-C with 130.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
-        action(args)
+        action(parser.parse_args(argv))
 
 
 class one_line_errors:  # noqa: N801 - reads as a statement

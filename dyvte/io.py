@@ -30,6 +30,9 @@ def whole_file(path: str | Path) -> Generator[Path]:
 
     Readers, and a process killed at any moment, see the old file or the new one, never a part of it. Missing folders
     are made.
+
+    Raises:
+        OSError: there is no space, or no permission; the message names a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +42,10 @@ def whole_file(path: str | Path) -> Generator[Path]:
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -154,7 +154,7 @@ def _method_of(names: Sequence[str], key: str) -> tuple[str, str]:
     if with_key:
         either = " or ".join(f"{name}.{bare}" for name in with_key)
         raise ValueError(f"setting {key!r} is unclear: write {either}")
-    known = "; ".join(f"{name} has {_described(name)}" for name in names)
+    known = "; ".join(f"{name} has {described(name)}" for name in names)
     raise ValueError(f"unknown setting {key!r}: {known or 'none of the methods has settings'}")
 
 
@@ -165,7 +165,8 @@ def _settings_of(name: str) -> dict[str, Any]:
     }
 
 
-def _described(name: str) -> str:
+def described(name: str) -> str:
+    """The settings of a method with their defaults, as ``key=value``."""
     return ", ".join(f"{key}={default}" for key, default in _settings_of(name).items())
 
 
@@ -193,7 +194,7 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(2)
         return
     for method in METHODS.values():
-        settings = "" if method.name in OWN_FLAGS else _described(method.name)
+        settings = "" if method.name in OWN_FLAGS else described(method.name)
         sys.stdout.write(f"{method.name:12} {method.title:16} {method.paper:17} {settings}".rstrip() + "\n")
 
 

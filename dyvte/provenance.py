@@ -42,7 +42,10 @@ _BESIDE_WEIGHTS = (
     "video_preprocessor_config.json",
 )
 """What is read beside the weights, of whichever family: tokenizer, templates, image processor."""
-PACKAGES = ("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes")
+PACKAGES = (
+    *("dyvte", "torch", "transformers", "tokenizers", "numpy", "pillow", "flash-attn", "bitsandbytes"),
+    "lmms_eval",  # where it asks the questions
+)
 
 
 @functools.cache

@@ -125,14 +125,8 @@ def check_checkpoint(folder: Path) -> int:
     """
     config = folder / "config.json"
     quantized = bool(config.is_file() and read_json_object(config).get("quantization_config"))
-    names = [name for name in WEIGHT_FILES if (folder / name).is_file()][:1]
-    files = [folder / name for name in names]
-    if names and names[0].endswith(".json"):
-        files = [folder / shard for shard in sorted(shards_of(folder / names[0]))]
     count = 0
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} has no {file.name}: {names[0]} names it")
+    for file in _files_of(folder):
         for key, (shape, is_float) in _headers(file).items():
             if not is_float and not quantized and key.endswith(("weight", "bias")):
                 raise ValueError(
@@ -141,6 +135,23 @@ def check_checkpoint(folder: Path) -> int:
                 )
             count += torch.Size(shape).numel()
     return count
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights; none where it has none.
+
+    Raises:
+        FileNotFoundError: one that the index names is missing.
+        ValueError: the index is broken.
+    """
+    first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if first is None or first.suffix != ".json":
+        return [] if first is None else [first]
+    files = [folder / shard for shard in sorted(shards_of(first))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} has no {file.name}: {first.name} names it")
+    return files
 
 
 def load_pretrained(cls: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -154,7 +165,12 @@ def load_pretrained(cls: Any, path: str, **options: Any) -> tuple[Any, dict[str,
     with reading(path):
         model, info = cls.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
     new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-    check_finite(model.state_dict().items(), path, new)
+    try:
+        check_finite(model.state_dict().items(), path, new)
+    except ValueError:
+        for file in _files_of(Path(path)):  # which one holds it, under which name
+            check_finite(((key, read()) for key, read in tensors_in(file)), file)
+        raise
     return model, info
 
 

@@ -53,7 +53,7 @@ for epoch in range(20):
         print(f"epoch {epoch}: loss {total / len(supervisions):.3f}")
 
 with tempfile.TemporaryDirectory() as folder:
-    gates.save_pretrained(folder)  # gates.safetensors and gates.json
+    gates.save_pretrained(folder)  # gates.safetensors, gates.json and a model card
     trained = ExitGates.from_pretrained(folder)
 with attach(model, LearnedExit(trained)) as handle:
     model.generate(**two_prompts(), max_new_tokens=4, do_sample=False)

@@ -35,7 +35,7 @@ from dyvte.engine.model import (
 from dyvte.engine.questions import Question
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest
-from dyvte.gates.origin import short_name
+from dyvte.gates.hub import hub_name
 from dyvte.gates.supervision import Embedded
 from dyvte.io import read_json_object
 from dyvte.provenance import checkpoint_digest
@@ -106,14 +106,12 @@ def open_chat_model(options: ModelOptions) -> LlavaChatModel:
             model.config.image_aspect_ratio = (
                 "square"  # of the original's three values the one without padding
             )
-        digest, of_gates = checkpoint_digest(options.model_path, tower, options.model_base), None
-        if isinstance(handle.policy, LearnedExit):
-            handle.policy.gates.check_base(digest, short_name(options.model_path))
-            of_gates = gates_digest(options.gates or options.model_path)
+        place = options.gates or options.model_path
         handle.run = replace(
             handle.run,
-            model_sha256=digest,
-            gates_sha256=of_gates,
+            model_sha256=checkpoint_digest(options.model_path, tower, options.model_base),
+            gates_sha256=gates_digest(place) if isinstance(handle.policy, LearnedExit) else None,
+            gates_name=hub_name(options.gates) if options.gates else None,
             family=model.config.model_type,
             template=str(template),
         )
@@ -151,8 +149,12 @@ class LlavaChatModel(ChatModel):
         human, model = conv_templates[self.template].roles
         return human, model
 
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
         conversation = conv_templates[self.template].copy()
+        if system is not None:
+            conversation.set_system(system)
         for asked, answer in history:
             conversation.append_message(conversation.roles[0], self.user_turn(asked))
             conversation.append_message(conversation.roles[1], answer)
@@ -174,13 +176,14 @@ class LlavaChatModel(ChatModel):
         pixels = process_images(list(images), self.image_processor, self.model.config)
         return Batch(ids, mask, {"images": pixels, "image_sizes": [image.size for image in images]})
 
-    def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
+    def generate(self, batch: Batch, generation: Generation, streamer=None, stopping=None) -> Tensor:
         batch = self.place(batch)
         output = self.model.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             pad_token_id=self._pad_token_id,
             streamer=streamer,
+            stopping_criteria=stopping,
             **batch.images,
             **generation.arguments(),
         )

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "ask": ("llava.eval.run_llava", "ask a model one question about images"),
     "chat": ("llava.serve.cli", "talk to a model about an image"),
+    "demo": ("llava.serve.demo", "the same in the browser, with and without exit side by side"),
+    "serve": ("llava.serve.api", "serve a model to clients of OpenAI's interface"),
     "sample": ("dyvte.gates.sample", "draw a part of a set of instruction data"),
     "train": (
         "llava.train.train_mem",
@@ -26,6 +28,7 @@ COMMANDS = {
     "bench": ("dyvte.bench", "measure prefill, decoding, memory"),
     "study": ("dyvte.reproduce", "make the paper's tables and figures"),
     "table": ("dyvte.report.table", "a table of evaluations"),
+    "samples": ("dyvte.report.samples", "a page to look at the answers of two runs one by one"),
     "report": ("dyvte.report.page", "one HTML page of a study"),
     "convert": ("llava.convert", "convert a checkpoint to transformers' layout, or back"),
 }

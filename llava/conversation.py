@@ -46,6 +46,17 @@ class Conversation:
     sep2: str | None = None
     version: str = "Unknown"
     skip_next: bool = False
+    system_head: str = ""  # what the system text begins with, whatever it says
+
+    def set_system(self, text: str) -> None:
+        """Put another system text in the template's place for it.
+
+        Raises:
+            ValueError: the template has none.
+        """
+        if not self.system:
+            raise ValueError("this prompt template has no place for a system message")
+        self.system = self.system_head + text
 
     def append_message(self, role: str, message: Any) -> None:
         """Add a turn; ``message=None`` leaves it open."""
@@ -221,8 +232,10 @@ def _llama_2(system: str, sep: str) -> Conversation:
 
 def _chatml(system: str, version: str = "mpt") -> Conversation:
     roles = ("<|im_start|>user\n", "<|im_start|>assistant\n")
-    opening = "<|im_start|>system\n" + system
-    return Conversation(opening, roles, (), 0, SeparatorStyle.MPT, "<|im_end|>", None, version)
+    head = "<|im_start|>system\n"
+    return Conversation(
+        head + system, roles, (), 0, SeparatorStyle.MPT, "<|im_end|>", None, version, system_head=head
+    )
 
 
 def _llama_3_header(role: str) -> str:
@@ -231,8 +244,8 @@ def _llama_3_header(role: str) -> str:
 
 def _llama_3(system: str, answer_role: str, style: SeparatorStyle, sep: str, version: str) -> Conversation:
     roles = (_llama_3_header("user"), _llama_3_header(answer_role))
-    opening = "<|begin_of_text|>" + _llama_3_header("system") + system
-    return Conversation(opening, roles, (), 0, style, sep, None, version)
+    head = "<|begin_of_text|>" + _llama_3_header("system")
+    return Conversation(head + system, roles, (), 0, style, sep, None, version, system_head=head)
 
 
 _v0 = _single(_polite("human"), messages=_V0_EXAMPLE)

@@ -5,14 +5,17 @@
 #   scripts/check_matrix.sh                       # tests/decoding tests/cost tests/gates tests/reduction
 #   CASES="3.12-pinned" scripts/check_matrix.sh tests/decoding -x
 #
-#   CASES        which of them (default: 3.10-pinned 3.11-pinned 3.12-pinned 3.13-pinned 3.11-oldest 3.11-newest)
-#                pinned: constraints.txt; oldest: transformers 5.17.0; newest: the newest transformers 5 of the index
+#   CASES        which of them (default: 3.10-pinned 3.11-pinned 3.12-pinned 3.13-pinned 3.10-lowest 3.11-oldest
+#                3.11-newest 3.11-unpinned)
+#                pinned: constraints.txt; oldest: transformers 5.17.0; newest: the newest transformers 5 of the index;
+#                lowest: each package of pyproject.toml at its lower bound; unpinned: what pip chooses today.
+#                torch is the pinned one in all of them: older and newer builds bring gigabytes of CUDA
 #   KEEP=1       keep the environments (about 2 GB each with a CPU build of torch)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 oldest=$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).0
-cases=${CASES:-3.10-pinned 3.11-pinned 3.12-pinned 3.13-pinned 3.11-oldest 3.11-newest}
+cases=${CASES:-3.10-pinned 3.11-pinned 3.12-pinned 3.13-pinned 3.10-lowest 3.11-oldest 3.11-newest 3.11-unpinned}
 [ $# -gt 0 ] || set -- tests/decoding tests/cost tests/gates tests/reduction
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 log=$(mktemp)
@@ -34,6 +37,12 @@ find_python() {
 # Packages whose pinned versions do not fit every transformers: pip chooses those.
 loose='transformers|tokenizers|huggingface_hub|hf-xet|httpx2|httpcore2|truststore|typer'
 
+# Every lower bound of pyproject.toml as a pin.
+lower_bounds() {
+    grep -oE '"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | sed -E 's/"//; s/\[.*\]//; s/>=/==/' |
+        grep -Ev '^(torch|setuptools)=='
+}
+
 install() {
     local venv=$1 kind=$2 pip=("$1/bin/python" -m pip install --quiet --disable-pip-version-check)
     "${pip[@]}" "$(grep '^torch==' constraints.txt)"
@@ -41,6 +50,8 @@ install() {
         pinned) "${pip[@]}" -c constraints.txt -e '.[dev]' ;;
         oldest) "${pip[@]}" -c <(grep -Ev "^($loose)==" constraints.txt) -e '.[dev]' "transformers==$oldest" ;;
         newest) "${pip[@]}" -c <(grep -Ev "^($loose)==" constraints.txt) -e '.[dev]' --upgrade 'transformers<6' ;;
+        lowest) "${pip[@]}" -c <(lower_bounds) -e '.[dev]' ;;
+        unpinned) "${pip[@]}" -e '.[dev]' "$(grep '^torch==' constraints.txt)" ;;
         *) echo "unknown case: $kind" >&2 && return 1 ;;
     esac
 }

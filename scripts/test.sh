@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Make the environment where it is missing, then check style and safety (ruff, shellcheck) and types (pyright) and run
-# the tests in two processes (TEST_PROCESSES). Arguments go to pytest, which then runs alone:
+# Make the environment where it is missing, then check style and safety (ruff, whose S rules are those of bandit, and
+# shellcheck), types (pyright) and that installed packages fit together, and run the tests in two processes
+# (TEST_PROCESSES). Arguments go to pytest, which then runs alone:
 #   scripts/test.sh tests/decoding -x
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,6 +14,7 @@ if [ $# -eq 0 ]; then
     "$bin/ruff" format --check .
     find scripts -name '*.sh' -print0 | xargs -0 "$bin/shellcheck"
     "$bin/pyright" --pythonpath "$bin/python"
+    "$bin/python" -m pip check
     set -- --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile
 fi
 exec "$bin/python" -m pytest "$@"

@@ -20,7 +20,7 @@ from transformers import LlavaConfig as HFLlavaConfig
 # small tensors gain nothing from threads, and one thread sums in the same order in every process
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.fixtures.checkpoints", "tests.fixtures.processors", "tests.fixtures.records"]
+pytest_plugins = [f"tests.fixtures.{name}" for name in ("checkpoints", "hub", "processors", "records")]
 
 IMAGE = 199  # placeholder id in transformers' class
 PATCHES = 4

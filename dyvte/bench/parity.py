@@ -24,6 +24,7 @@ from dyvte.engine.model import model_name_of
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import JSON_LINES, check_items
 from dyvte.engine.run import prepared_batches
+from dyvte.gates.hub import gates_folder
 from dyvte.io import write_json
 from dyvte.report.tables import to_markdown
 
@@ -110,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m dyvte.bench.parity", description="Does a device answer as a CPU does?"
     )
     parser.add_argument("--model-path", required=True)
-    parser.add_argument("--gates")
+    parser.add_argument("--gates", type=gates_folder, help="folder, or org/name[@revision] on the hub")
     parser.add_argument("--question-file", required=True)
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--device", default="cuda")

@@ -67,6 +67,14 @@ class VisionMeter:
             self._hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._end, always_call=True))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process: counts are known by the address of a module."""
+        return {"_hooks": self._hooks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a copy of the model, or in another process."""
+        self.__dict__ = {"_known": {}, "_running": _Running(), **state}
+
     def take(self) -> int:
         """FLOPs of this thread since the last call."""
         total, self._running.total = self._running.total, 0

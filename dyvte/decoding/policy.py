@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow, drop_visual
@@ -34,6 +35,9 @@ class Policy:
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raise ValueError when the policy does not fit a decoder of this depth and width."""
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Raise ValueError when the policy is known to belong to another model than the one of this config."""
 
     def place(self, devices: Sequence[torch.device]) -> None:
         """Move the policy's weights to ``devices``, one for each of the decoder's layers."""

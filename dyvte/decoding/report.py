@@ -22,6 +22,7 @@ class RunInfo:
         device: name of the GPU, or ``cpu``.
         graphs: whether CUDA graphs were in use.
         model_sha256, gates_sha256: digests of the weights; None where they were not computed or there are none.
+        gates_name: ``org/name@commit`` of gates of the hub.
         commit, dirty: the code's git commit, and whether it was modified; None outside of a repository.
         versions: of Python and the packages that results depend on.
         family: the model's ``model_type``.
@@ -35,6 +36,7 @@ class RunInfo:
     graphs: bool = False
     model_sha256: str | None = None
     gates_sha256: str | None = None
+    gates_name: str | None = None
     commit: str | None = None
     dirty: bool | None = None
     versions: Mapping[str, str] | None = None

@@ -24,7 +24,7 @@ from dyvte.provenance import checkpoint_folder, file_sha256, loaded_digest
 
 logger = logging.getLogger(__name__)
 
-_NOT_SETTINGS = ("answers_file", "device", "dtype", "workers")
+_NOT_SETTINGS = ("answers_file", "device", "dtype", "workers", "shard_model")
 _FILES = ("model_path", "model_base", "gates", "question_file")
 """Flags that count by what they point at, whatever the path."""
 

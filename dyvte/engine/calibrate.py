@@ -46,6 +46,7 @@ from dyvte.gates.calibration import (
 )
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.hub import hub_name
 from dyvte.gates.sample import first_turn
 from dyvte.gates.states import PAPER_STATES
 from dyvte.gates.supervision import Supervision, supervise
@@ -141,6 +142,10 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         raise ValueError(
             "give one of --max-changed (a share of answers), --budget (a share of the TFLOPs) and --budget-ms "
             "(milliseconds per prefill)"
+        )
+    if args.output is None and args.gates and (name := hub_name(args.gates)):
+        raise ValueError(
+            f"{name} is on the hub, where nothing is changed in place: name a folder with --output"
         )
     items = read_items(args.data_path)[: args.limit]
     check_items(items, args.image_folder)

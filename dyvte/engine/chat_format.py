@@ -108,15 +108,27 @@ class ChatFormat:
         described: Mapping[str, Any] = self.processor.image_processor.to_dict()
         return {name: plain for name in _SETTINGS if (plain := _plain(described.get(name))) is not None}
 
-    def render(self, turns: Turns) -> str:
-        """A conversation in the chat template, the model's turn open where the last answer is None."""
+    def render(self, turns: Turns, system: str | None = None) -> str:
+        """A conversation in the chat template, the model's turn open where the last answer is None.
+
+        Raises:
+            ValueError: the template has no place for a system message, and there is one.
+        """
         messages = []
+        if system is not None:
+            messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
         for question, answer in turns:
             messages.append({"role": "user", "content": _content(question)})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         is_open = turns[-1][1] is None
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
+        try:
+            text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
+        except Exception as error:  # of Jinja, by the template's own raise_exception
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        if system is not None and system.strip() not in text:
+            raise ValueError("the chat template has no place for a system message")
+        return text
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a rendered conversation, each image one token."""

@@ -73,13 +73,21 @@ def _download(address: str) -> bytes:
     return content
 
 
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+"""Bytes that Linux takes as a path, and as one name in it; others take no more."""
+
+
 def path_inside(folder: str | Path, name: str) -> Path:
     """The path of a file named relative to a folder, by its name alone: symbolic links in the folder are followed,
     wherever they lead, because whoever owns the folder placed them.
 
     Raises:
-        ValueError: when the name leads out of the folder.
+        ValueError: when the name leads out of the folder, or is longer than file systems take.
     """
+    if len(name) > LONGEST_PATH or max(map(len, name.split("/"))) > LONGEST_NAME:
+        raise ValueError(
+            f"image file name of {len(name)} characters, {name[:80]!r}..., is too long for a file system"
+        )
     path = Path(os.path.normpath(Path(folder).absolute() / name))
     if not path.is_relative_to(os.path.normpath(Path(folder).absolute())):
         raise ValueError(
@@ -89,7 +97,7 @@ def path_inside(folder: str | Path, name: str) -> Path:
     return path
 
 
-def open_image(file: Path | IO[bytes]) -> Image.Image:
+def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image file of a known format and size; nothing is decoded yet.
 
     Raises:
@@ -101,8 +109,8 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels is too large: more than {MAX_PIXELS}")
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} pixels is too large: more than {max_pixels}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
             f"{width}x{height} pixels is too elongated: one side is more than {MAX_ASPECT} times the other"
@@ -110,7 +118,7 @@ def open_image(file: Path | IO[bytes]) -> Image.Image:
     return image
 
 
-def decode_image(file: Path | IO[bytes], name: str) -> Image.Image:
+def decode_image(file: Path | IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file as RGB; ``name`` says in errors which one it is. Of more than :data:`KEPT_PIXELS`, it is
     reduced by a whole factor.
 
@@ -118,7 +126,7 @@ def decode_image(file: Path | IO[bytes], name: str) -> Image.Image:
         ValueError: when it is not a whole image, or is too large or too elongated.
     """
     try:
-        with open_image(file) as image:
+        with open_image(file, max_pixels) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
         raise ValueError(f"cannot read image {name}: it is none, or of an unknown format") from None

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dyvte.engine.images import path_inside
+from dyvte.engine.json_rows import JsonRows
 from dyvte.engine.questions import IMAGE_TOKEN, check_text, shown
-from dyvte.io import parse_json, read_json, read_text
 from dyvte.provenance import sha256_of
 
 PROBLEMS_SHOWN = 5
@@ -29,27 +29,27 @@ class WithTargets(Protocol):
     def has_target(self, index: int) -> bool: ...
 
 
-def read_records(data_path: str | Path) -> list[Any]:
-    """Read an instruction file: a JSON list, or a sample on each line (``.jsonl``). What samples hold is for
-    :func:`check_records` to say.
+def read_records(data_path: str | Path) -> Sequence[Any]:
+    """An instruction file: a JSON list, or a sample on each line (``.jsonl``). A sample is read when it is asked for;
+    what it holds is for :func:`check_records` to say.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not a nonempty JSON list, or a line is not JSON.
+        ValueError: it is not a nonempty JSON list. Asking for a sample: its line is not JSON.
     """
     path = Path(data_path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no instruction data at {path}: check --data_path")
-    if path.suffix == ".jsonl":
-        lines = enumerate(read_text(path).split("\n"), 1)
-        records: Any = [parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
-    else:
-        records = read_json(path)
-    if not isinstance(records, list) or not records:
+    records = JsonRows(path, _as_it_is, is_list=path.suffix != ".jsonl")
+    if not len(records):
         raise ValueError(
             f"{path} must hold a nonempty JSON list of samples; files of one a line end in .jsonl"
         )
     return records
+
+
+def _as_it_is(record: Any, place: str) -> Any:
+    return record
 
 
 def image_paths(record: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from dyvte.families.base import adapter_for
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers.generation.stopping_criteria import StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
     from dyvte.decoding.attach import Handle
@@ -41,7 +43,7 @@ class ModelOptions:
         model_path: folder or Hub id.
         model_base: the language model that LoRA weights or a projector in ``model_path`` belong to.
         template: name of a prompt template; by default the one that the checkpoint asks for.
-        gates: folder of exit gates; by default those in the checkpoint, if any.
+        gates: folder of exit gates, or a name on the hub; by default those in the checkpoint, if any.
         device: "cuda" becomes "cpu", with a warning, where there is no GPU.
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
         attn_implementation: one of :data:`~dyvte.decoding.attention.plan.KERNELS`.
@@ -53,7 +55,7 @@ class ModelOptions:
     model_path: str
     model_base: str | None = None
     template: str | None = None
-    gates: str | None = None
+    gates: str | Path | None = None
     device: str = "cuda"
     dtype: str = "auto"
     attn_implementation: str | None = None
@@ -147,7 +149,7 @@ class TrainingSet(Protocol):
         modality_lengths: words per sample, negative for text-only ones; LLaVA's sampler groups by them.
     """
 
-    records: list[dict[str, Any]]
+    records: Sequence[dict[str, Any]]
 
     @property
     def modality_lengths(self) -> list[int]: ...
@@ -179,14 +181,18 @@ class ChatModel(abc.ABC):
         return "USER", "ASSISTANT"
 
     @abc.abstractmethod
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
         """The question in the prompt template, with the model's turn open.
 
         Args:
             history: earlier questions of the conversation, with their answers.
+            system: instead of the template's own system message.
 
         Raises:
-            ValueError: the question's text has places for another number of images than it comes with.
+            ValueError: the question's text has places for another number of images than it comes with, or the
+                template has no place for a system message.
         """
 
     @abc.abstractmethod
@@ -202,11 +208,18 @@ class ChatModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def generate(self, batch: Batch, generation: Generation, streamer: BaseStreamer | None = None) -> Tensor:
+    def generate(
+        self,
+        batch: Batch,
+        generation: Generation,
+        streamer: BaseStreamer | None = None,
+        stopping: StoppingCriteriaList | None = None,
+    ) -> Tensor:
         """Answer a batch; returns token ids (B, T) of the answers alone, padded after their end.
 
         Args:
             streamer: gets the tokens as they come (one prompt only).
+            stopping: end single answers before their end token or ``max_new_tokens``.
         """
 
     @abc.abstractmethod

@@ -24,6 +24,7 @@ from dyvte.decoding.attach import run_info
 from dyvte.decoding.sharding import check_processes, shard_layers
 from dyvte.engine.model import ChatModel, ModelOptions
 from dyvte.families.base import REFUSED
+from dyvte.gates.hub import gates_folder
 from dyvte.weights import reading
 
 GROUP = "dyvte.models"
@@ -82,6 +83,8 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
             ``options.shard_model`` is set where processes cannot share the model.
     """
     opener = find_opener(family or family_of(options.model_path, options.model_base))
+    if options.gates:
+        options = replace(options, gates=gates_folder(options.gates))
     if not options.shard_model:
         return opener(options)
     kind = torch.device(options.device).type  # which GPU follows from the process

@@ -17,6 +17,7 @@ from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import open_model
 from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
+from dyvte.gates.hub import gates_folder
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
 T = TypeVar("T")
@@ -53,7 +54,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of the method, such as k=3 r=0.5; fastv.r=0.5 where several methods have r",
     )
     parser.add_argument(
-        "--gates", type=os.path.expanduser, help="folder with gates; default: the checkpoint's own"
+        "--gates",
+        type=gates_folder,
+        help="folder with gates, or org/name[@revision] on the hub; default: the checkpoint's own",
     )
     parser.add_argument(
         "--threshold",

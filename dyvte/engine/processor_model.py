@@ -49,6 +49,7 @@ from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest, has_gates
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.hub import hub_name
 from dyvte.gates.origin import short_name
 from dyvte.gates.supervision import IGNORE_INDEX, Embedded
 from dyvte.provenance import checkpoint_digest
@@ -87,7 +88,8 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
         policy, of_gates = LearnedExit(gates), gates_digest(place)
     chat = ProcessorModel(load_model(options, fields), form)
     chat.handle.policy = policy
-    chat.handle.run = replace(chat.handle.run, model_sha256=digest, gates_sha256=of_gates)
+    name = hub_name(options.gates) if options.gates else None
+    chat.handle.run = replace(chat.handle.run, model_sha256=digest, gates_sha256=of_gates, gates_name=name)
     return chat
 
 
@@ -164,8 +166,10 @@ class ProcessorModel(ChatModel):
         )
         self._accepted = set(inspect.signature(model.forward).parameters)
 
-    def prompt(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> str:
-        return self.form.render([*history, (question, None)])
+    def prompt(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
+    ) -> str:
+        return self.form.render([*history, (question, None)], system)
 
     def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
         return self._usable(self.form.batch(prompts, images))
@@ -177,9 +181,11 @@ class ProcessorModel(ChatModel):
         }
         return replace(batch, images=kept)
 
-    def generate(self, batch: Batch, generation: Generation, streamer=None) -> Tensor:
+    def generate(self, batch: Batch, generation: Generation, streamer=None, stopping=None) -> Tensor:
         batch = self.place(batch)
-        output = self._model.generate(**batch.inputs(), **generation.arguments(), streamer=streamer)
+        output = self._model.generate(
+            **batch.inputs(), **generation.arguments(), streamer=streamer, stopping_criteria=stopping
+        )
         return output[:, batch.input_ids.shape[1] :]
 
     def decode(self, ids: Tensor) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from dyvte.engine.images import decode_image, load_image, path_inside
-from dyvte.engine.json_lines import JsonLines
+from dyvte.engine.json_rows import JsonRows
 
 TROUBLES_SHOWN = 5
 """Questions that cannot be asked and are named; of the others the number is told."""
@@ -77,7 +77,7 @@ class Item:
         return f"question {shown(self.head['question_id'])}{where}"
 
 
-def read_lines(path: str) -> JsonLines[tuple[str, dict[str, Any]]]:
+def read_lines(path: str) -> JsonRows[tuple[str, dict[str, Any]]]:
     """(place, row) of each line of a JSON-lines file, read when asked for.
 
     Raises:
@@ -88,7 +88,7 @@ def read_lines(path: str) -> JsonLines[tuple[str, dict[str, Any]]]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"question file not found: {file}")
-    return JsonLines(file, _row_of)
+    return JsonRows(file, _row_of)
 
 
 def _row_of(row: Any, place: str) -> tuple[str, dict[str, Any]]:

@@ -19,11 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dyvte.decoding.sharding import in_step
 from dyvte.engine.answer import Answer, Answerer
 from dyvte.engine.answers_file import AnswersFile, describe_run, has_checkpoints
 from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_model_arguments, open_answerer
 from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, naming_all, prepare
+from dyvte.engine.shards import SHARD_MODEL
 from dyvte.io import check_output
 
 
@@ -105,7 +107,8 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
         template: instead of ``args.conv_mode``.
 
     With ``--verify-every N`` and batches, every N-th question is asked a second time, alone; its metadata then holds
-    that answer as ``batch1_text``.
+    that answer as ``batch1_text``. With ``--shard-model`` this is one of several processes, a chunk each, which
+    share the model (:mod:`dyvte.engine.shards` starts them); one without questions helps the others.
 
     Raises:
         FileNotFoundError, ValueError: before the model is loaded where that can be known; what was answered is kept,
@@ -113,6 +116,11 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be positive, got {args.batch_size}")
+    if args.shard_model and args.num_chunks < 2:
+        raise ValueError(
+            "--shard-model takes several processes, each with a chunk of the questions: start the command as "
+            "`python -m dyvte.engine.shards OUT --chunks N -- python -m ... --shard-model`"
+        )
     check_output(args.answers_file, args.question_file, "--answers-file and --question-file")
     items = get_chunk(items, args.num_chunks, args.chunk_idx)
     check_items(items, args.image_folder)
@@ -121,10 +129,11 @@ def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str 
     answerer = None if has_checkpoints(args) else open_answerer(args, template)
     with AnswersFile(args.answers_file, describe_run(args), model_name, items) as answers:
         remaining = items[answers.kept :]
-        if not remaining:
+        if not remaining and not args.shard_model:
             return
         answerer = answerer or open_answerer(args, template)
-        with tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q") as progress:
+        bar = tqdm(total=len(items), initial=answers.kept, desc=answers.path.stem, unit="q")
+        with in_step(answerer.model), bar as progress:
             batches = prepared_batches(
                 remaining, args.batch_size, answerer.chat, args.image_folder, args.workers
             )
@@ -185,5 +194,11 @@ def question_parser(questions: QuestionFormat, description: str = "") -> argpars
         "but one, at most 4. Each holds a batch",
     )
     add_model_arguments(parser, questions.conv_mode, questions.max_new_tokens)
+    parser.add_argument(
+        SHARD_MODEL,
+        action="store_true",
+        help="under dyvte.engine.shards: the shards' processes share the decoder's layers, for a model larger than "
+        "one GPU",
+    )
     questions.add_flags(parser)
     return parser

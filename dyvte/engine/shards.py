@@ -7,6 +7,9 @@ COMMAND is a command line that answers (``python -m llava.eval.model_vqa_loader 
 the file and writes ``OUT/{N}_{shard}.jsonl``. By default all shards run here, and ``OUT/merge.jsonl`` gets their
 answers in the order of the questions. With ``--shards``, other machines run the others, and ``--shards none`` merges
 in the end. A shard that died goes on, on any machine, when its command is started again.
+
+When COMMAND has ``--shard-model``, the processes of all shards run at once and share the model, a part of it on the
+GPU of each. Where they are on several machines, MASTER_ADDR and MASTER_PORT name the first one and a free port of it.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +39,10 @@ MERGED = "merge.jsonl"
 OF_MERGED = ("record.json", "scores.json")
 """Files beside the merged answers that are made from them."""
 PROBLEMS_SHOWN = 5
+SHARD_MODEL = "--shard-model"
+"""The flag of commands whose processes share the model."""
+POLL = 0.2
+"""Seconds between looks at processes that share a model."""
 
 
 def parse_shards(text: str, chunks: int) -> list[int]:
@@ -64,8 +73,9 @@ def run_shards(out: Path, chunks: int, shards: Sequence[int], command: Sequence[
     """One process for each shard, the GPUs of ``CUDA_VISIBLE_DEVICES`` dealt out in turn; returns when all ended.
 
     Raises:
-        ValueError: one failed; the others went on to their ends.
+        ValueError: one failed; the others went on to their ends, or were ended where they share the model with it.
     """
+    shared = group_of(chunks, shards) if SHARD_MODEL in command else {}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
@@ -73,8 +83,16 @@ def run_shards(out: Path, chunks: int, shards: Sequence[int], command: Sequence[
             place = ["--answers-file", str(shard_file(out, chunks, shard))]
             place += ["--num-chunks", str(chunks), "--chunk-idx", str(shard)]
             environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[shard % len(gpus)]}
+            if shared:
+                environment |= {**shared, "RANK": str(shard), "LOCAL_RANK": "0"}  # it sees one GPU
             running[shard] = subprocess.Popen([*command, *place], env=environment)
-        failed = [str(shard) for shard, process in running.items() if process.wait()]
+        while shared and None in (codes := [process.poll() for process in running.values()]):
+            if any(codes):
+                break  # the others would wait for it
+            time.sleep(POLL)
+        failed = [
+            str(shard) for shard, process in running.items() if (process.poll() if shared else process.wait())
+        ]
     finally:
         for process in running.values():
             process.terminate()
@@ -82,6 +100,25 @@ def run_shards(out: Path, chunks: int, shards: Sequence[int], command: Sequence[
         raise ValueError(
             f"shard {' '.join(failed)} of {chunks} failed (see above); the same command goes on from here"
         )
+
+
+def group_of(chunks: int, shards: Sequence[int]) -> dict[str, str]:
+    """Variables by which the processes of all shards find each other, as torchrun sets them.
+
+    Raises:
+        ValueError: other machines run some of the shards, and nothing says where they meet.
+    """
+    place = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ}
+    if len(place) < 2:
+        if len(shards) < chunks:
+            raise ValueError(
+                f"{SHARD_MODEL} with shards on several machines: set MASTER_ADDR to the address of the one that runs "
+                "shard 0, and MASTER_PORT to a free port of it"
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return {**place, "WORLD_SIZE": str(chunks)}
 
 
 def merge(out: Path, chunks: int) -> Path:

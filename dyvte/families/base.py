@@ -73,6 +73,11 @@ def adapter_for(model: Any) -> Adapter:
     return _ADAPTERS[model_type]
 
 
+def unwrapped(model: Any) -> Any:
+    """The model of transformers inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def stack_of(model: Any) -> Stack:
     """A model's decoder as the loop runs it."""
     adapter = adapter_for(model)

@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
@@ -54,8 +55,12 @@ class LearnedExit(Policy):
             )
 
     def check(self, num_layers: int, hidden_size: int) -> None:
-        """Raise ValueError when the gates are those of another model."""
+        """Raise ValueError when the gates are those of a model of other sizes."""
         self.gates.check(num_layers, hidden_size)
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Raise ValueError when the gates are known to be those of another model."""
+        self.gates.check_model(config)
 
     def place(self, devices: Sequence[torch.device]) -> None:
         """Move each gate to its layer's device."""

@@ -38,7 +38,7 @@ class FitArguments(GateOptions):
     """Which store, and which gates."""
 
     store: str = flag("", "Folder that dyvte.gates.store_states wrote.")
-    visual_gates: str | None = flag(None, "Folder of gates to start from, instead of fresh ones.")
+    visual_gates: str | None = flag(None, "Gates to start from, folder or hub name, instead of fresh ones.")
     gate_dtype: str = flag("float32", "Float type of the finished gates' file: float32 or float16.")
 
 

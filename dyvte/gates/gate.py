@@ -6,15 +6,23 @@ Called from most of the project.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dyvte.gates.origin import Origin
+from dyvte.gates.origin import Origin, short_name
 from dyvte.gates.states import PAPER_STATES, check_states
+from dyvte.provenance import checkpoint_digest
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import PretrainedConfig
+
+    from dyvte.report.record import ResultRecord
 
 KINDS = ("full", "low_rank", "shared")
 
@@ -197,23 +205,116 @@ class ExitGates(nn.Module):
                 f"for {name or 'this model'} (weights {sha256[:12]}): train gates for it"
             )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``gates.safetensors`` and ``gates.json``."""
+    def check_model(self, config: PretrainedConfig) -> None:
+        """As :meth:`check_base`, for a loaded model: by its family, and by its weights where they can be found.
+
+        LLaVA's own checkpoints may be made of several folders: their loader, which knows these, checks the weights.
+        """
+        name, family = config.name_or_path or "", config.model_type
+        if self.origin.model_family not in (None, family):
+            raise ValueError(
+                f"these gates were trained for {self.origin.base_model or 'a model'} of the family "
+                f"{self.origin.model_family}, not for {short_name(name) or 'this model'} of the family {family}"
+            )
+        if self.origin.base_sha256 is not None and name and not hasattr(config, "mm_vision_tower"):
+            with suppress(FileNotFoundError):  # the folder may be gone since
+                self.check_base(checkpoint_digest(name), short_name(name))
+
+    def save_pretrained(
+        self, folder: str | Path, *, records: Sequence[ResultRecord] = (), name: str | None = None
+    ) -> None:
+        """Write ``gates.safetensors``, ``gates.json`` and a model card, ``README.md``.
+
+        Of a card that is there, the part between its two comments is written anew, and the rest stays.
+
+        Args:
+            records: evaluations whose scores the card tells.
+            name: of the gates on the hub, for the card; by default the folder's.
+
+        Raises:
+            ValueError: a record is of other gates.
+        """
+        from dyvte.gates.card import write_card
         from dyvte.gates.files import save_gates
 
         save_gates(self, folder)
+        write_card(self, Path(folder), records, name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        records: Sequence[ResultRecord] = (),
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload gates",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Write what :meth:`save_pretrained` writes to a repository of the Hugging Face hub, in one commit.
+
+        The repository, and a branch ``revision``, are made where they are missing. Of a card that is there, what a
+        person wrote stays.
+
+        Args:
+            base_model: the model's name on the hub, where the gates were trained on a folder; noted in ``origin``.
+            records: evaluations whose scores the card tells (:func:`dyvte.report.record.read_records`).
+            private, token, revision, commit_message, commit_description, create_pr: as ``huggingface_hub`` has them.
+
+        Raises:
+            OSError: the hub cannot be reached, or refuses.
+            ValueError: a record is of other gates.
+        """
+        from dyvte.gates.hub import push_gates
+
+        return push_gates(
+            self,
+            repo_id,
+            base_model=base_model,
+            records=records,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            create_pr=create_pr,
+        )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> ExitGates:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> ExitGates:
         """Read gates from our own files, or from a checkpoint that holds ``visual_gates_router.*`` keys.
 
         Args:
+            folder: or ``org/name``, ``org/name@revision`` on the hub, where there are only our own files.
             dtype: float type to convert to; by default that of the file.
+            revision, token, cache_dir, local_files_only, force_download: see :func:`dyvte.gates.hub.gates_folder`.
 
         Raises:
-            FileNotFoundError: when the folder holds no gates.
+            FileNotFoundError: when the folder holds no gates, or the hub has none of this name.
+            OSError: when the hub refuses.
             ValueError: when the file does not fit its description, or holds values that are not finite.
         """
         from dyvte.gates.files import load_gates
+        from dyvte.gates.hub import gates_folder
 
-        return load_gates(folder, dtype)
+        place = gates_folder(
+            folder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return load_gates(place, dtype)

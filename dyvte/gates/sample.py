@@ -21,7 +21,7 @@ from dyvte.cli import run
 from dyvte.engine.images import path_inside
 from dyvte.engine.instructions import image_paths, read_records
 from dyvte.engine.questions import IMAGE_TOKEN, check_text
-from dyvte.io import check_output, write_json, write_whole
+from dyvte.io import check_output, whole_file, write_json
 
 
 def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict | None, str]:
@@ -59,24 +59,24 @@ def first_turn(record: object, image_folder: Path | None = None) -> tuple[dict |
 
 
 def draw(
-    records: list, fraction: float, seed: int, image_folder: Path | None = None
-) -> tuple[list[dict], dict[str, Any]]:
-    """The drawn samples, in the order of the file, and the report.
+    records: Sequence[Any], fraction: float, seed: int, image_folder: Path | None = None
+) -> tuple[list[int], dict[str, Any]]:
+    """The places of the drawn records, in the order of the file, and the report.
 
     Raises:
         ValueError: when the fraction is not in (0, 1], or no sample can be used.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"--fraction must lie in (0, 1], got {fraction}")
-    usable: list[dict] = []
+    usable: list[int] = []
     left_out: Counter[str] = Counter()
     later_turns = 0
-    for record in records:
+    for place, record in enumerate(records):
         cut, reason = first_turn(record, image_folder)
         if cut is None:
             left_out[reason] += 1
         else:
-            usable.append(cut)
+            usable.append(place)
             later_turns += len(record["conversations"]) > 2
     if not usable:
         raise ValueError(f"no sample has one image, a question and an answer; left out: {dict(left_out)}")
@@ -103,9 +103,15 @@ def sample(args: argparse.Namespace) -> None:
     for written in (output, report_path):
         check_output(written, args.data_path, "--output and --data-path")
     folder = None if args.image_folder is None else Path(args.image_folder)
-    samples, report = draw(read_records(args.data_path), args.fraction, args.seed, folder)
+    records = read_records(args.data_path)
+    places, report = draw(records, args.fraction, args.seed, folder)
     report = {"data_path": args.data_path, **report}
-    write_whole(output, json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
+    with whole_file(output) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        for number, place in enumerate(places):
+            sample, _ = first_turn(records[place])
+            text = json.dumps([sample], indent=1, ensure_ascii=False)
+            file.write((",\n" if number else "[\n") + text.removeprefix("[\n").removesuffix("\n]"))
+        file.write("\n]\n")
     write_json(report_path, report, indent=2)
     print(json.dumps(report, indent=2))
     print(f"wrote {output} and {report_path}")

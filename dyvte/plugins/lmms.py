@@ -4,11 +4,13 @@
         --model_args pretrained=liuhaotian/llava-v1.5-7b,gates=GATES,method=dyvte,threshold=0.5,reports=results/dyvte
 
 lmms-eval makes the object (:mod:`dyvte.plugins.lmms_manifest` names the classes) and asks it. With ``reports``, what
-each prefill did goes to ``REPORTS.<rank>.jsonl``, which :mod:`dyvte.report.harness` puts into the tables.
+each prefill did goes to ``REPORTS.<rank>.jsonl``, which :mod:`dyvte.report.harness` puts into the tables. Its first
+line is the run (model, method, settings), each further line the answer to one request.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ from tqdm import tqdm
 from dyvte.engine.model import Generation
 from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import IMAGE_TOKEN, Question
+from dyvte.gates.exit import LearnedExit
 
 OPTIONS = {
     "pretrained": "model_path",
@@ -64,7 +67,7 @@ class Dyvte(lmms):
         pretrained: folder or Hub id; further names are those of :data:`OPTIONS`, settings of ``method_config`` joined
             by ``;`` (``k=3;r=0.5``).
         conv_template: name of the prompt template; by default what the checkpoint asks for.
-        reports: prefix of the file that takes the reports.
+        reports: prefix of the file that takes the reports; a new one for each run.
 
     Raises:
         ValueError: an argument is unknown, or does not fit the others.
@@ -97,10 +100,18 @@ class Dyvte(lmms):
             SimpleNamespace(model_path=pretrained, device=device or "cuda", **flags), conv_template
         )
         self.batch_size, self.reports = int(batch_size), reports
+        self._file: Path | None = None  # named once lmms-eval has told the rank
+        self._run = self._described(pretrained, options)
         self.device: torch.device = self.answerer.chat.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Answer all requests, the longest first; their order is kept."""
+        """Answer all requests, the longest first; their order is kept.
+
+        Raises:
+            ValueError: the file for the reports is there already.
+        """
+        if self.reports and self._file is None:
+            self._file = self._open_reports(self.reports)
         collator = Collator(
             [self.job(*request.args) for request in requests],
             lambda job: -len(job.question.text),
@@ -130,17 +141,41 @@ class Dyvte(lmms):
                 answer.report.prompt_tokens if answer.report else None, len(tokenizer(answer.text).input_ids)
             )
             results.append(GenerationResult(cut(answer.text, until), tokens))
-        if self.reports:
+        if self._file is not None:
             lines = [
                 {"task": job.task, "split": job.split, "doc_id": job.doc_id, "text": answer.text}
                 | {"metadata": answer.report.as_dict() if answer.report else None}
                 for job, answer in zip(batch, answers, strict=True)
             ]
-            path = Path(f"{self.reports}.{self.rank}.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with self._file.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
         return results
+
+    def _described(self, pretrained: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The run as the first line of the reports tells it: what :class:`dyvte.report.record.ResultRecord` holds."""
+        policy = self.answerer.chat.handle.policy if self.answerer.chat.handle else None
+        learned = policy if isinstance(policy, LearnedExit) else None
+        settings = {name: str(value) for name, value in options.items() if name != "method"}
+        if learned is not None:
+            settings["threshold"] = f"{learned.threshold:g}"  # also where the gates were calibrated to it
+        return {
+            "model": pretrained,
+            "method": options.get("method") or ("none" if learned is None else "dyvte"),
+            "settings": settings,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _open_reports(self, prefix: str) -> Path:
+        path = Path(f"{prefix}.{self.rank}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(self._run) + "\n")
+        except FileExistsError:
+            raise ValueError(
+                f"{path} holds the reports of another run: name another prefix, or delete it"
+            ) from None
+        return path
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig
 
 from dyvte.decoding.attention.interface import AttentionInputs
 from dyvte.decoding.packed import Layout, PackedRow
@@ -33,6 +34,10 @@ class Combine(Policy):
     def check(self, num_layers: int, hidden_size: int) -> None:
         for policy in self.policies:
             policy.check(num_layers, hidden_size)
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        for policy in self.policies:
+            policy.check_model(config)
 
     def place(self, devices: Sequence[torch.device]) -> None:
         for policy in self.policies:

@@ -58,6 +58,7 @@ def facts(
             f"{r.settings.get('gates') or 'in the checkpoint'}, threshold {r.settings.get('threshold', '0.5')}"
             for r in gated
         ),
+        "Gates, on the hub": _distinct(run.gates_name for run in runs),
         "Gates, SHA-256": _distinct(run.gates_sha256 for run in runs),
         "Precision": _distinct([*(run.dtype for run in runs), *(store["dtype"] for store in stores)]),
         "Attention kernel": _distinct(run.attention + ", CUDA graphs" * run.graphs for run in runs),

@@ -6,6 +6,7 @@ Called from :mod:`dyvte.report` and :mod:`dyvte.study`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
 
 AVERAGE = "average"
 BASELINE = "none"
+LMMS = "lmms-eval/"
+"""Benchmarks of lmms-eval are named ``lmms-eval/TASK/METRIC``: numbers of a harness differ from those of LLaVA's
+scripts, so the two never share a name."""
+LMMS_PERCENT = {
+    "mmbench*/gpt_eval_score": 1,
+    "mmvet*/gpt_eval_score": 1,
+    **dict.fromkeys(("*/exact_match", "*/acc", "*/anls", "*/relaxed_overall", "*/mmmu_acc"), 100),
+    **dict.fromkeys(("pope*/pope_*", "seedbench*/seed_*", "ocrbench*/ocrbench_accuracy"), 100),
+}
+"""``TASK/METRIC`` of lmms-eval 0.7.3 -> factor that makes percent of it. Other metrics stay in units of their own."""
 
 
 def title_of(benchmark: str) -> str:
-    """A benchmark's name as papers write it."""
+    """A benchmark's name as papers write it; of lmms-eval, task and metric."""
+    if benchmark.startswith(LMMS):
+        return f"{benchmark.removeprefix(LMMS).replace('/', ', ')} (lmms-eval)"
     return "Average" if benchmark == AVERAGE else get_benchmark(benchmark).title
 
 
@@ -41,10 +54,23 @@ def method_title(manifest: Mapping[str, str]) -> str:
     return "without exit" if method == BASELINE else methods.title(method, manifest)
 
 
+def lmms_factor(benchmark: str) -> int | None:
+    """What a score of lmms-eval is multiplied by to be in percent; None where its unit is not known."""
+    name = benchmark.removeprefix(LMMS)
+    return next((factor for pattern, factor in LMMS_PERCENT.items() if fnmatch(name, pattern)), None)
+
+
+def in_percent(benchmark: str) -> bool:
+    """Whether the scores of a benchmark are in percent."""
+    if benchmark.startswith(LMMS):
+        return lmms_factor(benchmark) is not None
+    return get_benchmark(benchmark).percent
+
+
 def averaged(benchmarks: Iterable[str]) -> list[str]:
     """The benchmarks that an average covers: those scored in percent, or all where none is."""
     names = list(dict.fromkeys(benchmarks))
-    return [name for name in names if get_benchmark(name).percent] or names
+    return [name for name in names if in_percent(name)] or names
 
 
 def average_title(benchmarks: Iterable[str]) -> str:

@@ -82,9 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     models = models_of(EXPERIMENTS.get(name), settings)
     folders = {"all": f"outputs/all/{name_of(models[0])}", "quickstart": "outputs/quickstart"}
-    runner = Runner(settings, models, settings.out or Path(folders.get(name, "outputs/reproduce")))
     raise_when_stopped()
     try:
+        if settings.gates:
+            from dyvte.gates.hub import gates_folder  # only here: it brings torch
+
+            settings = replace(settings, gates=gates_folder(settings.gates))
+        runner = Runner(settings, models, settings.out or Path(folders.get(name, "outputs/reproduce")))
         if name != "all":
             runner.run_one(EXPERIMENTS[name])
         elif failed := runner.run_all():

@@ -44,7 +44,10 @@ class Settings:
     force: bool | None = _setting("run again what is done", bool)
     steps: tuple[str, ...] | None = _setting("all: run these experiments only", split=" ")
 
-    gates: Path | None = _setting("folder of gates (GATES_DIR/<model>-gates, else those in the model)", Path)
+    gates: Path | None = _setting(
+        "folder of gates, or org/name[@revision] on the hub (GATES_DIR/<model>-gates, else those in the model)",
+        Path,
+    )
     gates_dir: Path = _setting("folder of folders of gates", Path, Path("checkpoints"))
     threshold: str | None = _setting("exit above this gate probability (as calibrated, else 0.5)", number)
     conv_mode: str | None = _setting(

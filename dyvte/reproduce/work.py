@@ -371,9 +371,9 @@ def since(begun: float) -> timedelta:
 
 
 def state_of(*places: Path | None) -> str:
-    """Names, sizes and times of these files and of those in these folders, not below."""
+    """Names, sizes and times of these files and of those in these folders, not below; a README is no input."""
     found = [[place] if place.is_file() else place.glob("*") for place in places if place]
-    files = [(path, path.stat()) for path in chain(*found) if path.is_file()]
+    files = [(path, path.stat()) for path in chain(*found) if path.is_file() and path.name != "README.md"]
     rows = (f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
     return digest_of(sorted(rows))
 

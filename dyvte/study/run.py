@@ -27,6 +27,7 @@ from dyvte.engine.options import open_answerer
 from dyvte.engine.questions import Item, check_items
 from dyvte.engine.run import prepared_batches, question_parser
 from dyvte.gates.exit import LearnedExit
+from dyvte.gates.hub import hub_name
 from dyvte.provenance import sha256_of
 from dyvte.report.record import Scoring
 from dyvte.study.files import StudyWriter
@@ -156,7 +157,7 @@ def method_of(args: argparse.Namespace, policy: Policy) -> dict[str, str]:
     if isinstance(policy, FixedExit):
         return {"method": "fixed", "exit_layer": str(policy.layer)}
     if isinstance(policy, LearnedExit):
-        gates = args.gates or args.model_path
+        gates = (hub_name(args.gates) or str(args.gates)) if args.gates else args.model_path
         return {"method": "dyvte", "gates": gates, "threshold": f"{policy.threshold:g}"}
     return {"method": args.method, "method_config": " ".join(args.method_config or [])}
 

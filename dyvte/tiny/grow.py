@@ -15,11 +15,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dyvte.cli import run
 from dyvte.io import read_json_object, write_json
+from dyvte.weights import load_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -50,12 +50,12 @@ def grow(weights: dict[str, Tensor], old: int, new: int, seed: int = 0) -> dict[
 def grow_folder(args: argparse.Namespace) -> None:
     """Read one checkpoint folder, write another."""
     config = read_json_object(args.model / "config.json")
-    weights = grow(load_file(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
+    weights = grow(load_tensors(args.model / WEIGHTS), config["num_hidden_layers"], args.layers, args.seed)
     ignored = shutil.ignore_patterns("checkpoint-*", "*.bin", "trainer_state.json", WEIGHTS, "config.json")
     shutil.copytree(args.model, args.out, dirs_exist_ok=True, ignore=ignored)
     config["num_hidden_layers"] = args.layers
     config.pop("layer_types", None)
-    save_file(weights, args.out / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(args.out / WEIGHTS, weights)
     write_json(args.out / "config.json", config, indent=2)
     parameters = sum(weight.numel() for weight in weights.values())
     print(f"{args.out}: {args.layers} layers, {parameters / 1e6:.2f} M parameters")

@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from dyvte.cli import run
 from dyvte.io import read_json_object, write_json
 from dyvte.tiny.tokenizer import FILES as TOKENIZER_FILES
+from dyvte.weights import load_tensors, write_tensors
 
 TOWER_FOLDER = "vision_tower"
 TEMPLATE = "vicuna_v1_nosys"
@@ -48,10 +48,10 @@ def _halve(source: Path, target: Path, changes: dict) -> None:
             raise FileNotFoundError(f"{source / name} is missing: train it first with scripts/tiny/train.sh")
     weights = {
         key: value.to(torch.bfloat16)
-        for key, value in load_file(source / "model.safetensors").items()
+        for key, value in load_tensors(source / "model.safetensors").items()
         if not key.startswith(_TOWER_KEY)
     }
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(target / "model.safetensors", weights)
     config = read_json_object(source / "config.json")
     config.pop("_name_or_path", None)
     config |= {"dtype": "bfloat16", **changes}

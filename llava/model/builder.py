@@ -23,7 +23,9 @@ from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
+from dyvte.gates.origin import short_name
 from dyvte.io import check_pointer
+from dyvte.provenance import checkpoint_digest
 from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
@@ -83,6 +85,8 @@ def load_pretrained_model(
         ValueError: when the checkpoint is of another family, or weights are missing.
     """
     options = _loading_options(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
+    if model_base is not None:
+        needed_file(model_base, "config.json", "model_base is the model that these weights belong to")
     described = read_config(model_path, model_base)
     if not is_llava(described, model_path):
         tokenizer, model = _load_language_model(model_path, model_base, options)
@@ -108,7 +112,7 @@ def load_pretrained_model(
     _add_image_tokens(model, tokenizer)
     spread = device_map == "auto" and model.device.type == "cuda"
     image_processor = _load_tower(model, keep_float32=spread and variant.float32_tower)
-    _attach_gates(model, gates, model_path)
+    _attach_gates(model, gates, model_path, model_base)
     return tokenizer, model, image_processor, _context_length(model)
 
 
@@ -287,8 +291,14 @@ def _load_tower(model, keep_float32: bool):
     return tower.image_processor
 
 
-def _attach_gates(model, gates: str | Path | ExitGates | None, model_path: str) -> None:
-    """Attach a learned exit with the gates given, or those that the checkpoint folder holds."""
+def _attach_gates(
+    model, gates: str | Path | ExitGates | None, model_path: str, model_base: str | None
+) -> None:
+    """Attach a learned exit with the gates given, or those that the checkpoint folder holds.
+
+    Raises:
+        ValueError: they are of another model.
+    """
     if gates is None:
         if not Path(model_path).is_dir() or not has_gates(model_path):
             return
@@ -297,6 +307,9 @@ def _attach_gates(model, gates: str | Path | ExitGates | None, model_path: str) 
         gates = ExitGates.from_pretrained(gates)
     decoder = model.get_model()
     gates.check(len(decoder.layers), decoder.config.hidden_size)
+    if gates.origin.base_sha256 is not None:
+        digest = checkpoint_digest(model_path, model.config.mm_vision_tower, model_base)
+        gates.check_base(digest, short_name(model_path))
     model.exit_handle = attach(model, LearnedExit(gates.eval()))
 
 

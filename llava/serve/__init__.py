@@ -1,1 +1,1 @@
-"""Talk to a model from the terminal."""
+"""Talk to a model: from the terminal, and from other programs."""

@@ -35,7 +35,9 @@ class ModelArguments:
     mm_patch_merge_type: str = flag("flat", "How the tiles of one image are merged.")
     mm_vision_select_feature: str = flag("patch", "patch, or cls_patch to keep the class token.")
     tune_visual_gates: bool = flag(False, "Train the exit gates only; the model stays as it is.")
-    visual_gates: str | None = flag(None, "Folder of gates to start from; else the model's own, else fresh.")
+    visual_gates: str | None = flag(
+        None, "Gates to start from, folder or hub name; else the model's own, else fresh."
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ Called by :mod:`llava.chat_model` and :mod:`llava.train.train`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,7 +75,7 @@ class SupervisedDataset(Dataset):
             the first few.
     """
 
-    records: list[dict]
+    records: Sequence[dict]
     tokenizer: Any
     template: Conversation
     data_args: DataArguments

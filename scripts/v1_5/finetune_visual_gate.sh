@@ -4,7 +4,7 @@
 #   MODEL=liuhaotian/llava-v1.5-7b DATA=gates.json IMAGES=playground/data scripts/v1_5/finetune_visual_gate.sh
 #
 # Families that bring a chat template take no VERSION (LLaVA: v1). DATA is what `python -m dyvte.gates.sample` draws. GATES is a folder of gates to start from (init_weight.py makes
-# one); without it, gates start from those in MODEL, or fresh. Settings are the paper's: one epoch, learning rate
+# one), or a hub name; without it, gates start from those in MODEL, or fresh. Settings are the paper's: one epoch, learning rate
 # 4e-5, alpha 1.03, and GLOBAL_BATCH samples per step over all processes.
 set -euo pipefail
 DEEPSPEED=${DEEPSPEED-}

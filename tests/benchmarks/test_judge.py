@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from dyvte.benchmarks import judge, mmvet
+from tests.robustness.bad_disk import read_only, told
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret"
@@ -274,6 +275,28 @@ def test_killed_and_started_again_pays_nothing_twice(endpoint, place):
     assert len(endpoint.paid) == 2 * SAMPLES and max(Counter(endpoint.paid).values()) == 2
     assert all(grade["score"] == [0.5, 0.5] for grade in place.grades("a", 2).values())
     assert list(place.grades("a", 2)) == list(place.texts)
+
+
+def test_full_disk_and_read_only_folder(endpoint, place):
+    """Grades and replies that were stored stay; of what was paid, only what could not be stored is asked again."""
+    samples = {
+        f"v1_{n}": {"question": "Q?" + 9 * str(n), "answer": "x", "capability": ["rec"]} for n in range(40)
+    }
+    (place.data / "mm-vet.json").write_text(json.dumps(samples))
+    place.answer("a", {key: f"answer {key}" for key in samples})
+    line = told(lambda: judge.main(place.arguments("a", 5)), 20_000)
+    assert "judge_replies.sqlite cannot be used as a store of paid replies" in line
+    paid = len(endpoint.paid)
+    assert 0 < paid < 200 and sum(len(grade["score"]) for grade in place.grades("a", 5).values()) == paid - 1
+    closed = read_only(place.path / "closed")
+    store = ("--store", str(place.path / "full.sqlite"))
+    for more in (("--output-dir", str(closed), *store), ("--store", str(closed / "r.sqlite"))):
+        line = told(lambda: judge.main(place.arguments("a", 5, *more)))  # noqa: B023 - called at once
+        assert str(closed) in line
+    assert not list(closed.iterdir()) and len(endpoint.paid) == paid
+    judge.main(place.arguments("a", 5))
+    assert len(endpoint.paid) == 201  # one reply could not be stored
+    assert all(grade["score"] == [0.5] * 5 for grade in place.grades("a", 5).values())
 
 
 @pytest.mark.slow

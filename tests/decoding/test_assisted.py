@@ -1,4 +1,4 @@
-"""Assisted and prompt-lookup decoding with a policy attached: the tokens of greedy decoding, whatever is drafted."""
+"""Assisted and prompt-lookup decoding with a policy attached: tokens and exits of greedy decoding."""
 
 from __future__ import annotations
 
@@ -20,21 +20,30 @@ def assistants():
 @pytest.mark.parametrize("prompt", [0, 1, 3, 7])
 @pytest.mark.parametrize("kind", ["lookup", "other", "same"])
 def test_drafts_change_no_token(hf_llava, gates, assistants, prompt, kind):
-    """Those of greedy decoding with the same exit.
-
-    The first draft comes with the prompt, in one forward pass: gates look at its tokens as well, and may decide
-    otherwise than without it.
-    """
+    """Nor the exit: the first draft comes with the prompt, in one forward pass, and gates do not look at it."""
     inputs = Prompts(MIXED[prompt]).hf()
     drafting = {"prompt_lookup_num_tokens": 3} if kind == "lookup" else {"assistant_model": assistants[kind]}
     with attach(hf_llava, NoExit()) as handle, torch.inference_mode():
         for policy in (NoExit(), FixedExit(1), LearnedExit(gates, threshold=0.5)):
             handle.policy = policy
-            with handle.collect() as traces:
-                drafted = hf_llava.generate(**inputs, **GREEDY, **drafting)
-            (taken,) = traces[0].exit_layers
-            handle.policy = NoExit() if taken is None else FixedExit(taken)
-            assert drafted.tolist() == hf_llava.generate(**inputs, **GREEDY).tolist()
+            expected = hf_llava.generate(**inputs, **GREEDY)
+            drafted = hf_llava.generate(**inputs, **GREEDY, **drafting)
+            assert drafted.tolist() == expected.tolist()
+            plain, assisted = handle.traces  # no token of an answer makes a prefill
+            assert assisted.exit_layers == plain.exit_layers
+            torch.testing.assert_close(
+                assisted.exit_probabilities, plain.exit_probabilities, rtol=1e-5, atol=1e-6, equal_nan=True
+            )
+            handle.traces.clear()
+
+
+def test_an_attached_model_may_draft(hf_llava, gates, assistants):
+    inputs = Prompts(MIXED[1]).hf()
+    with torch.inference_mode():
+        expected = assistants["same"].generate(**inputs, **GREEDY)
+        with attach(hf_llava, LearnedExit(gates)) as handle:
+            drafted = assistants["same"].generate(**inputs, **GREEDY, assistant_model=hf_llava)
+        assert handle.traces and drafted.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("prompt", [0, 1, 3])

@@ -25,12 +25,13 @@ generation, gates and their labels. Checkpoints of these types open on all comma
     python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --image-file a.jpg --query "What is this?"
     MODEL=Qwen/Qwen2.5-VL-7B-Instruct DATA=gates.json scripts/v1_5/finetune_visual_gate.sh
 
-Questions keep LLaVA's words and stand inside the family's own chat template, with placeholders where `<image>`
-stands, else in front; `--conv-mode` and `--version` are for LLaVA's own checkpoints, and an error for these. Images
-are prepared by the checkpoint's processor, whose settings the answers name. Processors that also take videos
-(Qwen-VL, GLM-V, InternVL, LLaVA-OneVision and others) need torchvision. Greedy answers take the most probable
-token, without the penalties that some checkpoints suggest. `trust_remote_code` is never on. FLOPs of towers and
-projectors are counted by torch's formulas while they run; those of the decoder are computed from its matrices.
+Questions have the words that LLaVA's scripts give them, in the family's own chat template. Placeholders of images
+stand where `<image>` stands in the question, else in front. `--conv-mode` and `--version` are for LLaVA's own
+checkpoints; for these families they are an error. The checkpoint's processor prepares the images, and the answers
+file names its settings. Processors that also take videos (Qwen-VL, GLM-V, InternVL, LLaVA-OneVision and others) need
+torchvision. Greedy answers take the most probable token, without the penalties that some checkpoints suggest.
+`trust_remote_code` is never on. FLOPs of towers and projectors are counted by torch's formulas while they run; those
+of the decoder are computed from its matrices.
 
 **Models tested** counts kinds of tiny random models: logits without exit, with exits (against the stock model with
 the image hidden above the exit), cached generation, beams, labels (against separate runs) and FLOPs (against torch's

@@ -18,6 +18,7 @@ from dyvte.gates.files import has_gates
 from dyvte.gates.origin import Origin, TrainedOn
 from dyvte.gates.states import STATES, gather_states
 from dyvte.provenance import checkpoint_digest
+from dyvte.reduction.combine import Combine
 from tests.conftest import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,25 @@ def test_where_gates_come_from_is_saved_and_checked(gates, tmp_path):
     old_gates = ExitGates.from_pretrained(tmp_path)
     assert old_gates.origin == Origin()
     old_gates.check_base("b" * 64, "llava-b")  # nothing is known, so nothing is refused
+
+
+def test_gates_are_refused_by_other_models_where_they_are_attached(gates, hf_llava, tmp_path):
+    hf_llava.save_pretrained(tmp_path / "llava-b")
+    model = type(hf_llava).from_pretrained(tmp_path / "llava-b")
+    gates = copy.deepcopy(gates)
+    gates.origin = Origin("llava-a", "a" * 64, "llava")
+    with pytest.raises(ValueError, match="trained for llava-a .*not for llava-b "):
+        attach(model, LearnedExit(gates))
+    with pytest.raises(ValueError, match="trained for llava-a .*not for llava-b "):
+        attach(model, Combine((LearnedExit(gates),)))
+    gates.origin = Origin("llava-a", None, "qwen2_5_vl")
+    with pytest.raises(
+        ValueError, match="llava-a of the family qwen2_5_vl, not for llava-b of the family llava"
+    ):
+        attach(model, LearnedExit(gates))
+    gates.origin = Origin("llava-b", checkpoint_digest(str(tmp_path / "llava-b")), "llava")
+    attach(model, LearnedExit(gates)).detach()
+    attach(hf_llava, LearnedExit(gates)).detach()  # of which nobody knows where it is from
 
 
 def test_files_are_whole_or_not_there(gates, tmp_path, monkeypatch):

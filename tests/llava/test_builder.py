@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionModel
 
 from dyvte import ExitGates, LearnedExit, NoExit, attach
+from dyvte.gates.origin import Origin
+from dyvte.provenance import checkpoint_digest
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
@@ -85,6 +87,8 @@ def test_context_length(copy_of, weights):
 @pytest.mark.parametrize("prefix", ["model.", "base_model.model.model.", ""])
 def test_projector_with_base(copy_of, base, weights, picture, expected, prefix):
     folder = copy_of()
+    with pytest.raises(FileNotFoundError, match=f"model folder not found: {base}/none"):
+        load_pretrained_model(str(folder), f"{base}/none", "llava")
     projector = {
         prefix + key.removeprefix("model."): value for key, value in weights.items() if "mm_projector" in key
     }
@@ -283,6 +287,16 @@ def test_quantization_without_bitsandbytes_says_so(checkpoint, monkeypatch):
     for flag in ("load_8bit", "load_4bit"):
         with pytest.raises(ValueError, match="pip install .dyvte.quant"):
             load_pretrained_model(str(checkpoint), None, "llava", **{flag: True})
+
+
+def test_gates_of_another_model_are_refused(checkpoint):
+    gates = ExitGates(num_layers=3, hidden_size=32, width=8)
+    gates.origin = Origin("llava-a", "a" * 64, "llava_llama")
+    with pytest.raises(ValueError, match="trained for llava-a .*not for llava-v1.5-tiny "):
+        load_pretrained_model(str(checkpoint), None, "llava", gates=gates)
+    gates.origin = Origin("llava-a", checkpoint_digest(str(checkpoint), "vision_tower"), "llava_llama")
+    _, model, _, _ = load_pretrained_model(str(checkpoint), None, "llava", gates=gates)
+    assert model.exit_handle.policy.gates is gates
 
 
 def test_gates_in_the_folder_are_attached(copy_of, checkpoint, weights, tmp_path):

@@ -159,3 +159,17 @@ def test_a_message_with_its_image():
 
 def test_every_style_is_rendered():
     assert {template.sep_style for template in conv_templates.values()} == set(SeparatorStyle)
+
+
+@pytest.mark.parametrize("name", conv_templates)
+def test_another_system_text_takes_the_place_of_the_templates_own(name):
+    conversation = conv_templates[name].copy()
+    if not conversation.system:
+        with pytest.raises(ValueError, match="no place for a system message"):
+            conversation.set_system("Be brief.")
+        return
+    conversation.append_message(conversation.roles[0], "What?")
+    before = conversation.get_prompt()
+    own = conversation.system.removeprefix(conversation.system_head)
+    conversation.set_system("Be brief.")
+    assert conversation.get_prompt() == before.replace(own, "Be brief.") and not own.startswith("<|")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OWN = ("dyvte", "llava")
 NOT_INSTALLED = {"flash_attn": "flash-attn", "bitsandbytes": "bitsandbytes", "av": "av"}
 """Modules of extras that tests run without, which the installed packages therefore cannot name."""
+PINNED = "dev"
+"""The extra with all that tests need."""
 HARNESSES = {"lmms_eval", "vlmeval"}
 """What runs dyvte/plugins, each in an environment of its own."""
 
@@ -100,6 +104,36 @@ def test_nothing_is_declared_in_vain():
         for name in distributions.get(module, [])
     }
     assert declared(None) - used == {"protobuf"}  # sentencepiece needs it
+
+
+def test_every_installed_dependency_is_pinned():
+    """Also those of dependencies: else an environment is not that of the tests, and may get any version."""
+    pins: dict[str, SpecifierSet] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate():
+                pins[normal(pin.name)] = pin.specifier
+    left, seen, wrong = [Requirement(f"dyvte[{PINNED}]")], set[str](), []
+    while left:
+        asked = left.pop()
+        name = normal(asked.name)
+        if (key := f"{name}{sorted(asked.extras)}") in seen:
+            continue
+        seen.add(key)
+        try:
+            installed = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if name not in (*OWN, "setuptools") and installed.version not in pins.get(name, SpecifierSet("<0")):
+            wrong.append(f"{name} {installed.version}, not {pins.get(name, 'pinned')}")
+        for line in installed.requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": e}) for e in ("", *asked.extras)
+            ):
+                left.append(needed)
+    assert len(seen) > 50 and not wrong, wrong
 
 
 def test_the_version_is_that_of_the_package():

@@ -12,6 +12,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
+from dyvte.report import harness, table
+from dyvte.report.record import find_records, read_records
+
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("LMMS_PYTHON", ROOT / ".venv-lmms/bin/python"))
 MODEL, GATES = "playground/tiny/model", "playground/tiny/gates"
@@ -125,9 +128,26 @@ def test_both_forms_answer_as_the_project_does(lmms_module, tmp_path):
         got = model.generate_until(requests(texts, chat))
         assert [result.text for result in got] == [answer.text for answer in wanted]
         assert got[0].tokens[0] == wanted[0].report.prompt_tokens
-        lines = [json.loads(line) for line in Path(f"{reports}.0.jsonl").read_text().splitlines()]
+        run, *lines = [json.loads(line) for line in Path(f"{reports}.0.jsonl").read_text().splitlines()]
+        assert (run["model"], run["method"]) == (MODEL, "dyvte")
+        assert run["settings"] == {"gates": GATES, "threshold": "0.5"}
         exits = {line["doc_id"]: line["metadata"]["exit_layer"] for line in lines}
         assert [exits[i] for i in range(3)] == [answer.report.exit_layer for answer in wanted]
+
+
+def test_a_second_run_does_not_write_into_the_reports_of_the_first(lmms_module, tmp_path):
+    reports = str(tmp_path / "reports")
+    for _ in range(2):
+        model = lmms_module.Dyvte(pretrained=MODEL, method="none", device="cpu", reports=reports)
+        model.task_dict = {"made_up": {"test": [None]}}
+        asked = requests(["What digit is red?"])
+        if not Path(f"{reports}.0.jsonl").exists():
+            model.generate_until(asked)
+            model.generate_until(asked)  # lmms-eval asks once for each kind of request
+            assert len(Path(f"{reports}.0.jsonl").read_text().splitlines()) == 3
+        else:
+            with pytest.raises(ValueError, match="reports.0.jsonl holds the reports of another run"):
+                model.generate_until(asked)
 
 
 def test_log_likelihood_of_the_answer_is_the_highest(lmms_module):
@@ -173,7 +193,7 @@ def test_the_manifest_imports_nothing_heavy():
 )
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("form", ["simple", "chat"])
-def test_a_task_runs_in_the_harness(tmp_path, form, processes):
+def test_a_task_runs_in_the_harness(tmp_path, capsys, form, processes):
     """A failed run of lmms-eval exits with 0, so the results file is what counts."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageColumn
@@ -220,10 +240,16 @@ def test_a_task_runs_in_the_harness(tmp_path, form, processes):
     assert len(results) == 1, done.stdout + done.stderr
     scores = json.loads(results[0].read_text())["results"]["made_up"]
     assert scores["exact_match,none"] == pytest.approx(0.95)
-    lines = [
-        json.loads(line)
-        for file in tmp_path.glob("reports.*.jsonl")
-        for line in file.read_text().splitlines()
-    ]
-    assert sorted(line["doc_id"] for line in lines) == list(range(20))
+    table.main([str(path) for path in records_below(tmp_path / "out", capsys)])
+    name, label, score, *_ = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:]]
+    assert (name, label, score) == ("made_up, exact_match (lmms-eval)", "DyVTE", "95.00")
+    (record,) = read_records([tmp_path / "out"])
+    assert record.num_samples == 20 and record.settings["batch_size"] == "4"
+    assert sum(record.exit_layers.values()) == 20 and record.settings["harness"] == "lmms-eval 0.7.3"
     assert len(list(tmp_path.glob("reports.*.jsonl"))) == processes
+
+
+def records_below(folder, capsys):
+    harness.main([str(folder)])
+    capsys.readouterr()
+    return find_records([folder])

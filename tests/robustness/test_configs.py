@@ -195,6 +195,12 @@ def test_files_that_hold_no_object(file, content, fresh):
             {"height": LARGE},
             "preprocessor_config.json: crop_size",
         ),
+        (
+            "vision_tower/preprocessor_config.json",
+            "crop_size",
+            1,
+            "preprocessor_config.json: crop_size is 1x1, .*28x28",
+        ),
         ("vision_tower/preprocessor_config.json", "size", -3, "preprocessor_config.json: size is -3"),
         ("vision_tower/config.json", "num_hidden_layers", -1, "config.json: num_hidden_layers is -1"),
     ],

@@ -1,5 +1,5 @@
-"""Answering, killed at random times: no answer is lost, doubled or out of order, and the end equals an uninterrupted
-run.
+"""Answering, killed at random times or without space to write: no answer is lost, doubled or out of order, and the
+end equals an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
+from dyvte.engine import shards
 from llava.eval.model_vqa_loader import build_parser, eval_model
+from tests.robustness.bad_disk import read_only, told
 
 QUESTIONS = 12
 ROOT = Path(__file__).parents[2]
@@ -122,3 +124,61 @@ def test_shards_of_a_killed_script(command, tmp_path):
     subprocess.run(run, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     merged = [json.loads(line)["question_id"] for line in (out / "merge.jsonl").read_text().splitlines()]
     assert merged == list(range(QUESTIONS))
+
+
+def answer(argv):
+    eval_model(build_parser().parse_args(argv))
+
+
+def texts_in(file):
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(answer["question_id"], answer["text"]) for answer in answers]
+
+
+def test_answering_on_a_full_disk(command, tmp_path):
+    """It fails in the middle of an answer, again and again; what fits is kept, and the rest follows once it fits."""
+    assert not told(lambda: answer(command("expected.jsonl")))
+    size = (tmp_path / "expected.jsonl").stat().st_size
+    seen = {}
+    for largest in (size // 3, size // 3, size // 2):
+        line = told(lambda: answer(command("answers.jsonl")), largest)
+        assert f"earlier answers are kept, and a new run goes on: '{tmp_path / 'answers.jsonl'}'" in line
+        now = whole_lines(tmp_path)
+        assert seen.items() <= now.items() and len(now) > 1
+        seen = now
+    other = told(lambda: answer(command("answers.jsonl", tokens=2)), 100)  # too little for what it depends on
+    assert str(tmp_path) in other
+    assert seen.items() <= whole_lines(tmp_path).items()
+    assert not told(lambda: answer(command("answers.jsonl")))
+    assert seen.items() <= whole_lines(tmp_path).items()
+    assert texts_in(tmp_path / "answers.jsonl") == texts_in(tmp_path / "expected.jsonl")
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_answering_in_a_folder_that_is_read_only(command, tmp_path):
+    done = tmp_path / "done"
+    assert not told(lambda: answer(command("done/answers.jsonl")))
+    before = {path: path.read_bytes() for path in done.iterdir()}
+    read_only(done)
+    for name, tokens in (("other.jsonl", 3), ("answers.jsonl", 2)):
+        line = told(lambda: answer(command(f"done/{name}", tokens)))  # noqa: B023 - called at once
+        assert "ermission denied" in line and str(done) in line
+    assert {path: path.read_bytes() for path in done.iterdir()} == before
+
+
+def test_script_on_a_full_disk_and_in_a_read_only_folder(command, tmp_path):
+    out = tmp_path / "answers"
+    run = [str(out), "--chunks", "1", "--", sys.executable, "-m", "llava.eval.model_vqa_loader", *command()]
+    line = told(lambda: shards.main([str(read_only(tmp_path / "closed")), *run[1:]]))
+    assert "ermission denied" in line and "closed" in line
+    assert "shard 0 of 1 failed" in told(lambda: shards.main(run), 9000)
+    held = whole_lines(out, "1_0")
+    assert held and not (out / "merge.jsonl").exists()
+    assert not told(lambda: shards.main(run))
+    merged, size = texts_in(out / "merge.jsonl"), (out / "merge.jsonl").stat().st_size
+    assert held.items() <= whole_lines(out, "1_0").items() and len(merged) == QUESTIONS
+    (out / "merge.jsonl").unlink()
+    line = told(lambda: shards.merge(out, 1), size - 1)
+    assert str(out / "merge.jsonl") in line and not (out / "merge.jsonl").exists()
+    shards.merge(out, 1)
+    assert texts_in(out / "merge.jsonl") == merged

@@ -160,6 +160,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 473438
         (json.dumps([record(image="\ud83d.png")]).encode(), "image holds .*lone surrogate"),
         (json.dumps([record(image=[["a.png"]])]).encode(), "image must be a file name"),
         (json.dumps([record(image="a\0.png")]).encode(), "image must be a file name"),
+        (json.dumps([record(image="x" * 5000)]).encode(), "of 5000 characters, 'x{80}'..., is too long"),
         (json.dumps([record(image="../secret.png")]).encode(), "leads out of the image folder"),
         (json.dumps([record(image="none.png"), record()]).encode(), "1 of 2 samples .*not found: .*none.png"),
         (json.dumps([record(answer="")] * 3).encode(), "none of the 3 samples has a token to learn from"),
@@ -174,7 +175,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 473438
     ],
     ids=[
         "lfs", "utf-16", "bom", "more behind it", "nested", "long number", "surrogate", "surrogate in a name",
-        "list in a list", "nul", "outside", "missing", "empty answers", "cut answers", "from", "skipped turn",
+        "list in a list", "nul", "long name", "outside", "missing",
+        "empty answers", "cut answers", "from", "skipped turn",
     ],
 )  # fmt: skip
 def test_what_is_told(content, message, read):

@@ -19,10 +19,11 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
-from dyvte.gates import files, running
+from dyvte.gates import files, running, store_states
 from dyvte.gates.trainer import newest_checkpoint
 from dyvte.weights import write_tensors
 from llava.train.train import train
+from tests.robustness.bad_disk import read_only, told
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "playground" / "tiny"
@@ -224,6 +225,34 @@ def test_training_on_a_full_disk_ends_in_one_line(data, tmp_path):
     line = f"python -m llava.train.train: {output / 'checkpoint-1'} cannot be written; is there space"
     assert line in told
     assert newest_checkpoint(output) is None
+
+
+def test_state_store_on_a_full_disk(data, tmp_path):
+    """A shard that does not fit is not there, and what did fit is kept."""
+    flags, output = store_flags(data, tmp_path / "store")[2:], tmp_path / "store"
+    store_states.main(store_flags(data, tmp_path / "whole")[2:])
+    size = (tmp_path / "whole" / "states-00000.safetensors").stat().st_size
+    for largest in (200, size - 1):  # the manifest, and then a shard
+        line = told(lambda: store_states.main(flags), largest)  # noqa: B023 - called at once
+        assert str(output) in line
+        assert not list(output.glob("*.safetensors")) and not list(output.glob(".*.tmp"))
+    store_states.main(flags)
+    for path in (tmp_path / "whole").glob("[a-z]*"):
+        assert path.read_bytes() == (output / path.name).read_bytes()
+
+
+def test_training_and_store_in_a_folder_that_is_read_only(data, tmp_path):
+    """With the gates of an earlier run in it, which stay as they are."""
+    output = tmp_path / "out"
+    ExitGates(2, 16, width=4).save_pretrained(output)
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    read_only(output)
+    for line in (
+        told(lambda: train(argv=train_flags(data, output)[2:])),
+        told(lambda: store_states.main(store_flags(data, output)[2:])),
+    ):
+        assert "ermission denied" in line and str(output) in line
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_second_run_in_a_folder_is_refused(data, tmp_path, monkeypatch):

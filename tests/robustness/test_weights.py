@@ -164,12 +164,26 @@ def test_values_that_are_not_finite(where, fresh):
         tensors[key].clone().index_fill_(0, torch.tensor([0]), float("inf" if where == "bin" else "nan"))
     )
     torch.save(tensors, path) if where == "bin" else save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=f"{folder.name}.* the weight .*{key.split('.')[-2]}.* is not finite"
-    ):
+    with pytest.raises(ValueError, match=f"{path}: the weight {key} is not finite"):
         ExitGates.from_pretrained(folder) if where == "gates" else load(folder)
-    with pytest.raises(ValueError, match=f"{path.name}: the weight .* is not finite"):
+    with pytest.raises(ValueError, match=f"{path.name}: the weight {key} is not finite"):
         load_tensors(path)
+
+
+def test_the_shard_of_a_value_that_is_not_finite_is_named(fresh, weights):
+    folder, last = fresh("whole"), max(weights)
+    (folder / "model.safetensors").unlink()
+    rest = {key: value for key, value in weights.items() if key != last}
+    shards = {"a.safetensors": rest, "b.safetensors": {last: torch.full_like(weights[last], torch.nan)}}
+    weight_map = {}
+    for name, tensors in shards.items():
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    with pytest.raises(ValueError, match=f"{folder / 'b.safetensors'}: the weight {last} is not finite"):
+        load(folder)
 
 
 @pytest.mark.parametrize("where", WEIGHTS_OF)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.fixtures.hub import Repository
+
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "scripts/v1_5/eval"
 
@@ -19,7 +21,7 @@ STUB = f"""#!{sys.executable}
 import json, os, sys
 arguments = sys.argv[1:]
 if arguments[:2] != ["-m", "llava.eval.model_vqa_loader"]:
-    real = {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards"}}
+    real = {{"dyvte.benchmarks", "dyvte.methods", "dyvte.engine.shards", "dyvte.gates.hub"}}
     if not os.environ.get("SCORE") and not real & set(arguments):
         sys.exit()
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
@@ -181,6 +183,26 @@ def test_blanks_in_every_path(gqa, tmp_path):
     assert (flags["--gates"], flags["--model-path"]) == (str(gates), "my models/a model")
     assert (flags["--threshold"], flags["--conv-mode"]) == ("0.25", "a b")
     assert len((out / "merge.jsonl").read_text().splitlines()) == 5
+
+
+def test_gates_of_the_hub_are_found_once_for_all_shards(gqa, hub, tmp_path):
+    repository = hub.repositories["lab/gates"] = Repository(private=False)
+    files = {"gates.json": b'{\n "threshold": 0.25\n}', "gates.safetensors": b"weights"}
+    commit = repository.commit("v1", files)
+    environment = {**hub.environment(tmp_path / "home", token=None), "HF_HUB_OFFLINE": "0"}
+    done = gqa(**environment, METHOD="dyvte", GATES="lab/gates@v1", CHUNKS="2")
+    assert done.returncode == 0, done.stderr
+    places = {(flags["--gates"], flags["--threshold"]) for flags in done.flags}
+    ((folder, threshold),) = places
+    assert folder.endswith(f"models--lab--gates/snapshots/{commit}") and threshold == "0.25"
+    assert sum("/api/models/lab/gates/revision/v1" in request for request in hub.requests) == 1
+    done = gqa(**environment, METHOD="dyvte", GATES="lab/other", CHUNKS="2")
+    assert done.returncode != 0 and done.calls == []
+    assert (
+        "there is no repository lab/other" in done.stderr and "no GATES=lab/other (see above)" in done.stderr
+    )
+    done = gqa(METHOD="dyvte", GATES="no/such/folder", CHUNKS="2")
+    assert done.returncode != 0 and done.calls == [] and "GATES=no/such/folder is no folder" in done.stderr
 
 
 def test_shards_of_another_split_are_not_merged(gqa):

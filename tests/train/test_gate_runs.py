@@ -88,11 +88,11 @@ def assert_same(first: Path, second: Path, tolerance: float = 0.0) -> None:
 
 def test_only_gates_are_written(finished):
     names = {path.name for path in finished.iterdir() if path.is_file()}
-    assert names == {"gates.safetensors", "gates.json", "trainer_state.json", ".lock"}
+    assert names == {"gates.safetensors", "gates.json", "README.md", "trainer_state.json", ".lock"}
     checkpoint = {path.name for path in (finished / "checkpoint-8").iterdir()}
     assert checkpoint == {
-        "gates.safetensors", "gates.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-        "trainer_state.json", "run.json",
+        "gates.safetensors", "gates.json", "README.md", "optimizer.pt", "scheduler.pt",
+        "rng_state.pth", "trainer_state.json", "run.json",
     }  # fmt: skip
 
 

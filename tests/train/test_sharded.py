@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dyvte import ExitGates
+from dyvte.engine import shards
 from dyvte.gates import store_states
 from dyvte.gates.store import Manifest, StateStore, StoreWriter
+from llava.eval import model_vqa_loader
 from llava.train.train import train
 from tests.train.test_gate_runs import assert_same, gate_flags
 from tests.train.test_state_store import content, store_flags
@@ -155,6 +158,76 @@ def test_processes_that_share_the_model_answer_the_same(llava_model, tmp_path):
     assert [len(answers) for _, answers in parts] == [5, 2]
     assert parts[0][1] | parts[1][1] == expected
     assert sum(layer for layer, _ in parts) == whole
+
+
+def test_answers_of_shards_that_share_the_model(llava_model, tmp_path):
+    """As those of one process; a run that goes on has a shard with nothing left, which helps the other."""
+    ExitGates(4, 32, width=8).save_pretrained(tmp_path / "gates")
+    rows = [{"question_id": n, "image": f"{n}.png", "text": "What colour is it?" * (n + 1)} for n in range(5)]
+    for n in range(5):
+        Image.new("RGB", (30 + n, 40), (30 * n, 200 - 20 * n, 30)).save(tmp_path / f"{n}.png")
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable,
+        "-m",
+        "llava.eval.model_vqa_loader",
+        "--model-path",
+        str(llava_model),
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--gates",
+        str(tmp_path / "gates"),
+        "--question-file",
+        str(tmp_path / "q.jsonl"),
+        "--temperature",
+        "0",
+    ]
+    command += ["--image-folder", str(tmp_path), "--max_new_tokens", "9", "--conv-mode", "vicuna_v1"]
+    finish([*command, "--answers-file", str(tmp_path / "alone.jsonl")])
+    alone = answers_in(tmp_path / "alone.jsonl")
+    out = tmp_path / "together"
+    shards = [
+        sys.executable,
+        "-m",
+        "dyvte.engine.shards",
+        str(out),
+        "--chunks",
+        "2",
+        "--",
+        *command,
+        "--shard-model",
+    ]
+    finish(shards)
+    assert answers_in(out / "merge.jsonl") == alone and len(alone) == 5
+    first = (out / "2_0.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "2_0.jsonl").write_bytes(b"".join(first[:1]))
+    (second := out / "2_1.jsonl").touch()
+    before = second.stat().st_mtime_ns
+    finish(shards)
+    assert answers_in(out / "merge.jsonl") == alone and second.stat().st_mtime_ns == before
+    (tmp_path / "gates" / "gates.safetensors").write_bytes(b"")  # found out once the processes have met
+    process = subprocess.run(
+        shards, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 1 and "of 2 failed (see above)" in process.stderr
+    assert answers_in(out / "merge.jsonl") == alone
+
+
+def answers_in(file: Path) -> list[tuple]:
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    fields = ("exit_layer", "tokens_per_layer", "exit_probabilities")
+    return [(a["question_id"], a["text"], *(a["metadata"][field] for field in fields)) for a in answers]
+
+
+def test_shards_that_share_a_model_have_to_meet(tmp_path):
+    (tmp_path / "q.jsonl").touch()
+    flags = ["--shard-model", "--question-file", str(tmp_path / "q.jsonl")]
+    with pytest.raises(ValueError, match="takes several processes"):
+        model_vqa_loader.eval_model(model_vqa_loader.build_parser().parse_args(flags))
+    with pytest.raises(SystemExit, match="set MASTER_ADDR"):
+        shards.main([str(tmp_path), "--chunks", "2", "--shards", "1", "--", "python", "--shard-model"])
 
 
 @pytest.mark.parametrize(

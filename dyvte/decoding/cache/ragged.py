@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from dyvte.decoding.cache.buffer import KVBuffer
 
@@ -145,6 +145,24 @@ class RaggedCache(Cache):
         self.next_positions = torch.zeros(0, dtype=torch.long)
         self.seen: list[int] = []
 
+    @classmethod
+    def of(cls, given: Cache | None, num_layers: int) -> RaggedCache:
+        """The cache that a decoder was given, or a new one.
+
+        An empty ``DynamicCache`` becomes a ragged one itself, so that it is filled for whoever holds it.
+
+        Raises:
+            ValueError: it is of another kind, or holds tokens already.
+        """
+        if isinstance(given, RaggedCache):
+            return given
+        if given is None:
+            return cls(num_layers)
+        check_cache(given)
+        given.__class__ = cls
+        cls.__init__(given, num_layers)  # type: ignore[arg-type] - it is one now
+        return given  # type: ignore[return-value]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Padded columns seen so far, the same for every layer."""
         return self.columns
@@ -236,3 +254,17 @@ class RaggedCache(Cache):
         self.columns -= removed
         self.next_positions = self.next_positions - removed
         self.seen = [tokens - removed for tokens in self.seen]
+
+
+def check_cache(given: object) -> None:
+    """Raise ValueError for a cache that cannot be, or become, a :class:`RaggedCache`."""
+    if given is None or isinstance(given, RaggedCache):
+        return
+    name = type(given).__name__
+    if type(given) is not DynamicCache or given.offloading:
+        raise ValueError(
+            f"a policy keeps other tokens in each layer, which this {name} cannot hold"
+            f"{' offloaded' * isinstance(given, DynamicCache)}: leave it out, or give an empty DynamicCache()"
+        )
+    if given.get_seq_length() > 0:
+        raise ValueError(f"this {name} was filled before the policy was attached: start from an empty cache")

@@ -58,7 +58,7 @@ class CLIPVisionTower(SelectingTower):
             return
         self.config = _read_config(vision_tower)
         if getattr(args, "unfreeze_mm_vision_tower", False):
-            self.image_processor = _read_processor(vision_tower)
+            self.image_processor = _read_processor(vision_tower, self.config)
             self.vision_tower = CLIPVisionModel(self.config)
             self._finish_loading()
 
@@ -67,8 +67,7 @@ class CLIPVisionTower(SelectingTower):
         if self.is_loaded:
             return
         name = self.vision_tower_name
-        _read_config(name)
-        self.image_processor = _read_processor(name)
+        self.image_processor = _read_processor(name, _read_config(name))
         options = {"device_map": device_map} if device_map is not None else {}
         self.vision_tower, info = load_pretrained(CLIPVisionModel, name, dtype=torch.float32, **options)
         if missing := sorted(info["missing_keys"]):
@@ -101,8 +100,15 @@ def _read_config(name: str) -> CLIPVisionConfig:
         return CLIPVisionConfig.from_pretrained(name)
 
 
-def _read_processor(name: str) -> CLIPImageProcessorPil:
+def _read_processor(name: str, config: CLIPVisionConfig) -> CLIPImageProcessorPil:
     file = needed_file(name, "preprocessor_config.json", "it says how the vision tower gets its images")
     check_fields(read_json_object(file), PROCESSOR_FIELDS, file)
     with reading(file):
-        return CLIPImageProcessorPil.from_pretrained(name)
+        processor = CLIPImageProcessorPil.from_pretrained(name)
+        side, crop = config.image_size, (processor.crop_size["height"], processor.crop_size["width"])
+    if processor.do_center_crop and crop != (side, side):
+        raise ValueError(
+            f"{file}: crop_size is {crop[0]}x{crop[1]}, but config.json says that the vision tower takes images of "
+            f"{side}x{side} (image_size)"
+        )
+    return processor

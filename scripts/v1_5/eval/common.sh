@@ -4,7 +4,7 @@
 #
 #   MODEL        checkpoint folder or hub name            METHOD      none | dyvte | fixed | ... (docs/method.md); dyvte+fastv: both
 #   METHOD_CONFIG  settings of the method, such as "k=3 r=0.5"
-#   GATES        folder of gates, for METHOD=dyvte        THRESHOLD   exit above this gate probability (calibrated, else 0.5)
+#   GATES        folder or hub name, for METHOD=dyvte     THRESHOLD   exit above this gate probability (calibrated, else 0.5)
 #   EXIT_LAYER   layer, for METHOD=fixed                  CONV_MODE   template of LLaVA's models (vicuna_v1)
 #   DATA         the benchmark's folder                   OUT         where answers and the record go
 #   BATCH_SIZE   prompts per batch                        CHUNKS      shards, one process each
@@ -70,13 +70,17 @@ method_arguments() {
 
 # gate_arguments: the part of method_arguments for exit gates.
 gate_arguments() {
-    [ -z "$GATES" ] || [ -d "$GATES" ] || die "GATES=$GATES is no folder; init_weight.py makes one"
+    local folder=$GATES
+    if [ -n "$GATES" ] && [ ! -d "$GATES" ]; then # once, so that all shards have the same
+        folder=$("$PYTHON" -m dyvte.gates.hub "$GATES") || die "no GATES=$GATES (see above)"
+        [ -d "$folder" ] || die "GATES=$GATES is no folder, and no name on the hub; init_weight.py makes one"
+    fi
     variant+=-dyvte$THRESHOLD
-    if [ -z "$THRESHOLD" ] && [ -f "$GATES/gates.json" ]; then # for the record
-        THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$GATES/gates.json")
+    if [ -z "$THRESHOLD" ] && [ -f "$folder/gates.json" ]; then # for the record
+        THRESHOLD=$(sed -n 's/^ *"threshold": \([0-9.e-]*\),\{0,1\}$/\1/p' "$folder/gates.json")
     fi
     THRESHOLD=${THRESHOLD:-0.5}
-    method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$GATES"})
+    method_flags+=(--threshold "$THRESHOLD" ${GATES:+--gates "$folder"})
     method_settings+=("threshold=$THRESHOLD" "gates=$GATES")
 }
 

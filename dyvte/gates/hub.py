@@ -1,0 +1,184 @@
+"""Gates on the Hugging Face hub: ``org/name`` or ``org/name@revision`` wherever a folder of gates may stand.
+
+    python -m dyvte.gates.hub org/name@v1                # downloads the two files of gates and prints their folder
+
+Cache, offline mode, proxies and token are those of ``huggingface_hub``. The folder in its cache names repository and
+commit, which is how reports get them (:func:`hub_name`).
+
+Called by :mod:`dyvte.bench`, :mod:`dyvte.engine`, :mod:`dyvte.gates`, :mod:`dyvte.reproduce`, :mod:`dyvte.study` and
+:mod:`llava.chat_model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from huggingface_hub import CommitInfo, HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from dyvte.cli import run
+from dyvte.gates.card import CARD, REPOSITORY
+from dyvte.gates.files import DESCRIPTION, WEIGHTS
+
+if TYPE_CHECKING:
+    from dyvte.gates.gate import ExitGates
+    from dyvte.report.record import ResultRecord
+
+FILES = [WEIGHTS, DESCRIPTION]
+NAME = re.compile(rf"({REPOSITORY.pattern})(?:@(\S+))?", re.ASCII)
+_TOLD = 300
+"""Characters of a message of the hub that are told."""
+
+
+def gates_folder(
+    place: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """The folder of gates: ``place`` itself, or what was downloaded where it is no folder but a name on the hub.
+
+    Only the two files of gates are downloaded. Without a connection, what is in the cache is taken.
+
+    Args:
+        place: folder, ``org/name`` or ``org/name@revision``; a folder wins over a name.
+        revision: branch, tag or commit; further arguments are those of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        FileNotFoundError: there is no such repository or revision, it holds no gates, or the hub cannot be reached
+            and the cache does not have them.
+        OSError: the hub refuses, for another reason.
+        ValueError: there are two revisions.
+    """
+    folder = Path(place).expanduser()
+    match = None if folder.exists() else NAME.fullmatch(str(place))
+    if match is None:
+        return folder
+    if match[2] and revision:
+        raise ValueError(f"gates {place}: a second revision, {revision}, is given; leave one of them out")
+    name, revision = match[1], revision or match[2]
+    with _one_line(name, revision, f"{place} is no folder here, and "):
+        found = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            allow_patterns=FILES,
+        )
+    if missing := [file for file in FILES if not (Path(found) / file).is_file()]:
+        raise FileNotFoundError(
+            f"the repository {name} on the hub holds no gates ({' and '.join(missing)} missing); gates inside a "
+            f"checkpoint are not looked for there: download it (hf download {name}) and name the folder"
+        )
+    return Path(found)
+
+
+def hub_name(folder: str | Path) -> str | None:
+    """``org/name@commit`` of a folder of the hub's cache; None for other folders."""
+    folder = Path(folder)
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"
+
+
+def push_gates(
+    gates: ExitGates,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    records: Sequence[ResultRecord] = (),
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload gates",
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """See :meth:`dyvte.gates.gate.ExitGates.push_to_hub`."""
+    if base_model is not None:
+        gates.origin = replace(gates.origin, base_model=base_model)
+    api = HfApi(token=token)
+    with TemporaryDirectory() as folder:
+        with _one_line(repo_id, revision):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            with suppress(EntryNotFoundError):  # what a person wrote there stays
+                api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder)
+        gates.save_pretrained(folder, records=records, name=repo_id)
+        with _one_line(repo_id, revision):
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                create_pr=create_pr,
+                allow_patterns=[*FILES, CARD],
+            )
+
+
+@contextmanager
+def _one_line(name: str, revision: str | None, before: str = "") -> Generator[None]:
+    """What ``huggingface_hub`` raises in the block becomes one line that names the repository.
+
+    Raises:
+        FileNotFoundError, OSError: instead of what was raised.
+    """
+    hub, access = constants.ENDPOINT, "log in with hf auth login, or set HF_TOKEN"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise OSError(
+            f"{before}{hub}/{name} asks for consent to its terms: give it there, and {access}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{before}there is no repository {name} on {hub}; if it is private, {access}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{before}the repository {name} on {hub} has no revision {revision}"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        at = f"{name}@{revision}" if revision else name
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} was not reached"
+        raise FileNotFoundError(
+            f"{before}gates {at} are not in the cache {constants.HF_HUB_CACHE} ({why})"
+        ) from error
+    except Exception as error:  # connections fail with exceptions of the HTTP library, which changes
+        told = " ".join(str(error).split())[:_TOLD]
+        raise OSError(f"{before}{hub}/{name}: {told or type(error).__name__}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dyvte.gates.hub", description="Download gates of the hub and print their folder."
+    )
+    parser.add_argument("gates", help="org/name or org/name@revision; a folder is printed as it is")
+    run(parser, lambda args: sys.stdout.write(f"{gates_folder(args.gates)}\n"), argv)
+
+
+if __name__ == "__main__":
+    main()
