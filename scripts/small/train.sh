@@ -35,7 +35,7 @@ gpu) # one card
     device=()
     ;;
 cpu) # in bfloat16, which CPUs with AMX multiply about ten times faster than float32
-    defaults=(20000 200 2000 2 4 0)
+    defaults=(20000 800 2000 2 4 0)
     device=(--use_cpu True)
     # glibc returns freed memory to the system after every step and faults it in again: keeping it saves time.
     export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -84,7 +84,7 @@ make "$DATA/eval/heldout/questions.jsonl" "$PYTHON" -m dyvte.tiny.sets --out "$D
 
 images=$DATA/images
 rank=${LORA_R:-16}
-OUTPUT=$OUT/projector DATA=$DATA/pretrain.json LR=2e-3 \
+OUTPUT=$OUT/projector DATA=$DATA/pretrain.json LR=1e-3 \
     make "$OUT/projector/mm_projector.bin" stage pretrain "$PROJECTOR_STEPS"
 finish_at projector
 OUTPUT=$OUT/lora ADAPTER=$OUT/projector/mm_projector.bin DATA=$DATA/finetune.json VERSION=$VERSION LR=8e-4 \
