@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,6 +32,7 @@ from dyvte.engine.model import (
     moved,
 )
 from dyvte.engine.questions import Question
+from dyvte.engine.video import Visual, frames_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.files import gates_digest
 from dyvte.gates.hub import hub_name
@@ -141,7 +141,9 @@ class LlavaChatModel(ChatModel):
     def user_turn(self, question: Question) -> str:
         """The question with its image tokens: where it has placeholders for them, else in front."""
         wrapped = getattr(self.model.config, "mm_use_im_start_end", False)
-        return (WRAPPED_IMAGE_TOKEN if wrapped else DEFAULT_IMAGE_TOKEN).join(question.around_images())
+        return (WRAPPED_IMAGE_TOKEN if wrapped else DEFAULT_IMAGE_TOKEN).join(
+            question.with_frames().around_images()
+        )
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -162,7 +164,8 @@ class LlavaChatModel(ChatModel):
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
-    def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
+    def batch(self, prompts: Sequence[str], images: Sequence[Visual]) -> Batch:
+        images = frames_of(images)
         with self._tokenizing:
             rows: Any = [
                 tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts
@@ -173,7 +176,7 @@ class LlavaChatModel(ChatModel):
             return Batch(ids, mask)
         if self.image_processor is None:
             raise ValueError("this model takes no images: it has no vision tower")
-        pixels = process_images(list(images), self.image_processor, self.model.config)
+        pixels = process_images(images, self.image_processor, self.model.config)
         return Batch(ids, mask, {"images": pixels, "image_sizes": [image.size for image in images]})
 
     def generate(self, batch: Batch, generation: Generation, streamer=None, stopping=None) -> Tensor:

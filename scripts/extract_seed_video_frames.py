@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dyvte.cli import needs, run
+from dyvte.engine.video import count_frames, open_video
 from dyvte.io import read_json, whole_file
 
 ACTION_RECOGNITION, ACTION_PREDICTION, PROCEDURE_UNDERSTANDING = 10, 11, 12
@@ -63,17 +64,7 @@ def video_path(question: dict[str, Any], root: Path) -> Path:
     return root / FOLDERS[question_type] / name
 
 
-def count_frames(av: Any, path: Path, decode: bool) -> tuple[int, float]:
-    """Number of frames and frames per second; counted by packets, or by decoding all."""
-    with av.open(str(path)) as video:
-        stream = video.streams.video[0]
-        fps = float(stream.average_rate or 0)
-        if decode:
-            return sum(1 for _ in video.decode(stream)), fps
-        return sum(packet.size > 0 for packet in video.demux(stream)), fps
-
-
-def write_frame(av: Any, question: dict[str, Any], root: Path, target: Path) -> None:
+def write_frame(question: dict[str, Any], root: Path, target: Path) -> None:
     """Write one question's frame as PNG; an interruption leaves no half of it behind.
 
     Raises:
@@ -82,9 +73,9 @@ def write_frame(av: Any, question: dict[str, Any], root: Path, target: Path) -> 
     path, question_type = video_path(question, root), question["question_type_id"]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    num_frames, fps = count_frames(av, path, decode=question_type == PROCEDURE_UNDERSTANDING)
+    num_frames, fps = count_frames(path, decode=question_type == PROCEDURE_UNDERSTANDING)
     wanted = frame_index(question_type, num_frames, fps, question.get("segment"))
-    with av.open(str(path)) as video:
+    with open_video(path) as video:
         for number, frame in enumerate(video.decode(video=0)):
             if number == wanted:
                 with whole_file(target) as part:
@@ -108,7 +99,7 @@ def extract(options: argparse.Namespace) -> None:
         if target.exists():
             continue
         try:
-            write_frame(av, question, options.video_root, target)
+            write_frame(question, options.video_root, target)
         except (OSError, ValueError, IndexError, av.FFmpegError) as error:
             failed += 1
             print(f"{question['question_id']}: {error}", file=sys.stderr)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +23,7 @@ from dyvte.engine.images import load_image
 from dyvte.engine.instructions import check_records, image_paths, modality_lengths, read_records
 from dyvte.engine.model import Batch
 from dyvte.engine.questions import IMAGE_TOKEN, Question
+from dyvte.engine.video import Video, Visual, frames_of
 from dyvte.gates.supervision import IGNORE_INDEX
 
 Turns = Sequence[tuple[Question, "str | None"]]
@@ -28,6 +31,7 @@ Turns = Sequence[tuple[Question, "str | None"]]
 
 _PLACEHOLDERS = ("image_token", "boi_token", "start_image_token")
 """Attributes of processors with the text that a chat template writes for an image."""
+_STAND_IN = Image.new("RGB", (1, 1))
 _SETTINGS = (
     "size",
     "crop_size",
@@ -69,6 +73,8 @@ class ChatFormat:
 
     Attributes:
         placeholder: the text that the chat template writes for an image.
+        video_placeholder: the same for a video; None for a processor that takes none, whose prompts have the frames
+            as images.
 
     Raises:
         ValueError: the processor has no chat template, or one without images.
@@ -87,14 +93,22 @@ class ChatFormat:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._lock = threading.Lock()
         self._of_thread = threading.local()  # a processor each: fast tokenizers take one thread at a time
-        text = self.render([(Question("?", [Image.new("RGB", (1, 1))]), None)])
-        known = (getattr(processor, attribute, None) for attribute in _PLACEHOLDERS)
-        found = [token for token in known if token and text.count(token) == 1]
-        if not found:
+        self.video_placeholder: str | None = None
+        image = self._placeholder(_STAND_IN, _PLACEHOLDERS)
+        if image is None:
             raise ValueError(
                 f"the chat template of {name} writes no placeholder for an image: it is for text alone"
             )
-        self.placeholder: str = found[0]
+        self.placeholder: str = image
+        if getattr(processor, "video_processor", None) is not None:
+            self.video_placeholder = ""  # written as a video, to see with what
+            self.video_placeholder = self._placeholder(Video((_STAND_IN,), (0,), 1.0, 1), ("video_token",))
+
+    def _placeholder(self, visual: Visual, attributes: Sequence[str]) -> str | None:
+        """The text of one of the processor's attributes that its chat template writes once for an image or video."""
+        text = self.render([(Question("?", [visual]), None)])
+        known = (getattr(self.processor, attribute, None) for attribute in attributes)
+        return next((token for token in known if token and text.count(token) == 1), None)
 
     @property
     def name(self) -> str:
@@ -118,7 +132,7 @@ class ChatFormat:
         if system is not None:
             messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
         for question, answer in turns:
-            messages.append({"role": "user", "content": _content(question)})
+            messages.append({"role": "user", "content": _content(self.shown(question))})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         is_open = turns[-1][1] is None
@@ -130,30 +144,41 @@ class ChatFormat:
             raise ValueError("the chat template has no place for a system message")
         return text
 
+    def shown(self, question: Question) -> Question:
+        """The question as the processor takes it: videos as frames where it takes images alone."""
+        return question.with_frames() if self.video_placeholder is None else question
+
     def tokens(self, text: str) -> list[int]:
         """Token ids of a rendered conversation, each image one token."""
         return self.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
 
-    def batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
-        """Rendered conversations with their images, padded on the left.
+    def batch(self, texts: Sequence[str], images: Sequence[Visual]) -> Batch:
+        """Rendered conversations with their images and videos, padded on the left.
 
         Raises:
-            ValueError: there are more or fewer images than places for them.
+            ValueError: there are more or fewer images or videos than places for them.
         """
-        counts = [text.count(self.placeholder) for text in texts]
-        if sum(counts) != len(images):
-            raise ValueError(f"the prompts have places for {sum(counts)} images, but come with {len(images)}")
+        if self.video_placeholder is None:
+            images = frames_of(images)
+        marks = "|".join(map(re.escape, filter(None, (self.placeholder, self.video_placeholder))))
+        places = [re.findall(marks, text) for text in texts]
+        wanted = [mark == self.video_placeholder for marked in places for mark in marked]
+        if wanted != [isinstance(image, Video) for image in images]:
+            raise ValueError(f"the prompts have places for {len(wanted)} images, but come with {len(images)}")
         rest = iter(images)
-        nested = [[next(rest) for _ in range(count)] for count in counts]
+        nested = [[next(rest) for _ in marked] for marked in places]
+        own = [[image for image in row if not isinstance(image, Video)] for row in nested]
+        videos = [image for row in nested for image in row if isinstance(image, Video)]
         if not hasattr(self._of_thread, "processor"):
             with self._lock:
                 self._of_thread.processor = copy.deepcopy(self.processor)
         made = self._of_thread.processor(
             text=list(texts),
-            images=nested if images else None,
+            images=own if any(own) else None,
             padding=True,
             return_tensors="pt",
             add_special_tokens=self._adds_special_tokens(texts[0]),
+            **(_of_videos(videos) if videos else {}),
         )
         fields = dict(made)
         return Batch(fields.pop("input_ids"), fields.pop("attention_mask"), fields)
@@ -195,7 +220,7 @@ class ChatFormat:
                 f"{len(ids)} tokens are more than {max_length}, and cutting them would cut an image"
             )
         answers = [(len(ids) - start, len(ids) - end) for start, end in places]
-        return Sample(text, [image for question, _ in turns for image in question.images], answers, cut)
+        return Sample(text, frames_of([i for question, _ in turns for i in question.images]), answers, cut)
 
     def _ends(self, text: str) -> bool:
         """Whether the last token is a special one, as those that end a turn are."""
@@ -321,12 +346,28 @@ def _content(question: Question) -> list[dict[str, str]]:
     content: list[dict[str, str]] = []
     for number, piece in enumerate(question.around_images()):
         if number:
-            content.append({"type": "image"})
+            kind = "video" if isinstance(question.images[number - 1], Video) else "image"
+            content.append({"type": kind})
         if text := piece.strip(
             "\n"
         ):  # LLaVA sets images on a line of their own; templates have marks for that
             content.append({"type": "text", "text": text})
     return content
+
+
+def _of_videos(videos: Sequence[Video]) -> dict[str, Any]:
+    """Keywords of a processor. Frames are chosen already, so it takes all; their times follow from the numbers."""
+    described = [
+        {
+            "fps": video.fps,
+            "frames_indices": list(video.indices),
+            "total_num_frames": video.total,
+            "duration": video.total / video.fps,
+        }
+        for video in videos
+    ]
+    frames = [[np.asarray(frame) for frame in video.frames] for video in videos]
+    return {"videos": frames, "video_metadata": described, "do_sample_frames": False}
 
 
 def _plain(value: Any) -> Any:

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from dyvte.families.base import adapter_for
 
 if TYPE_CHECKING:
-    from PIL import Image
     from transformers.generation.stopping_criteria import StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
     from dyvte.decoding.attach import Handle
     from dyvte.engine.questions import Question
+    from dyvte.engine.video import Visual
     from dyvte.gates.supervision import Embedded
 
 
@@ -196,12 +196,12 @@ class ChatModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
+    def batch(self, prompts: Sequence[str], images: Sequence[Visual]) -> Batch:
         """Tokenize prompts and preprocess their images.
 
         Args:
             prompts: whole prompts, as :meth:`prompt` gives them.
-            images: the images of all prompts, in order (RGB).
+            images: the images (RGB) and videos of all prompts, in order.
 
         Raises:
             ValueError: images for a model that takes none.

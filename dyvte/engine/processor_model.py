@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -44,6 +43,7 @@ from dyvte.engine.model import (
     resolved_dtype,
 )
 from dyvte.engine.questions import Question
+from dyvte.engine.video import Visual
 from dyvte.families.base import adapter_for
 from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
@@ -171,7 +171,7 @@ class ProcessorModel(ChatModel):
     ) -> str:
         return self.form.render([*history, (question, None)], system)
 
-    def batch(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Batch:
+    def batch(self, prompts: Sequence[str], images: Sequence[Visual]) -> Batch:
         return self._usable(self.form.batch(prompts, images))
 
     def _usable(self, batch: Batch) -> Batch:

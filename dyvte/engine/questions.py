@@ -13,14 +13,22 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dyvte.engine.images import decode_image, load_image, path_inside
 from dyvte.engine.json_rows import JsonRows
+from dyvte.engine.video import (
+    DEFAULT,
+    Sampling,
+    Video,
+    VideoFile,
+    Visual,
+    add_video_arguments,
+    frames_of,
+    load_video,
+    sampling_of,
+)
 
 TROUBLES_SHOWN = 5
 """Questions that cannot be asked and are named; of the others the number is told."""
@@ -28,17 +36,17 @@ LONGEST_SHOWN = 80
 """Characters of a value in a message."""
 IMAGE_TOKEN = "<image>"
 """Where an image belongs in a question's text; a text without it is asked after its images."""
-_IMAGE_PLACES = re.compile(f"{re.escape(IMAGE_TOKEN)}|<image-placeholder>")
+_IMAGE_PLACES = re.compile(f"{re.escape(IMAGE_TOKEN)}|<image-placeholder>|<video>")
 
-Images = Sequence["str | bytes"]
+Images = Sequence["str | bytes | VideoFile"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask, and about which images (RGB)."""
+    """What to ask, and about which images (RGB) and videos."""
 
     text: str
-    images: Sequence[Image.Image] = ()
+    images: Sequence[Visual] = ()
 
     def around_images(self) -> list[str]:
         """The text cut where its images stand, one piece more than there are images. Images that the text has no
@@ -53,6 +61,16 @@ class Question:
             return ["", *["\n"] * (count - 1), "\n" + self.text]
         return pieces
 
+    def with_frames(self) -> Question:
+        """The question with the frames of its videos as images, each on a line of its own."""
+        if not any(isinstance(image, Video) for image in self.images):
+            return self
+        text, *pieces = self.around_images()
+        for visual, piece in zip(self.images, pieces, strict=True):
+            places = len(visual.frames) if isinstance(visual, Video) else 1
+            text += "\n".join([IMAGE_TOKEN] * places) + piece
+        return Question(text, frames_of(self.images))
+
 
 @dataclass(frozen=True)
 class Item:
@@ -62,7 +80,7 @@ class Item:
         head: the fields of the answer line that come from the question: ``question_id``, ``prompt``, and more where
             LLaVA's format has more.
         text: what the model is asked; images it has no ``<image>`` for stand in front of it.
-        images: names of files within the image folder, or encoded files.
+        images: names of files within the image folder, encoded files, or videos.
         place: file and line, for error messages.
     """
 
@@ -99,20 +117,25 @@ def _row_of(row: Any, place: str) -> tuple[str, dict[str, Any]]:
     return place, row
 
 
-def item_of(row: Mapping[str, Any], place: str = "") -> Item:
-    """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list).
+def item_of(row: Mapping[str, Any], place: str = "", sampling: Sampling = DEFAULT) -> Item:
+    """A row of LLaVA's question files: ``question_id``, ``text`` and, where there is one, ``image`` (or a list), or
+    ``video`` (or a list). A question with both is about its images first.
+
+    Args:
+        sampling: which frames of videos are taken.
 
     Raises:
-        ValueError: ``image`` is something else; the message names the question.
+        ValueError: ``image`` or ``video`` is something else; the message names the question.
     """
     text = row.get("text")
     item = Item({"question_id": row["question_id"], "prompt": text}, "" if text is None else text, (), place)
     with naming(item):
-        return replace(item, images=image_names(row.get("image")))
+        videos = [VideoFile(name, sampling) for name in image_names(row.get("video"), "video")]
+        return replace(item, images=(*image_names(row.get("image")), *videos))
 
 
-def image_names(value: Any) -> tuple[str, ...]:
-    """The field ``image`` of a question: a file name, a list of some, or nothing.
+def image_names(value: Any, field: str = "image") -> tuple[str, ...]:
+    """The field ``image`` or ``video`` of a question: a file name, a list of some, or nothing.
 
     Raises:
         ValueError: it is something else.
@@ -122,7 +145,7 @@ def image_names(value: Any) -> tuple[str, ...]:
     names = value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ValueError(f"image must be a file name or a list of file names, not {shown(value)}")
+            raise ValueError(f"{field} must be a file name or a list of file names, not {shown(value)}")
     return tuple(names)
 
 
@@ -147,9 +170,14 @@ class QuestionFormat:
     max_new_tokens: int = 128
 
 
+def _items(args: argparse.Namespace, sampling: Sampling) -> Sequence[Item]:
+    return read_lines(args.question_file).map(lambda row: item_of(row[1], row[0], sampling))
+
+
 JSON_LINES = QuestionFormat(
-    read=lambda args: read_lines(args.question_file).map(lambda row: item_of(row[1], row[0])),
-    description="Answer a JSON-lines file of questions about images.",
+    read=lambda args: _items(args, sampling_of(args)),
+    add_flags=add_video_arguments,
+    description="Answer a JSON-lines file of questions about images and videos.",
 )
 OPEN_QUESTIONS = replace(JSON_LINES, max_new_tokens=1024)
 """JSON lines that ask for long answers (MM-Vet, LLaVA-Bench)."""
@@ -205,9 +233,20 @@ def prepare(item: Item, folder: str | Path) -> Question:
     """
     _check(item, folder)  # again: files may be gone since the questions were checked
     with naming(item):
-        inside = partial(decode_image, name="in the question file")
-        loaded = [load_image(i, folder) if isinstance(i, str) else inside(io.BytesIO(i)) for i in item.images]
-    return Question(item.text, loaded)
+        return Question(item.text, [load_visual(image, folder) for image in item.images])
+
+
+def load_visual(image: str | bytes | VideoFile, folder: str | Path) -> Visual:
+    """One of an item's images or videos, read.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read.
+    """
+    if isinstance(image, VideoFile):
+        return load_video(image.name, image.sampling, folder)
+    if isinstance(image, str):
+        return load_image(image, folder)
+    return decode_image(io.BytesIO(image), name="in the question file")
 
 
 @contextmanager
@@ -246,12 +285,13 @@ def _check(item: Item, folder: str | Path) -> None:
         check_text(text, "text")
         check_places(text, len(item.images))
         for image in item.images:
-            if isinstance(image, str):
-                check_text(image, "image")
-                if "\0" in image:
-                    raise ValueError(f"image: the file name {shown(image)} holds a NUL character")
-                if not path_inside(folder, image).is_file():
-                    raise FileNotFoundError(f"image file not found: {Path(folder) / image}")
+            kind, name = ("video", image.name) if isinstance(image, VideoFile) else ("image", image)
+            if isinstance(name, str):
+                check_text(name, kind)
+                if "\0" in name:
+                    raise ValueError(f"{kind}: the file name {shown(name)} holds a NUL character")
+                if not path_inside(folder, name).is_file():
+                    raise FileNotFoundError(f"{kind} file not found: {Path(folder) / name}")
 
 
 def check_places(text: str, images: int) -> None:

@@ -27,9 +27,9 @@ from dyvte.benchmarks import BENCHMARKS, get_benchmark
 from dyvte.benchmarks.files import ID, misfit, read_answers
 from dyvte.cli import extra
 from dyvte.decoding.report import PrefillReport
-from dyvte.engine.images import decode_image, load_image
-from dyvte.engine.questions import JSON_LINES, Item, naming
+from dyvte.engine.questions import JSON_LINES, Item, load_visual, naming
 from dyvte.engine.run import default_workers
+from dyvte.engine.video import Video, VideoFile
 from dyvte.io import read_json, write_whole
 from dyvte.report.examples_page import environment, render
 
@@ -120,7 +120,8 @@ def pair_up(
 
 
 class Thumbnails:
-    """The images of some questions, each once, as base64 JPEGs no larger than ``side``.
+    """The images of some questions, and the middle frames of their videos, each once, as base64 JPEGs no larger than
+    ``side``.
 
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the question.
@@ -128,7 +129,7 @@ class Thumbnails:
 
     def __init__(self, items: Iterable[Item], folder: str | Path, side: int = LONGEST_SIDE) -> None:
         self._folder, self._side = folder, side
-        first: dict[str | bytes, Item] = {}
+        first: dict[str | bytes | VideoFile, Item] = {}
         for item in items:
             for image in item.images:
                 first.setdefault(image, item)
@@ -140,12 +141,10 @@ class Thumbnails:
         """Indices into :attr:`encoded`."""
         return [self._index[image] for image in item.images]
 
-    def _encode(self, source: str | bytes, item: Item) -> str:
+    def _encode(self, source: str | bytes | VideoFile, item: Item) -> str:
         with naming(item):
-            if isinstance(source, bytes):
-                image = decode_image(io.BytesIO(source), "in the question file")
-            else:
-                image = load_image(source, self._folder)
+            visual = load_visual(source, self._folder)
+        image = visual.frames[len(visual.frames) // 2] if isinstance(visual, Video) else visual
         image.thumbnail((self._side, self._side))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=75)

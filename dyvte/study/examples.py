@@ -27,6 +27,7 @@ from dyvte.cli import run
 from dyvte.decoding.policy import NoExit, Policy
 from dyvte.engine.answer import Answerer
 from dyvte.engine.questions import Item, prepare
+from dyvte.engine.video import frames_of
 from dyvte.io import write_json
 from dyvte.study.files import has_settings
 from dyvte.study.run import (
@@ -73,7 +74,7 @@ def example_of(
     return {
         "question_id": item.head["question_id"],
         "question": item.text,
-        "images": [encode_image(image) for image in question.images],
+        "images": [encode_image(image) for image in frames_of(question.images)],
         "answers": result,
     }
 

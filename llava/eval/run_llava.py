@@ -1,4 +1,4 @@
-"""Ask one question about one or several images."""
+"""Ask one question about one or several images, or about a video."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dyvte.engine.answer import Answer, describe_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_model_arguments, open_answerer
 from dyvte.engine.questions import Question
+from dyvte.engine.video import add_video_arguments, load_video, sampling_of
 from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
@@ -25,10 +26,11 @@ def load_images(image_files: list[str]) -> list:
 
 def eval_model(args) -> Answer:
     """Print the answer to ``args.query``, and what the exit did when one is on."""
-    images = load_images(image_parser(args))
+    images = load_images(image_parser(args)) if args.image_file else []
+    videos = [load_video(args.video, sampling_of(args))] if getattr(args, "video", None) else []
     model_name = getattr(args, "model_name", None) or get_model_name_from_path(args.model_path)
     answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name, args.model_path))
-    (answer,) = answerer.ask([Question(args.query, images)])
+    (answer,) = answerer.ask([Question(args.query, [*images, *videos])])
     print(answer.text)
     if answerer.exits:
         print(describe_exit(answer.report))
@@ -37,8 +39,11 @@ def eval_model(args) -> Answer:
 
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
-    parser = argparse.ArgumentParser(description="Ask a model one question about images.")
-    parser.add_argument("--image-file", required=True)
+    parser = argparse.ArgumentParser(description="Ask a model one question about images or a video.")
+    about = parser.add_mutually_exclusive_group(required=True)
+    about.add_argument("--image-file")
+    about.add_argument("--video", metavar="FILE")
+    add_video_arguments(parser)
     parser.add_argument("--query", required=True)
     parser.add_argument("--sep", default=",")
     add_model_arguments(parser, conv_mode=None, max_new_tokens=512)

@@ -1,4 +1,4 @@
-"""Chat with a model about one image, in the terminal; an empty line or the end of input leaves."""
+"""Chat with a model about one image or video, in the terminal; an empty line or the end of input leaves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dyvte.engine.answer import show_exit
 from dyvte.engine.images import load_image
 from dyvte.engine.options import add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
+from dyvte.engine.video import add_video_arguments, load_video, sampling_of
 from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
 
 def main(args) -> None:
     """Load the model and the image once, then answer turn after turn."""
-    image = load_image(args.image_file)
+    image = load_video(args.video, sampling_of(args)) if args.video else load_image(args.image_file)
     inferred = infer_conv_mode(get_model_name_from_path(args.model_path), args.model_path)
     if args.conv_mode and args.conv_mode != inferred:
         print(f"[conversation mode {args.conv_mode}; the model suggests {inferred}]")
@@ -57,10 +58,13 @@ def _read(prompt: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
-    parser = argparse.ArgumentParser(description="Chat with a model about an image.")
+    parser = argparse.ArgumentParser(description="Chat with a model about an image or a video.")
     parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
     parser.add_argument("--model-base", type=os.path.expanduser, default=None)
-    parser.add_argument("--image-file", type=str, required=True)
+    about = parser.add_mutually_exclusive_group(required=True)
+    about.add_argument("--image-file", type=str)
+    about.add_argument("--video", metavar="FILE")
+    add_video_arguments(parser)
     parser.add_argument("--conv-mode", type=str, default=None)
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--max-new-tokens", type=int, default=512)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dyvte.engine.images import decode_image
 from dyvte.engine.questions import IMAGE_TOKEN, Question, check_text
+from dyvte.engine.video import frames_of
 from llava.serve.fetch import fetch
 from llava.serve.protocol import ApiError, Message, Part
 
@@ -52,7 +53,7 @@ class Conversation:
     def images(self) -> list[Image.Image]:
         """Those of all questions, in order."""
         asked = [*(question for question, _ in self.history), self.question]
-        return [image for question in asked for image in question.images]
+        return frames_of([image for question in asked for image in question.images])
 
 
 def read_messages(messages: Sequence[Message], limits: Limits) -> Conversation:

@@ -33,6 +33,17 @@ torchvision. Greedy answers take the most probable token, without the penalties 
 `trust_remote_code` is never on. FLOPs of towers and projectors are counted by torch's formulas while they run; those
 of the decoder are computed from its matrices.
 
+**Videos** (extra `video`) are asked about by `--video FILE`, or by the field `video` of a question file. `--frames N`
+(default 8) takes N frames at equal distances, `--frames-per-second R` takes R for each second. A processor that takes
+videos gets the frames and their times as one video; for other models the frames are images, one after another. An
+exit drops the tokens of all frames. `<video>` in a question's text says where the video belongs.
+
+    python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --video a.mp4 --query "What happens?"
+
+**A trained model to try.** `scripts/tiny/next.sh` writes Tiny-LLaVA as a LLaVA-NeXT model in seconds: the same
+weights under transformers' classes, with tiles. It was not trained on tiles, but
+answers most questions; `playground/tiny/README.md` has its accuracy.
+
 **Models tested** counts kinds of tiny random models: logits without exit, with exits (against the stock model with
 the image hidden above the exit), cached generation, beams, labels (against separate runs) and FLOPs (against torch's
 counter), alone and in padded batches. *Commands*: also from questions to answers, calibration, stores and gate

@@ -1,4 +1,4 @@
-"""The page of single answers: what it holds, that a browser filters it, and that no text of the files becomes markup."""
+"""The page of single answers: what it holds, that a browser filters it, that text of the files is never markup."""
 
 from __future__ import annotations
 
