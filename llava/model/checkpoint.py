@@ -50,7 +50,6 @@ FIELDS = {
     "mm_vision_tower": optional(TEXT),
     "mm_hidden_size": optional(whole(1, WIDEST)),
     "mm_projector_type": optional(TEXT),
-    "mm_vision_select_layer": optional(whole(-MOST_LAYERS, MOST_LAYERS)),
     "mm_vision_select_feature": optional(TEXT),
     "mm_patch_merge_type": optional(TEXT),
     "mm_use_im_start_end": optional(FLAG),
@@ -61,6 +60,8 @@ FIELDS = {
     "image_grid_pinpoints": optional(either(TEXT, listed(listed(whole(1, 100_000), 2)))),
 }
 """What the fields of a checkpoint's ``config.json`` must be that LLaVA's code reads."""
+TOWER_FIELDS = {"mm_vision_select_layer": whole(-MOST_LAYERS, MOST_LAYERS)}
+"""The same, where there is a vision tower."""
 GENERATION_FIELDS = {
     **{name: FIELDS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     **dict.fromkeys(("max_length", "max_new_tokens", "top_k"), optional(whole(0, 10**9))),
@@ -107,6 +108,8 @@ def read_config(path: str, base: str | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no config.json")
     described = read_json_object(file)
     check_fields(described, FIELDS, file)
+    if described.get("mm_vision_tower"):
+        check_fields(described, TOWER_FIELDS, file)
     check_sizes(described, file)
     return described
 
