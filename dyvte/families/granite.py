@@ -38,7 +38,7 @@ class GraniteStack(Stack):
 
 family(
     "granite4_vision",
-    projector="model.layerwise_projectors",
+    projector=("model.layerwise_projectors", "model.spatial_projectors"),
     stack=GraniteStack,
     logits=lambda model, logits: logits / model.config.get_text_config().logits_scaling,
 )

@@ -556,6 +556,75 @@ def internvl(text: Callable[[], Any]) -> Case:
     return Case(build, [102] + [IMAGE] * 4 + [103], square(16))
 
 
+def deepseek_hybrid() -> Case:
+    def build():
+        sam = {
+            "hidden_size": 32,
+            "output_channels": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 64,
+            "patch_size": 4,
+            "mlp_dim": 48,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+        }
+        config = tf.DeepseekVLHybridConfig(
+            text_config=llama().to_dict(),
+            vision_config=siglip().to_dict(),
+            high_res_vision_config=tf.SamVisionConfig(**sam).to_dict(),
+            image_token_id=IMAGE,
+        )
+        return tf.DeepseekVLHybridForConditionalGeneration(config)
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        high = torch.randn(sum(images), 3, 64, 64, generator=torch.Generator().manual_seed(4))
+        return {"pixel_values": numbers(sum(images), 3, 12, 12), "high_res_pixel_values": high}
+
+    return Case(build, [IMAGE] * 9, pixels)
+
+
+def fast_vlm() -> Case:
+    """Its own tower is timm's, which the project does not install; this one gives features of the same shape."""
+
+    def tower():
+        return tf.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[16, 32],
+            depths=[1, 1],
+            layer_type="basic",
+            hidden_size=32,
+        )
+
+    return Case(
+        of("FastVlm", vision_config=tower, text_config=qwen2, image_token_index=IMAGE),
+        [IMAGE] * 9,
+        square(24),
+        needs="FastVlmForConditionalGeneration",
+    )
+
+
+def perception_lm() -> Case:
+    """As :func:`fast_vlm`; images come in tiles, here one each."""
+
+    def tower():
+        return tf.CLIPVisionConfig(**TOWER, image_size=24, patch_size=4, model_args={"embed_dim": 32})
+
+    return Case(
+        of(
+            "PerceptionLM",
+            vision_config=tower,
+            text_config=llama,
+            projector_pooling_ratio=2,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [IMAGE] * 9,
+        lambda images: {"pixel_values": numbers(sum(images), 1, 3, 24, 24)},
+        visual=(IMAGE, VIDEO),
+    )
+
+
 def llava(text: Callable[[], Any]) -> Case:
     build = of("Llava", vision_config=clip, text_config=text, image_token_index=IMAGE, image_seq_length=9)
     return Case(build, [IMAGE] * 9, square(12))
@@ -748,6 +817,9 @@ CASES = {
         [IMAGE] * 9,
         square(12),
     ),
+    "deepseek_vl_hybrid": deepseek_hybrid(),
+    "fast_vlm, convolutional tower of transformers": fast_vlm(),
+    "perception_lm, clip tower": perception_lm(),
     "molmo2": Case(
         molmo2,
         [102] + [IMAGE, IMAGE, 107] * 2 + [103],

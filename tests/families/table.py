@@ -49,6 +49,9 @@ the image hidden above the exit), cached generation, beams, labels (against sepa
 counter), alone and in padded batches. *Commands*: also from questions to answers, calibration, stores and gate
 training, with a real processor.
 
+The towers of `fast_vlm` and `perception_lm` are in timm (`pip install timm`), which the tests do not install: their
+models have a tower of transformers instead, whose features have the same shape.
+
 """
 
 
