@@ -101,7 +101,8 @@ class Gemma4Stack(Stack):
         return {"per_layer_input": own, "shared_kv_states": {}}
 
 
-family("gemma3", blocks=image_blocks)
+for name in ("gemma3", "shieldgemma2"):
+    family(name, blocks=image_blocks)
 family(
     "paligemma", blocks=prompt_block, stack=PaliGemmaStack, logits=capped, answer_types={"token_type_ids": 1}
 )

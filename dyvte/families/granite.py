@@ -42,3 +42,11 @@ family(
     stack=GraniteStack,
     logits=lambda model, logits: logits / model.config.get_text_config().logits_scaling,
 )
+family(
+    "hyperclovax_vision_v2",
+    tower="model.vision_model",
+    projector="model.projector",
+    ids=("image_token_id", "video_token_id"),
+    stack=GraniteStack,
+    logits=lambda model, logits: logits * model.config.get_text_config().logits_scaling,
+)

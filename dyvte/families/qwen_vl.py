@@ -39,7 +39,9 @@ class DeepstackStack(Stack):
 
 
 VISUAL, IDS = "model.visual", ("image_token_id", "video_token_id")
-for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe"):
+for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"):
     family(name, tower=VISUAL, projector=None, ids=IDS)
-for name in ("qwen3_vl", "qwen3_vl_moe"):
+for name in ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni"):
     family(name, tower=VISUAL, projector=None, ids=IDS, stack=DeepstackStack)
+for name in ("cosmos3_edge", "paddleocr_vl"):
+    family(name, tower=VISUAL, projector="model.projector", ids=IDS)

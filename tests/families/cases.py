@@ -172,15 +172,33 @@ QWEN_IDS = {
 }
 QWEN_TOWER = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
+QWEN2_5_TOWER = {
+    **QWEN_TOWER,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 48,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+}
+
 
 def image_types(ids):
     return {"mm_token_type_ids": (ids == IMAGE).int()}
 
 
-def qwen_vl(name: str, tower: dict[str, Any], text: dict[str, Any], ids: dict[str, int] = QWEN_IDS) -> Case:
-    text_config = {**SIZES, "rope_parameters": dict(MROPE), **text}
+def qwen_vl(
+    name: str,
+    tower: dict[str, Any],
+    text: dict[str, Any],
+    ids: dict[str, int] = QWEN_IDS,
+    config: str | None = None,
+) -> Case:
+    parts = {
+        "text_config": {**SIZES, "rope_parameters": dict(MROPE), **text},
+        "vision_config": {**QWEN_TOWER, **tower},
+    }
     return Case(
-        of(name, text_config=text_config, vision_config={**QWEN_TOWER, **tower}, **ids),
+        made(f"{name}ForConditionalGeneration", config or f"{name}Config", **parts, **ids),
         [102] + [IMAGE] * 6 + [103],
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         types=image_types,
@@ -217,7 +235,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = ["sliding_attention", "full_attention"] * 2
 
 
-def gemma3(window: int, attention: str) -> Case:
+def gemma3(window: int, attention: str, config: str = "Gemma3Config") -> Case:
     def text():
         more = {
             "head_dim": 12,
@@ -228,8 +246,9 @@ def gemma3(window: int, attention: str) -> Case:
         return tf.Gemma3TextConfig(**SIZES, **more)
 
     return Case(
-        of(
-            "Gemma3",
+        made(
+            "Gemma3ForConditionalGeneration",
+            config,
             text_config=text,
             vision_config=lambda: siglip(image_size=16),
             image_token_index=IMAGE,
@@ -625,6 +644,45 @@ def perception_lm() -> Case:
     )
 
 
+def got_ocr(config: str) -> Case:
+    build = made(
+        "GotOcr2ForConditionalGeneration",
+        config,
+        text_config=lambda: qwen2().to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 64,
+            "patch_size": 4,
+            "mlp_dim": 48,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+        },
+        image_token_index=IMAGE,
+        image_seq_length=16,
+    )
+    return Case(build, [IMAGE] * 16, square(64), most_images=1, needs=config)
+
+
+def paddle() -> Case:
+    case = qwen_vl(
+        "PaddleOCRVL", {**TOWER, "image_size": 16, "spatial_merge_size": 2}, {"head_dim": 12}, QWEN_IDS
+    )
+    case.pixels = lambda images: {
+        "pixel_values": numbers(sum(images) * 24, 3, 4, 4),
+        "image_grid_thw": torch.tensor([[1, 4, 6]] * sum(images)),
+    }
+    return case
+
+
+def cosmos_edge() -> Case:
+    case = qwen_vl("Cosmos3Edge", {**TOWER, "num_patches": 16}, {"head_dim": 12}, QWEN_IDS)
+    case.pixels = patches(3 * 4 * 4, (1, 4, 6))
+    return case
+
+
 def llava(text: Callable[[], Any]) -> Case:
     build = of("Llava", vision_config=clip, text_config=text, image_token_index=IMAGE, image_seq_length=9)
     return Case(build, [IMAGE] * 9, square(12))
@@ -734,20 +792,14 @@ CASES = {
         {"embed_dim": 32, "hidden_size": 48},
         {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     ),
-    "qwen2_5_vl": qwen_vl(
-        "Qwen2_5_VL",
-        {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "out_hidden_size": 48,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
-        {},
-    ),
+    "qwen2_5_vl": qwen_vl("Qwen2_5_VL", QWEN2_5_TOWER, {}),
     "qwen3_vl": qwen_vl("Qwen3VL", DEEPSTACK, {"head_dim": 12}),
     "qwen3_vl_moe": qwen_vl("Qwen3VLMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}),
     "glm4v": qwen_vl("Glm4v", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "glm46v": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "glmga": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS, config="GlmgaConfig"),
+    "glm_ocr": qwen_vl("GlmOcr", {**GLM_TOWER, "hidden_size": 32}, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "cosmos3_omni": qwen_vl("Cosmos3Omni", DEEPSTACK, {"head_dim": 12}),
     "glm4v_moe": qwen_vl(
         "Glm4vMoe",
         GLM_TOWER,
@@ -766,6 +818,7 @@ CASES = {
     ),
     "gemma3, window 7": gemma3(7, "eager"),
     "gemma3, window smaller than an image": gemma3(3, "sdpa"),
+    "shieldgemma2": gemma3(7, "eager", "ShieldGemma2Config"),
     "paligemma": paligemma(
         lambda: tf.GemmaConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=12), "sdpa"
     ),
@@ -859,27 +912,83 @@ CASES = {
         visual=(IMAGE, VIDEO),
         needs="Kimi_K25ForConditionalGeneration",
     ),
-    "got_ocr2": Case(
+    "got_ocr2": got_ocr("GotOcr2Config"),
+    "pp_chart2table": got_ocr("PPChart2TableConfig"),
+    "qianfan_ocr": Case(
         of(
-            "GotOcr2",
-            text_config=lambda: qwen2().to_dict(),
-            vision_config={
-                "hidden_size": 32,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "image_size": 64,
-                "patch_size": 4,
-                "mlp_dim": 48,
-                "window_size": 4,
-                "global_attn_indexes": [1],
-            },
-            image_token_index=IMAGE,
-            image_seq_length=16,
+            "QianfanOCR",
+            vision_config={**TOWER, "image_size": 16, "patch_size": 4},
+            text_config=lambda: qwen3().to_dict(),
+            image_token_id=IMAGE,
+            image_seq_length=4,
         ),
-        [IMAGE] * 16,
-        square(64),
-        most_images=1,
+        [102] + [IMAGE] * 4 + [103],
+        square(16),
+        needs="QianfanOCRForConditionalGeneration",
+    ),
+    "exaone4_5": Case(
+        of(
+            "Exaone4_5_",
+            vision_config={**QWEN2_5_TOWER, "num_key_value_heads": 2},
+            text_config={
+                **SIZES,
+                "model_type": "exaone4",
+                "sliding_window": 7,
+                "layer_types": WINDOWED,
+            },
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [102] + [IMAGE] * 6 + [103],
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="Exaone4_5_ForConditionalGeneration",
+    ),
+    "video_llava": Case(
+        of(
+            "VideoLlava",
+            vision_config=clip,
+            text_config=llama,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_seq_length=9,
+        ),
+        [IMAGE] * 9,
+        square(12),
+        visual=(IMAGE, VIDEO),
+    ),
+    "video_llava, video": Case(
+        of(
+            "VideoLlava",
+            vision_config=clip,
+            text_config=llama,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+        ),
+        [VIDEO] * 20,
+        lambda images: {"pixel_values_videos": numbers(sum(images), 2, 3, 12, 12)},
+        visual=(IMAGE, VIDEO),
+    ),
+    "paddleocr_vl": paddle(),
+    "cosmos3_edge": cosmos_edge(),
+    "hyperclovax_vision_v2": Case(
+        of(
+            "HyperCLOVAXVisionV2",
+            vision_config=QWEN2_5_TOWER,
+            text_config={
+                **SIZES,
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 0.5,
+                "attention_multiplier": 0.3,
+                "logits_scaling": 0.5,
+            },
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [102] + [IMAGE] * 6 + [103],
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="HyperCLOVAXVisionV2ForConditionalGeneration",
     ),
     "aria": Case(
         of(
