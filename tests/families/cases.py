@@ -479,6 +479,56 @@ def gemma4(**more):
     )
 
 
+def granite_docling() -> Case:
+    tower = {**TOWER, "image_size": 16, "patch_size": 4, "out_hidden_size": 48, "scale_factor": 2}
+    text = {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    }
+    build = of(
+        "GraniteDocling",
+        text_config={**SIZES, **text},
+        vision_config={**tower, "deepstack_visual_indexes": [0, 1]},
+        image_token_id=IMAGE,
+        pad_token_id=0,
+    )
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        given = grouped(16)(images)["pixel_values"]
+        real = torch.arange(max(images)) < torch.tensor(images)[:, None]
+        return {"pixel_values": given, "pixel_attention_mask": real}
+
+    return Case(build, [IMAGE] * 4, pixels, needs="GraniteDoclingForConditionalGeneration")
+
+
+def muse_glimmer() -> Case:
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "layer_rope_theta": [10000.0, 0, 0, 10000.0],
+    }
+    tower = {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
+    return Case(
+        of(
+            "MuseGlimmer",
+            text_config=text,
+            vision_config=tower,
+            out_hidden_size=4 * 32,
+            projector_hidden_size=32,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [IMAGE] * 6,
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="MuseGlimmerForConditionalGeneration",
+    )
+
+
 def granite4():
     text = {
         **SIZES,
@@ -1002,6 +1052,18 @@ CASES = {
         ),
         [IMAGE] * 4,
         square(16),
+    ),
+    "granite_docling": granite_docling(),
+    "muse_glimmer": muse_glimmer(),
+    "cohere_compass": qwen_vl(
+        "CohereCompass",
+        DEEPSTACK,
+        {
+            "sliding_window": 7,
+            "layer_types": WINDOWED,
+            "logit_scale": 0.5,
+            "rope_parameters": {"sliding_attention": dict(MROPE), "full_attention": None},
+        },
     ),
     "granite4_vision": Case(
         granite4, [IMAGE] * 14, tiled(3, 16, (16, 32)), needs="Granite4VisionForConditionalGeneration"
