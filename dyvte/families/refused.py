@@ -15,8 +15,8 @@ _LINEAR = (
     "most of its layers are linear attention, whose states (convolution, recurrence) the cache does not keep"
 )
 """transformers: ``models/qwen3_5/modeling_qwen3_5.py`` (``Qwen3_5GatedDeltaNet``). Prompts would run by
-``cu_seq_lens_q``; what is missing are these two states of each sample in the cache, also where beams, cropping and the forked rows
-of labels take them, and FLOPs of such layers."""
+``cu_seq_lens_q``; what is missing are these two states of each sample in the cache, also where beams, cropping and
+the forked rows of labels take them, and FLOPs of such layers."""
 _CONVOLUTION = "its short convolutions mix neighboring tokens of a row"
 _INDEXED = (
     "its layers choose the keys that a query sees by an index of their own, which packed rows do not have"

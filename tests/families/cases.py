@@ -6,7 +6,7 @@ A case that has ``needs`` is of a class that older versions of transformers do n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -886,6 +886,16 @@ CASES = {
     "gemma4": gemma4(),
     "gemma4, mixture of experts": gemma4(
         enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32, attention_k_eq_v=True
+    ),
+    "gemma4, shared keys and values": replace(
+        gemma4(
+            num_hidden_layers=6,
+            layer_types=[*WINDOWED, *WINDOWED[:2]],
+            num_kv_shared_layers=3,
+            hidden_size_per_layer_input=8,
+            use_double_wide_mlp=True,
+        ),
+        exits=(0, 1, 2, 4),
     ),
     "gemma4, per-layer embeddings": gemma4(hidden_size_per_layer_input=8, use_bidirectional_attention=None),
     "llama4": Case(llama4, [102] + [IMAGE] * 4 + [103], square(16), alone=True),
