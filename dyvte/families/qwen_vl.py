@@ -43,6 +43,8 @@ class CompassStack(DeepstackStack):
 
     def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
         given, rotary = self.config.rope_parameters, self.decoder.rotary_emb
+        if positions.ndim == 2:  # in transformers 5.17 text needs three axes too
+            positions = positions.expand(3, *positions.shape)
         kinds = dict.fromkeys(self.kinds)
         return {kind: None if given[kind] is None else rotary(hidden, positions, kind) for kind in kinds}
 

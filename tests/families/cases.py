@@ -5,12 +5,14 @@ A case that has ``needs`` is of a class that older versions of transformers do n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers as tf
+from packaging.version import Version
 
 IMAGE, VIDEO = 100, 101
 SIZES = {
@@ -98,6 +100,7 @@ class Case:
         exits: layers after which to exit.
         alone: whether the stock model is wrong in padded batches, so that each sample is compared by itself.
         needs: a class of transformers that must be there.
+        beams: whether the stock model can search with beams.
     """
 
     build: Callable[[], Any]
@@ -112,6 +115,7 @@ class Case:
     exits: tuple[int, ...] = (0, 2)
     alone: bool = False
     needs: str = ""
+    beams: bool = True
     extended: dict[str, int] = field(default_factory=dict)
 
 
@@ -694,6 +698,12 @@ def perception_lm() -> Case:
     )
 
 
+def video_llava_images() -> str:
+    """What Video-LLaVA calls the pixels of images: ``pixel_values_images`` before transformers 5.20."""
+    names = inspect.signature(tf.VideoLlavaForConditionalGeneration.forward).parameters
+    return "pixel_values" if "pixel_values" in names else "pixel_values_images"
+
+
 def got_ocr(config: str) -> Case:
     build = made(
         "GotOcr2ForConditionalGeneration",
@@ -1003,6 +1013,7 @@ CASES = {
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         visual=(IMAGE, VIDEO),
         needs="Exaone4_5_ForConditionalGeneration",
+        beams=Version(tf.__version__) >= Version("5.20"),  # it does not repeat images for beams before
     ),
     "video_llava": Case(
         of(
@@ -1014,7 +1025,7 @@ CASES = {
             image_seq_length=9,
         ),
         [IMAGE] * 9,
-        square(12),
+        lambda images: {video_llava_images(): numbers(sum(images), 3, 12, 12)},
         visual=(IMAGE, VIDEO),
     ),
     "video_llava, video": Case(
