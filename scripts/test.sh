@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make the environment where it is missing, then check style and safety (ruff, whose S rules are those of bandit, and
-# shellcheck), types (pyright) and that installed packages fit together, and run the tests in two processes
-# (TEST_PROCESSES). Arguments go to pytest, which then runs alone:
+# Make the environment where it is missing, then check style, safety and scripts (ruff, shellcheck), types (pyright) and
+# that installed packages fit together, and run the tests in two processes (TEST_PROCESSES). Arguments go to pytest,
+# which then runs alone:
 #   scripts/test.sh tests/decoding -x
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

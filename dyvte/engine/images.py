@@ -97,8 +97,11 @@ def path_inside(folder: str | Path, name: str) -> Path:
     return path
 
 
-def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(file: Path | IO[bytes], max_pixels: int | None = None) -> Image.Image:
     """Open an image file of a known format and size; nothing is decoded yet.
+
+    Args:
+        max_pixels: instead of :data:`MAX_PIXELS`.
 
     Raises:
         ValueError: it is too large or too elongated.
@@ -109,8 +112,9 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Im
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} pixels is too large: more than {max_pixels}")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if width * height > limit:
+        raise ValueError(f"{width}x{height} pixels is too large: more than {limit}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
             f"{width}x{height} pixels is too elongated: one side is more than {MAX_ASPECT} times the other"
@@ -118,7 +122,7 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Im
     return image
 
 
-def decode_image(file: Path | IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(file: Path | IO[bytes], name: str, max_pixels: int | None = None) -> Image.Image:
     """Read an image file as RGB; ``name`` says in errors which one it is. Of more than :data:`KEPT_PIXELS`, it is
     reduced by a whole factor.
 

@@ -100,7 +100,7 @@ def method_table(entry: Experiment, work: Work) -> None:
     tiny = ("gqa", "pope", "textvqa", "sqa", "seed", "mmbench")
     places = [
         work.rival(name, line)
-        for name in work.with_data(tiny if work.is_tiny else entry.benchmarks)
+        for name in work.with_data(tiny if work.made else entry.benchmarks)
         for line in ("none", *rivals, "dyvte", f"dyvte+{fastv[-1]}")
     ]
     work.python("dyvte.report.rivals_table", *places, out=work.out / "tables")
@@ -205,7 +205,7 @@ def tiny_llava(entry: Experiment, work: Work) -> None:
 @kind(*EVALUATED, *("scenes", "fraction", "seed", "width", "gain"), makes="summary/*", always=True)
 def whole_method(entry: Experiment, work: Work) -> None:
     """The whole method on the shipped Tiny-LLaVA: data, gates, evaluation, and every fixed exit layer."""
-    work = replace(work, chosen=work.chosen.filled(tiny=True), environment=FAST_CPU)
+    work = replace(work, chosen=work.chosen.filled(work.made or "tiny"), environment=FAST_CPU)
     own, begun, out = work.settings, time.monotonic(), work.out
     work.data_root, work.gates, work.results = out / "eval", out / "gates", out / "results"
     scenes, fraction, seed = own.scenes or 4000, own.fraction or "1", own.seed or 0

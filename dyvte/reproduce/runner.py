@@ -151,7 +151,7 @@ class Runner:
     @staticmethod
     def _data(work: Work, names: Iterable[str]) -> list[str]:
         """Which of these benchmarks are ready, and the state of their files; none of Tiny-LLaVA's, which are made."""
-        places = {} if work.is_tiny else {name: work.data_of(name) for name in names}
+        places = {} if work.made else {name: work.data_of(name) for name in names}
         there = [name for name, place in places.items() if ready(list(findings_of(name, place)))]
         return [f"{name} {state_of(places[name])}" for name in there]
 

@@ -23,9 +23,9 @@ def number(text: str) -> str:
 
 def _setting(help: str, parse: Callable[[str], Any] = str, default: Any = None, **more: Any) -> Any:
     """One setting. ``split`` separates the values in the environment variable (none: there is one value); ``usual``
-    and ``tiny`` are what None stands for, the latter for Tiny-LLaVA.
+    and ``tiny`` are what None stands for, the latter for Tiny-LLaVA; Small-LLaVA has Tiny-LLaVA's but for ``small``.
     """
-    how = {"parse": parse, "split": None, "usual": None, "tiny": None, **more}
+    how = {"parse": parse, "split": None, "usual": None, "tiny": None, "small": None, **more}
     if None not in (how["usual"], how["tiny"]):
         help += f" ({how['usual']}; Tiny-LLaVA: {how['tiny']})"
     return field(default=default, metadata={"help": help, **how})
@@ -50,7 +50,9 @@ class Settings:
     )
     gates_dir: Path = _setting("folder of folders of gates", Path, Path("checkpoints"))
     threshold: str | None = _setting("exit above this gate probability (as calibrated, else 0.5)", number)
-    conv_mode: str | None = _setting("conversation template of LLaVA's models", tiny="vicuna_v1_nosys")
+    conv_mode: str | None = _setting(
+        "conversation template of LLaVA's models", tiny="vicuna_v1_nosys", small="chatml_direct"
+    )
     batch_size: int | None = _setting("prompts per batch", int, usual=1, tiny=16)
     verify_every: int | None = _setting("ask each N-th question of a batch alone as well (100; 0: none)", int)
     variant: str | None = _setting("official variant of the scorer (python -m dyvte.benchmarks list)")
@@ -64,7 +66,9 @@ class Settings:
     rivals: tuple[str, ...] | None = _setting(
         "other methods with their settings: 'fastv k=2 r=0.5' 'tome r=18' (in RIVALS split by ;)", split=";"
     )
-    vtw_k: int | None = _setting("VTW's layer (as published, else searched for with TRAIN_DATA)", int, tiny=9)
+    vtw_k: int | None = _setting(
+        "VTW's layer (as published, else searched for with TRAIN_DATA)", int, tiny=9, small=15
+    )
     vtw_divergence: str = _setting("threshold of this search (0.003; for 13B, 0.0005)", number, "0.003")
 
     train_data: Path | None = _setting(
@@ -77,7 +81,9 @@ class Settings:
     scenes: int | None = _setting("training scenes to make for Tiny-LLaVA (8000; quickstart: 4000)", int)
     fraction: str | None = _setting("share of them to draw (0.2; quickstart: 1)", number)
     seed: int | None = _setting("of drawing (0) and of fitting (42; quickstart: 0)", int)
-    version: str | None = _setting("prompt template of LLaVA's models in fitting", tiny="vicuna_v1_nosys")
+    version: str | None = _setting(
+        "prompt template of LLaVA's models in fitting", tiny="vicuna_v1_nosys", small="chatml_direct"
+    )
     dtype: str = _setting("of the model and of stored states: float32 or bfloat16 (float32)", str, "float32")
     lr: str | None = _setting("learning rate of gates", number, usual="4e-5", tiny="1e-3")
     epochs: str | None = _setting("of fitting", number, usual="1", tiny="4")
@@ -98,10 +104,15 @@ class Settings:
             if value != item.default
         }
 
-    def filled(self, tiny: bool) -> Settings:
-        """With values for those that depend on whether the model is Tiny-LLaVA, or one like it."""
+    def filled(self, made: str) -> Settings:
+        """With values for those that depend on the model: "tiny" (or one like it), "small", or "" for others."""
         missing = [item for item in fields(self) if getattr(self, item.name) is None]
-        return replace(self, **{item.name: item.metadata["tiny" if tiny else "usual"] for item in missing})
+        order = {"tiny": ("tiny",), "small": ("small", "tiny"), "": ("usual",)}[made]
+        values = {
+            item.name: next((v for key in order if (v := item.metadata[key]) is not None), None)
+            for item in missing
+        }
+        return replace(self, **values)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from dyvte.tiny.judge import serve
 
 ROOT = Path(__file__).parents[2]
 TINY = "playground/tiny/model"
+SMALL = "playground/small/model"
 TINY_JUDGE = "playground/tiny/judge_prompt.txt"
 TINY_SETS = ("vqav2", "gqa", "sqa", "textvqa", "pope", "mme", "mmbench", "seed", "mmvet")
 FAST_CPU = {
@@ -73,15 +74,17 @@ class Work:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.is_tiny = (ROOT / self.model).resolve() == (ROOT / TINY).resolve()
-        self.settings = self.chosen.filled(self.is_tiny)
+        place = (ROOT / self.model).resolve()
+        made = {"tiny": TINY, "small": SMALL}
+        self.made = next((name for name, model in made.items() if place == (ROOT / model).resolve()), "")
+        self.settings = self.chosen.filled(self.made)
         name = name_of(self.model)
         self.results = self.out / "results" / name
         self.numbers = self.out / "study" / name
         self.figures = self.out / "figures" / name
         self.fitted = self.out / "gates" / name  # apart from results, which tables 1 and 2 read
         self.rivaled = self.out / "rivals" / name  # apart, so that seconds are of one series of runs
-        if self.is_tiny:
+        if self.made:
             self.environment = {**FAST_CPU, **self.environment}
 
     # commands
@@ -126,15 +129,15 @@ class Work:
     @cached_property
     def gates(self) -> Path | None:
         """The model's folder of gates; None where the checkpoint holds its own."""
-        if self.settings.gates or self.is_tiny:
-            return self.settings.gates or Path("playground/tiny/gates")
+        if self.settings.gates or self.made:
+            return self.settings.gates or Path(f"playground/{self.made}/gates")
         folder = self.settings.gates_dir / f"{Path(self.model).name}-gates"
         return folder if folder.is_dir() else None
 
     @cached_property
     def data_root(self) -> Path:
         """The folder of the benchmarks' folders."""
-        return self.out / "tiny-eval" if self.is_tiny else self.settings.data_root
+        return self.out / f"{self.made}-eval" if self.made else self.settings.data_root
 
     def data_of(self, name: str) -> Path:
         """The folder of a benchmark's files."""
@@ -142,13 +145,13 @@ class Work:
 
     def with_data(self, names: Iterable[str], needed: bool = True) -> Iterator[str]:
         """Those of these benchmarks (or of the chosen ones) whose files are there; says which are left out.
-        Tiny-LLaVA's are made.
+        Tiny-LLaVA's and Small-LLaVA's are made.
 
         Raises:
             ValueError: one is needed, and none is there.
         """
         count, found = self.settings.questions, False
-        if self.is_tiny:
+        if self.made:
             make = partial(
                 self.python, "dyvte.tiny.sets", out=self.data_root, questions=count, only=TINY_SETS
             )
@@ -201,8 +204,9 @@ class Work:
         self.once(folder / ".done", words, lambda: self._answer(name, asked), f"kept: {folder}")
 
     def _answer(self, name: str, asked: dict[str, Any]) -> None:
-        """Run a benchmark's script. A stand-in for the judge, which the record names, grades Tiny-LLaVA on MM-Vet."""
-        with serve() if self.is_tiny and name == "mmvet" else nullcontext() as address:
+        """Run a benchmark's script. A stand-in for the judge, which the record names, grades MM-Vet's
+        answers about made scenes."""
+        with serve() if self.made and name == "mmvet" else nullcontext() as address:
             if address:
                 asked |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "none", "ROUNDS": 1}
                 asked |= {"MMVET_JUDGE_MODEL": "exact-match", "PROMPT_FILE": TINY_JUDGE}
@@ -247,9 +251,9 @@ class Work:
         Raises:
             ValueError: no sample is named.
         """
-        own, folder = self.settings, self.out / "tiny-train"
+        own, folder = self.settings, self.out / f"{self.made}-train"
         sample = own.train_data if part == "fit" else own.judge_data
-        if self.is_tiny and not sample:
+        if self.made and not sample:
             sample = self._draw(folder) / f"{part}.json"
         if not sample:
             raise ValueError("set JUDGE_DATA to a sample that no gate is fitted to")
@@ -261,12 +265,12 @@ class Work:
         return output
 
     def _draw(self, folder: Path) -> Path:
-        """Draw samples of Tiny-LLaVA's data to fit gates to and to judge them on, which share no scene."""
-        own = self.settings
+        """Draw samples of the data made for this model to fit gates to and to judge them on, which share no scene."""
+        own, spoken = self.settings, ["--spoken"] if self.made == "small" else []
         scenes, fraction, seed = own.scenes or 8000, own.fraction or "0.2", own.seed or 0
 
         def draw() -> None:
-            self.python("dyvte.tiny.data", out=folder, scenes=scenes, seed=seed, processes=2)
+            self.python("dyvte.tiny.data", *spoken, out=folder, scenes=scenes, seed=seed, processes=2)
             records = read_json(folder / "finetune.json")
             cut = len(records) * 3 // 4
             for part, chosen in (("fit", records[:cut]), ("judge", records[cut:])):
@@ -286,7 +290,7 @@ class Work:
             *("--per_device_train_batch_size", own.gate_batch, "--lr_scheduler_type", "cosine"),
             *("--warmup_ratio", "0.03", "--weight_decay", "0.", "--group_by_modality_length", True),
             *("--logging_steps", 10, "--seed", 42 if own.seed is None else own.seed),
-            *(("--disable_tqdm", True) if self.is_tiny else ()),
+            *(("--disable_tqdm", True) if self.made else ()),
         ]
 
     def fit_grid(self, grid: str, names: Iterable[str], results: Path, **flags: object) -> Path:
@@ -316,7 +320,7 @@ class Work:
         """
         if self.settings.rivals:
             return list(self.settings.rivals)
-        tome, stability = ("4", "start=4 size=0 still=0.95") if self.is_tiny else ("18", "start=7 size=0.2")
+        tome, stability = ("4", "start=4 size=0 still=0.95") if self.made else ("18", "start=7 size=0.2")
         return [
             *(f"tome r={tome}", "fastv k=2 r=0.5", f"vtw k={self.vtw_layer()}", "random k=2 r=0.5"),
             *("pooling s=2", "pyramiddrop stages=4 ratio=0.5", f"stability {stability}"),

@@ -1,11 +1,12 @@
-"""Write Tiny-LLaVA's training data, in LLaVA's instruction format.
+"""Write training data in LLaVA's instruction format: Tiny-LLaVA's, or in fuller language Small-LLaVA's.
 
     DIR/images/<number>.jpg   scenes of the training writers
     DIR/pretrain.json         each scene read out as a caption (stage 1, template "plain")
     DIR/finetune.json         six to ten questions about each scene (stage 2)
 
-Captions and questions share the images. Every scene depends on the seed and its number alone, so the files do
-not depend on the number of processes.
+With --spoken, captions are prose, and answers are also sentences, explanations and descriptions
+(:mod:`dyvte.tiny.language`). Captions and questions share the images. Every scene depends on the seed and its number
+alone, so the files do not depend on the number of processes.
 
     python -m dyvte.tiny.data --out DIR --scenes 40000 --processes 2
 """
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from dyvte.cli import run
 from dyvte.io import write_json
+from dyvte.tiny import language
 from dyvte.tiny.questions import KINDS, Question, ask
 from dyvte.tiny.scenes import Scene, draw, save_images
 
@@ -69,25 +71,32 @@ def record_of(number: int, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {"id": f"{number:06d}", "image": f"{number:06d}.jpg", "conversations": conversations}
 
 
-def write_chunk(numbers: range, out: Path, seed: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def write_chunk(
+    numbers: range, out: Path, seed: int, spoken: bool = False
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Write the images of the scenes with these numbers; return their (caption, questions).
 
     As in LLaVA-1.5's mix, questions after the first go without the instruction to answer briefly; a choice always
-    says so.
+    says so. ``spoken`` asks for fuller language instead.
     """
     scenes = {number: draw("train", seed, number) for number in numbers}
     save_images({out / "images" / f"{number:06d}.jpg": scene for number, scene in scenes.items()})
     records = []
     for number, scene in scenes.items():
-        first, *others = ask_many(scene, np.random.default_rng((seed, number, 2)))
-        turns = [(f"<image>\n{first.prompt()}", first.answer)]
-        turns += [(q.prompt() if q.kind == "choice" else q.text, q.answer) for q in others]
-        records.append((record_of(number, [("<image>", scene.caption())]), record_of(number, turns)))
+        rng = np.random.default_rng((seed, number, 2))
+        first, *others = ask_many(scene, rng)
+        if spoken:
+            caption, turns = language.describe(scene), language.spoken(scene, [first, *others], rng)
+        else:
+            caption, turns = scene.caption(), [(first.prompt(), first.answer)]
+            turns += [(q.prompt() if q.kind == "choice" else q.text, q.answer) for q in others]
+        turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
+        records.append((record_of(number, [("<image>", caption)]), record_of(number, turns)))
     return records
 
 
-def write(out: Path, scenes: int, seed: int = 0, processes: int = 1) -> None:
-    """Write images and both instruction files of so many scenes.
+def write(out: Path, scenes: int, seed: int = 0, processes: int = 1, spoken: bool = False) -> None:
+    """Write images and both instruction files of so many scenes, in fuller language if ``spoken``.
 
     Raises:
         ValueError: ``scenes`` or ``processes`` is below one.
@@ -95,7 +104,7 @@ def write(out: Path, scenes: int, seed: int = 0, processes: int = 1) -> None:
     if scenes < 1 or processes < 1:
         raise ValueError(f"scenes and processes must be at least 1, got {scenes} and {processes}")
     chunks = [range(start, min(start + _CHUNK, scenes)) for start in range(0, scenes, _CHUNK)]
-    work, records = partial(write_chunk, out=out, seed=seed), []
+    work, records = partial(write_chunk, out=out, seed=seed, spoken=spoken), []
     pool = get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) if processes > 1 else None
     with pool or nullcontext(), tqdm(total=scenes, desc="scenes", unit="scene") as bar:
         for chunk in pool.imap(work, chunks) if pool else map(work, chunks):
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--spoken", action="store_true", help="answers in fuller language as well")
     run(parser, lambda args: write(**vars(args)))
 
 

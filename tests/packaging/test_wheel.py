@@ -174,17 +174,18 @@ def test_without_extras_every_command_helps_or_names_its_extra(python, tmp_path)
     assert not wrong
     assert [name for name, end in ends.items() if end[0] == "MissingExtra"], "nothing was hidden"
     core = [line for line in ends if line.startswith(("dyvte.gates", "dyvte.engine", "llava."))]
-    assert {line.split()[0] for line in core if ends[line][0] == "MissingExtra"} <= LLAVA_SCORERS
+    assert {line.split()[0] for line in core if ends[line][0] == "MissingExtra"} <= LLAVA_WITH_EXTRAS
 
 
-LLAVA_SCORERS = {
+LLAVA_WITH_EXTRAS = {
+    "llava.serve.api",
     "llava.eval.eval_pope",
     "llava.eval.eval_science_qa",
     "llava.eval.eval_textvqa",
     "llava.eval.model_vqa_mmbench",
     "llava.eval.model_vqa_science",
 }
-"""LLaVA's command lines that score or read a benchmark, and therefore need the extra eval."""
+"""LLaVA's command lines that score or read a benchmark (extra eval), or serve a model (extra serve)."""
 
 
 def test_what_needs_a_checkout_says_so(python, tmp_path):

@@ -20,7 +20,7 @@ from dyvte.reproduce import work as work_module
 from dyvte.reproduce.__main__ import parse
 from dyvte.reproduce.experiments import EXPERIMENTS
 from dyvte.reproduce.settings import Settings
-from dyvte.reproduce.work import ROOT, TINY, Work
+from dyvte.reproduce.work import ROOT, SMALL, TINY, Work
 from dyvte.tiny.sets.gqa import write_gqa
 
 LLAVA = "checkpoints/llava-v1.5-7b"
@@ -115,6 +115,7 @@ FULL = parse(FULL_LINE.split())[1]
     "model, settings",
     [
         (TINY, Settings()),
+        (SMALL, Settings()),
         (LLAVA, Settings(judge_data=Path("judge.json"))),
         ("a/model", replace(FULL, benchmarks=("mmbench",))),
     ],
@@ -213,7 +214,7 @@ def test_an_experiment_names_all_settings_that_it_reads(run, name, model):
             read.add(attribute)
             return super().__getattribute__(attribute)
 
-        def filled(self, tiny: bool) -> Settings:
+        def filled(self, made: str) -> Settings:
             return self  # nothing is missing
 
     given = {item.name: getattr(FULL, item.name) for item in fields(Settings)}
@@ -225,6 +226,18 @@ def test_an_experiment_names_all_settings_that_it_reads(run, name, model):
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_the_report_names_the_benchmarks_of_the_figures(figure):
     assert EXPERIMENTS[figure.name].benchmarks == figure.benchmarks
+
+
+def test_small_llava_has_tiny_llavas_scenes_in_fuller_language_and_its_own_template(run):
+    lines = run("labels", SMALL).plain()
+    made = [line for line in lines if line.startswith("dyvte.tiny.data")]
+    assert len(made) == 1 and f"--spoken --out {run.out}/small-train" in made[0]
+    stores = [line for line in lines if line.startswith("dyvte.gates.store_states")]
+    assert len(stores) == 2 and all("--version chatml_direct" in line for line in stores)
+    commands = run("table1", SMALL, Settings(benchmarks=("gqa",)))
+    with_exit = commands.environments[-2]
+    assert with_exit["GATES"] == "playground/small/gates" and with_exit["CONV_MODE"] == "chatml_direct"
+    assert with_exit["DATA"] == f"{run.out}/small-eval/gqa" and with_exit["BATCH_SIZE"] == "16"
 
 
 def test_tiny_llavas_benchmarks_are_made(tmp_path):

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Small-LLaVA: LLaVA's two stages on SmolLM2-135M-Instruct, then exit gates, evaluation and packing, by the project's own
+# training scripts. What is finished is kept, and an interrupted stage resumes from its newest checkpoint: run the same
+# command again. To start anew, remove OUT.
+#
+#   FOR                gpu or cpu (2 cores, hours; the default where there is no GPU)
+#   BASE               language model that scripts/small/get.sh wrote (checkpoints/small/base)
+#   OUT, DATA          models (checkpoints/small) and data (playground/data/small)
+#   TOWER              vision tower (Tiny-LLaVA's)
+#   SCENES, PROCESSES, SEED                        of the data
+#   PROJECTOR_STEPS, LORA_STEPS                    of the stages: captions, conversations
+#   NPROC, BATCH, WORKERS                          training processes, samples of each per step, loading processes of each
+#   LORA_R             rank of the adapter (16: 10 MB)
+#   GATE_FRACTION, GATE_WIDTH                      share of the conversations that gates train on (0.1), their width (64)
+#   SAVE_STEPS         steps between checkpoints (20)
+#   UNTIL              last step to run: projector, lora, pack or gates (all, and then the evaluation)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+if [ -z "${PYTHON:-}" ]; then
+    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
+fi
+export PYTHON PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+BASE=${BASE:-checkpoints/small/base}
+OUT=${OUT:-checkpoints/small}
+DATA=${DATA:-playground/data/small}
+TOWER=${TOWER:-playground/tiny/model/vision_tower}
+SEED=${SEED:-0}
+VERSION=chatml_direct # the template that the language model was tuned with, in LLaVA's words
+if [ -z "${FOR:-}" ]; then
+    FOR=$("$PYTHON" -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")')
+fi
+case $FOR in
+gpu) # one card
+    defaults=(40000 1000 4000 1 64 8)
+    device=()
+    ;;
+cpu) # in bfloat16, which CPUs with AMX multiply about ten times faster than float32
+    defaults=(20000 800 2000 2 4 0)
+    device=(--use_cpu True)
+    # glibc returns freed memory to the system after every step and faults it in again: keeping it saves time.
+    export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    ;;
+*)
+    echo "train.sh: FOR must be gpu or cpu, not $FOR" >&2
+    exit 2
+    ;;
+esac
+SCENES=${SCENES:-${defaults[0]}}
+PROJECTOR_STEPS=${PROJECTOR_STEPS:-${defaults[1]}}
+LORA_STEPS=${LORA_STEPS:-${defaults[2]}}
+export NPROC=${NPROC:-${defaults[3]}} BATCH=${BATCH:-${defaults[4]}} WORKERS=${WORKERS:-${defaults[5]}}
+
+# make FILE COMMAND...: run the command unless the file, which it writes last, is there.
+make() {
+    local file=$1
+    shift
+    if [ -f "$file" ]; then
+        echo "kept: $file"
+    else
+        echo "making: $file"
+        "$@"
+    fi
+}
+
+# finish_at STAGE: leave here if this was the last stage to run.
+finish_at() { if [ "${UNTIL:-}" = "$1" ]; then exit 0; fi; }
+
+# stage SCRIPT STEPS FLAGS...: one of LLaVA's stages; further settings are in the environment.
+stage() {
+    local script=$1 steps=$2
+    shift 2
+    MODEL=$BASE VISION_TOWER=$TOWER IMAGES=$images DEEPSPEED='' CHECKPOINTING=False BF16=True MAX_LENGTH=768 \
+        SAVE_STEPS=${SAVE_STEPS:-20} bash "scripts/v1_5/$script.sh" --max_steps "$steps" --seed "$SEED" \
+        --adam_beta2 0.98 --image_aspect_ratio pad --ddp_find_unused_parameters False "${device[@]}" "$@"
+}
+
+if [ ! -f "$BASE/config.json" ]; then
+    echo "train.sh: there is no language model in $BASE: run scripts/small/get.sh" >&2
+    exit 1
+fi
+make "$DATA/finetune.json" "$PYTHON" -m dyvte.tiny.data --out "$DATA" --scenes "$SCENES" --seed "$SEED" \
+    --processes "${PROCESSES:-2}" --spoken
+make "$DATA/eval/heldout/questions.jsonl" "$PYTHON" -m dyvte.tiny.sets --out "$DATA/eval" --only heldout
+
+images=$DATA/images
+rank=${LORA_R:-16}
+OUTPUT=$OUT/projector DATA=$DATA/pretrain.json LR=1e-3 \
+    make "$OUT/projector/mm_projector.bin" stage pretrain "$PROJECTOR_STEPS"
+finish_at projector
+OUTPUT=$OUT/lora ADAPTER=$OUT/projector/mm_projector.bin DATA=$DATA/finetune.json VERSION=$VERSION LR=8e-4 \
+    PROJECTOR_LR=8e-4 LORA_R=$rank LORA_ALPHA=$((2 * rank)) \
+    make "$OUT/lora/non_lora_trainables.bin" stage finetune_lora "$LORA_STEPS" --lora_dropout 0.
+finish_at lora
+
+make "$OUT/parts/config.json" "$PYTHON" -m dyvte.small.pack --lora "$OUT/lora" --tower "$TOWER" --out "$OUT/parts"
+make "$OUT/model/config.json" "$PYTHON" scripts/merge_lora_weights.py --model-path "$OUT/parts" --model-base "$BASE" \
+    --save-model-path "$OUT/model"
+finish_at pack
+make "$OUT/gates.json" "$PYTHON" -m dyvte.gates.sample --data-path "$DATA/finetune.json" --output "$OUT/gates.json" \
+    --fraction "${GATE_FRACTION:-0.1}" --seed "$SEED"
+make "$OUT/gates-fresh/gates.json" "$PYTHON" init_weight.py --model-path "$OUT/model" --output "$OUT/gates-fresh" \
+    --width "${GATE_WIDTH:-64}" --gain 0.1 --seed "$SEED"
+MODEL=$OUT/model GATES=$OUT/gates-fresh OUTPUT=$OUT/gates DATA=$OUT/gates.json IMAGES=$images VERSION=$VERSION \
+    DEEPSPEED='' BF16=True MAX_LENGTH=768 LR=1e-3 GLOBAL_BATCH=32 BATCH=8 SEED=$SEED \
+    make "$OUT/gates/gates.json" bash scripts/v1_5/finetune_visual_gate.sh "${device[@]}"
+finish_at gates
+make "$OUT/accuracy.json" "$PYTHON" -m dyvte.tiny.evaluate --model-path "$OUT/model" --data "$DATA/eval/heldout" \
+    --conv-mode "$VERSION" --out "$OUT/accuracy"
+make "$OUT/knowledge.json" "$PYTHON" -m dyvte.small.knowledge --models "$BASE" "$OUT/model" --out "$OUT/knowledge"
+"$PYTHON" -m dyvte.small.card --folder "$OUT" --machine "${MACHINE:-this machine ($FOR)}" --card "$OUT/README.md"
