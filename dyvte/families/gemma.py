@@ -145,10 +145,26 @@ class Gemma4Stack(Stack):
         return {"per_layer_input": own, "shared_kv_states": shared}
 
 
+class Gemma4UnifiedStack(Gemma4Stack):
+    """Blocks hold in all layers, and a window does not limit them, as in PaliGemma."""
+
+    window_cuts_blocks = False
+    rule = Stack.rule
+
+
 for name in ("gemma3", "shieldgemma2"):
     family(name, blocks=image_blocks)
 family(
     "paligemma", blocks=prompt_block, stack=PaliGemmaStack, logits=capped, answer_types={"token_type_ids": 1}
+)
+family(
+    "gemma4_unified",
+    tower="model.embed_vision",
+    projector=None,
+    ids=("image_token_id", "video_token_id"),
+    blocks=vision_blocks,
+    stack=Gemma4UnifiedStack,
+    logits=capped,
 )
 family(
     "gemma4",

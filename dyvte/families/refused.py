@@ -45,7 +45,6 @@ REFUSED.update(
     inkling2=_CONVOLUTION,
     inkling_mm_model=_CONVOLUTION,
     diffusion_gemma="it writes blocks of tokens by diffusion, not one token after another",
-    gemma4_unified="its forward and its generate mask images in different ways, so that exits cannot equal both",
     git="image features stand in front of the prompt, without tokens of it",
     mistral4="it takes no images",
     pi0="it answers by actions of a robot, not by tokens",

@@ -483,6 +483,47 @@ def gemma4(**more):
     )
 
 
+def gemma4_unified() -> Case:
+    """As Gemma 4, but patches are embedded by a few matrices, without a tower."""
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "global_head_dim": 16,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "use_bidirectional_attention": "vision",
+        "final_logit_softcapping": 5.0,
+    }
+    tower = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 64}
+    build = of(
+        "Gemma4Unified",
+        text_config=text,
+        vision_config={**tower, "output_proj_dims": 32},
+        audio_config=None,
+        boi_token_id=102,
+        eoi_token_id=103,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=109,
+    )
+    grid = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="xy"), -1)
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        return {
+            "pixel_values": numbers(sum(images), 4, 48).sigmoid(),
+            "image_position_ids": grid.reshape(1, 4, 2).repeat(sum(images), 1, 1),
+        }
+
+    return Case(
+        build,
+        [102] + [IMAGE] * 4 + [103],
+        pixels,
+        types=image_types,
+        extended={"mm_token_type_ids": 0},
+        needs="Gemma4UnifiedForConditionalGeneration",
+    )
+
+
 def granite_docling() -> Case:
     tower = {**TOWER, "image_size": 16, "patch_size": 4, "out_hidden_size": 48, "scale_factor": 2}
     text = {
@@ -907,6 +948,7 @@ CASES = {
         ),
         exits=(0, 1, 2, 4),
     ),
+    "gemma4_unified": gemma4_unified(),
     "gemma4, per-layer embeddings": gemma4(hidden_size_per_layer_input=8, use_bidirectional_attention=None),
     "llama4": Case(llama4, [102] + [IMAGE] * 4 + [103], square(16), alone=True),
     "ovis2": Case(
