@@ -8,6 +8,7 @@ shape of the inputs: FLOPs must depend on nothing that ``_shape`` leaves out.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,11 +60,11 @@ class _Running(threading.local):
 class VisionMeter:
     """Counts FLOPs of modules until :meth:`remove`, for each thread apart. Of nested modules the outermost counts."""
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._known: dict[object, int] = {}
         self._running = _Running()
         self._hooks: list[RemovableHandle] = []
-        for module in modules:
+        for module in _called(modules):
             self._hooks.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._end, always_call=True))
 
@@ -108,6 +109,12 @@ def counted_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.no_grad(), counter:
         functional_call(module, weights, (torch.empty(shape, device="meta"),))
     return counter.flops
+
+
+def _called(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules, instead of lists the modules in them: a list is never called itself."""
+    for module in modules:
+        yield from _called(module) if isinstance(module, nn.ModuleList) else (module,)
 
 
 def _shape(value: Any) -> object:

@@ -166,7 +166,7 @@ class Handle:
         self._vision = tuple(part for part in (tower, projector) if part is not None)
         self._meter = None
         if tower is not None and adapter.counts_vision:
-            self._meter = VisionMeter(list(self._vision))
+            self._meter = VisionMeter(self._vision)
         self._hooks: list[RemovableHandle] = []
         if adapter.visual_mask is not None:
             entry = adapter.entry(model)

@@ -9,5 +9,6 @@ from dyvte.families import granite as granite
 from dyvte.families import llama4 as llama4
 from dyvte.families import llava as llava
 from dyvte.families import molmo as molmo
+from dyvte.families import muse as muse
 from dyvte.families import qwen_vl as qwen_vl
 from dyvte.families import refused as refused

@@ -84,8 +84,10 @@ def stack_of(model: Any) -> Stack:
     return adapter.stack(adapter.decoder(model))
 
 
-def at_path(root: Any, path: str | None) -> Any:
-    """The attribute at a dotted path, ``root`` for an empty one; None for None."""
+def at_path(root: Any, path: str | Sequence[str] | None) -> Any:
+    """The attribute at a dotted path, ``root`` for an empty one; a list of modules for several; None for None."""
+    if not isinstance(path, str | None):
+        return nn.ModuleList(at_path(root, name) for name in path)
     for name in path.split(".") if path else ():
         root = getattr(root, name)
     return None if path is None else root
@@ -95,7 +97,7 @@ def family(
     model_type: str,
     decoder: str = "model.language_model",
     tower: str = "model.vision_tower",
-    projector: str | None = "model.multi_modal_projector",
+    projector: str | Sequence[str] | None = "model.multi_modal_projector",
     *,
     ids: Sequence[str] = ("image_token_id",),
     entry: str = "model",
@@ -105,7 +107,7 @@ def family(
 
     Args:
         decoder, tower, projector, entry: dotted paths from the model; ``entry`` is the module that gets token ids or
-            embeddings, pixels, and the masks.
+            embeddings, pixels, and the masks. ``projector`` may be several: whatever runs beside the tower.
         ids: the config's fields with the ids of placeholders, which become visual tokens.
         more: see :class:`Adapter`.
     """

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from dyvte.families.stack import Stack, by_slot
 
 if TYPE_CHECKING:
     from dyvte.decoding.packed import Layout
+
+SharedStates = dict[Any, tuple[Tensor, Tensor]]
+"""One entry, under the name that transformers' layers use: keys and values (1, heads, T, head_dim) of a row."""
 
 
 def runs(member: Tensor) -> Tensor:
@@ -70,40 +74,97 @@ class PaliGemmaStack(Stack):
     window_cuts_blocks = False
 
 
-class Gemma4Stack(Stack):
-    """Blocks hold in windowed layers only; small sizes have embeddings for each layer.
+class Gemma4Extras:
+    """Per-layer embeddings (B, S, layers, width) or None, and keys and values that upper layers read again."""
 
-    Raises:
-        ValueError: upper layers read lower layers' keys and values, which an exit would have changed.
+    def __init__(self, embeddings: Tensor | None) -> None:
+        self.embeddings = embeddings
+        self._stored: dict[str, tuple[Layout, SharedStates]] = {}
+
+    def store(self, kind: str, layout: Layout) -> SharedStates:
+        """Where the layer whose keys and values upper layers of its kind read puts them."""
+        self._stored[kind] = layout, {}
+        return self._stored[kind][1]
+
+    def read(self, kind: str, layout: Layout) -> SharedStates:
+        """Keys and values of the tokens that are still in the row; those of copies are their sample's own."""
+        then, states = self._stored[kind]
+        if layout is then:
+            return states
+        count = len(then.samples)
+        owners = np.where(layout.owners < count, layout.owners, np.array(layout.samples)[layout.owners])
+        span = then.origins.max() + 1
+        at = np.searchsorted(then.owners * span + then.origins, owners * span + layout.origins)
+        index, device = then.to_device(at), layout.positions.device
+        left = {
+            name: (keys.index_select(2, index).to(device), values.index_select(2, index).to(device))
+            for name, (keys, values) in states.items()
+        }
+        self._stored[kind] = layout, left
+        return left
+
+
+class Gemma4Stack(Stack):
+    """Blocks hold in windowed layers only; small sizes have embeddings for each layer, and share keys and values.
+
+    Upper layers that share keys and values read those of the last layer of their kind that has its own. The cache
+    holds a copy for each, as after an exit they are of fewer tokens. ``generate`` of transformers computes these
+    layers for the last token of a prompt only; here all tokens pass them, as in its forward.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder)
-        if any(getattr(layer.self_attn, "is_kv_shared_layer", False) for layer in self.layers):
-            raise ValueError(
-                "exits are not available for Gemma 4 models whose upper layers share keys and values with lower ones"
-            )
+        self._shares = any(self._mode(layer, "is_kv_shared_layer") for layer in self.layers)
+
+    @staticmethod
+    def _mode(layer: Any, name: str) -> bool:
+        return getattr(layer.self_attn, name, False)
 
     def rule(self, kind: str) -> LayerRule:
         """As for other decoders, but without blocks in layers of full attention."""
         return LayerRule(blocks=False) if kind == "full_attention" else super().rule(kind)
 
-    def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
+    def extras(self, kwargs: Mapping[str, Any], embeds: Tensor) -> Gemma4Extras | None:
         decoder: Any = self.decoder
-        if not getattr(decoder, "hidden_size_per_layer_input", 0):
-            return None
-        return decoder.project_per_layer_inputs(embeds, kwargs.get("per_layer_inputs"))
+        if getattr(decoder, "hidden_size_per_layer_input", 0):
+            return Gemma4Extras(decoder.project_per_layer_inputs(embeds, kwargs.get("per_layer_inputs")))
+        return Gemma4Extras(None) if self._shares else None
 
     def arguments(self, index: int, layout: Layout) -> dict[str, Any]:
-        """The layer's own embeddings of the tokens that are still there."""
-        extras: Tensor | None = layout.extras
-        own = None if extras is None else by_slot(extras[:, :, index], layout)
-        return {"per_layer_input": own, "shared_kv_states": {}}
+        """The layer's own embeddings of the tokens that are still there, and shared keys and values."""
+        extras: Gemma4Extras | None = layout.extras
+        if extras is None:
+            return {"per_layer_input": None, "shared_kv_states": {}}
+        own = None if extras.embeddings is None else by_slot(extras.embeddings[:, :, index], layout)
+        kind, layer = self.kinds[index], self.layers[index]
+        shared: SharedStates = {}
+        if self._mode(layer, "is_kv_shared_layer"):
+            shared = extras.read(kind, layout)
+        elif self._mode(layer, "store_full_length_kv"):
+            shared = extras.store(kind, layout)
+        return {"per_layer_input": own, "shared_kv_states": shared}
 
 
-family("gemma3", blocks=image_blocks)
+class Gemma4UnifiedStack(Gemma4Stack):
+    """Blocks hold in all layers, and a window does not limit them, as in PaliGemma."""
+
+    window_cuts_blocks = False
+    rule = Stack.rule
+
+
+for name in ("gemma3", "shieldgemma2"):
+    family(name, blocks=image_blocks)
 family(
     "paligemma", blocks=prompt_block, stack=PaliGemmaStack, logits=capped, answer_types={"token_type_ids": 1}
+)
+family(
+    "gemma4_unified",
+    tower="model.embed_vision",
+    projector=None,
+    ids=("image_token_id", "video_token_id"),
+    blocks=vision_blocks,
+    stack=Gemma4UnifiedStack,
+    logits=capped,
 )
 family(
     "gemma4",

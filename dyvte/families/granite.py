@@ -1,7 +1,7 @@
-"""Granite 4 Vision: scaled embeddings, and features added to visual tokens before chosen layers.
+"""Granite 4 Vision, Granite Docling, HyperCLOVA X: scaled embeddings, and features added to visual tokens in layers.
 
-transformers: ``models/granite4_vision/modeling_granite4_vision.py``. Registered by importing ``dyvte.families``;
-logits must equal those of transformers.
+transformers: ``models/{granite4_vision,granite_docling,hyperclovax_vision_v2}``; the last adds no features.
+Registered by importing ``dyvte.families``; logits must equal those of transformers.
 
 Registered in ``dyvte/families/__init__.py``.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dyvte.families.base import family
+from dyvte.families.qwen_vl import DeepstackStack
 from dyvte.families.stack import Stack, TokenFeatures
 
 if TYPE_CHECKING:
@@ -36,9 +37,31 @@ class GraniteStack(Stack):
         return hidden if extras is None else extras.add(index, hidden, layout)
 
 
+class DoclingStack(DeepstackStack):
+    """Features are added as in Qwen3-VL."""
+
+    embed = GraniteStack.embed
+
+
 family(
     "granite4_vision",
-    projector="model.layerwise_projectors",
+    projector=("model.layerwise_projectors", "model.spatial_projectors"),
     stack=GraniteStack,
     logits=lambda model, logits: logits / model.config.get_text_config().logits_scaling,
+)
+family(
+    "granite_docling",
+    "model.text_model",
+    "model.vision_model",
+    projector=None,
+    stack=DoclingStack,
+    logits=lambda model, logits: logits / model.config.get_text_config().logits_scaling,
+)
+family(
+    "hyperclovax_vision_v2",
+    tower="model.vision_model",
+    projector="model.projector",
+    ids=("image_token_id", "video_token_id"),
+    stack=GraniteStack,
+    logits=lambda model, logits: logits * model.config.get_text_config().logits_scaling,
 )

@@ -23,6 +23,8 @@ for name in (
     "aya_vision",
     "cohere2_vision",
     "got_ocr2",
+    "pp_chart2table",
+    "qianfan_ocr",
     "aria",
     "fast_vlm",
 ):
@@ -31,10 +33,19 @@ family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_proj
 for name in ("llava_next_video", "llava_onevision"):
     family(name, ids=WITH_VIDEO)
 family("perception_lm", ids=WITH_VIDEO)
+family("exaone4_5", tower="model.visual", projector=None, ids=WITH_VIDEO)
+family(
+    "video_llava",
+    tower="model.image_tower",
+    projector=("model.video_tower", "model.multi_modal_projector"),
+    ids=WITH_VIDEO,
+)
 family("kimi_k25", projector="model.mm_projector", ids=WITH_VIDEO)
-family("ovis2", projector=None)  # the table of visual embeddings is within the tower's side
+family("ovis2", projector="model.visual_embeddings_table")
 family("video_llama_3", tower="model.vision_model", projector="model.projector", ids=WITH_VIDEO)
 for name in ("idefics2", "idefics3", "smolvlm"):
     family(name, "model.text_model", "model.vision_model", "model.connector")
-for name in ("janus", "deepseek_vl", "deepseek_vl_hybrid"):
+for name in ("janus", "deepseek_vl"):
     family(name, tower="model.vision_model", projector="model.aligner")
+HIGH_RESOLUTION = ("model.high_res_vision_model", "model.high_res_vision_neck", "model.high_res_vision_proj")
+family("deepseek_vl_hybrid", tower="model.vision_model", projector=(*HIGH_RESOLUTION, "model.aligner"))

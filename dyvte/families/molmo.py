@@ -44,4 +44,4 @@ class Molmo2Stack(Stack):
         }
 
 
-family("molmo2", projector=None, ids=("image_patch_id",), blocks=one_block, stack=Molmo2Stack)
+family("molmo2", ids=("image_patch_id",), blocks=one_block, stack=Molmo2Stack)

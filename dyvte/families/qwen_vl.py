@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dyvte.families.base import family
-from dyvte.families.stack import Stack, TokenFeatures
+from dyvte.families.stack import Rope, Stack, TokenFeatures
 
 if TYPE_CHECKING:
     from dyvte.decoding.packed import Layout
@@ -38,8 +38,29 @@ class DeepstackStack(Stack):
         return hidden if extras is None else extras.add(index, hidden, layout)
 
 
+class CompassStack(DeepstackStack):
+    """Layers of some kinds have no rotary embedding; those kinds have no parameters of one in the config."""
+
+    def ropes(self, hidden: Tensor, positions: Tensor) -> Mapping[str, Rope]:
+        given, rotary = self.config.rope_parameters, self.decoder.rotary_emb
+        if positions.ndim == 2:  # in transformers 5.17 text needs three axes too
+            positions = positions.expand(3, *positions.shape)
+        kinds = dict.fromkeys(self.kinds)
+        return {kind: None if given[kind] is None else rotary(hidden, positions, kind) for kind in kinds}
+
+
 VISUAL, IDS = "model.visual", ("image_token_id", "video_token_id")
-for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe"):
+for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"):
     family(name, tower=VISUAL, projector=None, ids=IDS)
-for name in ("qwen3_vl", "qwen3_vl_moe"):
+for name in ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni"):
     family(name, tower=VISUAL, projector=None, ids=IDS, stack=DeepstackStack)
+family(
+    "cohere_compass",
+    tower=VISUAL,
+    projector=None,
+    ids=IDS,
+    stack=CompassStack,
+    logits=lambda model, logits: logits * (model.logit_scale or 1.0),
+)
+for name in ("cosmos3_edge", "paddleocr_vl"):
+    family(name, tower=VISUAL, projector="model.projector", ids=IDS)

@@ -5,12 +5,14 @@ A case that has ``needs`` is of a class that older versions of transformers do n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers as tf
+from packaging.version import Version
 
 IMAGE, VIDEO = 100, 101
 SIZES = {
@@ -98,6 +100,7 @@ class Case:
         exits: layers after which to exit.
         alone: whether the stock model is wrong in padded batches, so that each sample is compared by itself.
         needs: a class of transformers that must be there.
+        beams: whether the stock model can search with beams.
     """
 
     build: Callable[[], Any]
@@ -112,6 +115,7 @@ class Case:
     exits: tuple[int, ...] = (0, 2)
     alone: bool = False
     needs: str = ""
+    beams: bool = True
     extended: dict[str, int] = field(default_factory=dict)
 
 
@@ -172,15 +176,33 @@ QWEN_IDS = {
 }
 QWEN_TOWER = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
+QWEN2_5_TOWER = {
+    **QWEN_TOWER,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 48,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+}
+
 
 def image_types(ids):
     return {"mm_token_type_ids": (ids == IMAGE).int()}
 
 
-def qwen_vl(name: str, tower: dict[str, Any], text: dict[str, Any], ids: dict[str, int] = QWEN_IDS) -> Case:
-    text_config = {**SIZES, "rope_parameters": dict(MROPE), **text}
+def qwen_vl(
+    name: str,
+    tower: dict[str, Any],
+    text: dict[str, Any],
+    ids: dict[str, int] = QWEN_IDS,
+    config: str | None = None,
+) -> Case:
+    parts = {
+        "text_config": {**SIZES, "rope_parameters": dict(MROPE), **text},
+        "vision_config": {**QWEN_TOWER, **tower},
+    }
     return Case(
-        of(name, text_config=text_config, vision_config={**QWEN_TOWER, **tower}, **ids),
+        made(f"{name}ForConditionalGeneration", config or f"{name}Config", **parts, **ids),
         [102] + [IMAGE] * 6 + [103],
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         types=image_types,
@@ -217,7 +239,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = ["sliding_attention", "full_attention"] * 2
 
 
-def gemma3(window: int, attention: str) -> Case:
+def gemma3(window: int, attention: str, config: str = "Gemma3Config") -> Case:
     def text():
         more = {
             "head_dim": 12,
@@ -228,8 +250,9 @@ def gemma3(window: int, attention: str) -> Case:
         return tf.Gemma3TextConfig(**SIZES, **more)
 
     return Case(
-        of(
-            "Gemma3",
+        made(
+            "Gemma3ForConditionalGeneration",
+            config,
             text_config=text,
             vision_config=lambda: siglip(image_size=16),
             image_token_index=IMAGE,
@@ -460,6 +483,97 @@ def gemma4(**more):
     )
 
 
+def gemma4_unified() -> Case:
+    """As Gemma 4, but patches are embedded by a few matrices, without a tower."""
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "global_head_dim": 16,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "use_bidirectional_attention": "vision",
+        "final_logit_softcapping": 5.0,
+    }
+    tower = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 64}
+    build = of(
+        "Gemma4Unified",
+        text_config=text,
+        vision_config={**tower, "output_proj_dims": 32},
+        audio_config=None,
+        boi_token_id=102,
+        eoi_token_id=103,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=109,
+    )
+    grid = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="xy"), -1)
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        return {
+            "pixel_values": numbers(sum(images), 4, 48).sigmoid(),
+            "image_position_ids": grid.reshape(1, 4, 2).repeat(sum(images), 1, 1),
+        }
+
+    return Case(
+        build,
+        [102] + [IMAGE] * 4 + [103],
+        pixels,
+        types=image_types,
+        extended={"mm_token_type_ids": 0},
+        needs="Gemma4UnifiedForConditionalGeneration",
+    )
+
+
+def granite_docling() -> Case:
+    tower = {**TOWER, "image_size": 16, "patch_size": 4, "out_hidden_size": 48, "scale_factor": 2}
+    text = {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    }
+    build = of(
+        "GraniteDocling",
+        text_config={**SIZES, **text},
+        vision_config={**tower, "deepstack_visual_indexes": [0, 1]},
+        image_token_id=IMAGE,
+        pad_token_id=0,
+    )
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        given = grouped(16)(images)["pixel_values"]
+        real = torch.arange(max(images)) < torch.tensor(images)[:, None]
+        return {"pixel_values": given, "pixel_attention_mask": real}
+
+    return Case(build, [IMAGE] * 4, pixels, needs="GraniteDoclingForConditionalGeneration")
+
+
+def muse_glimmer() -> Case:
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "layer_rope_theta": [10000.0, 0, 0, 10000.0],
+    }
+    tower = {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
+    return Case(
+        of(
+            "MuseGlimmer",
+            text_config=text,
+            vision_config=tower,
+            out_hidden_size=4 * 32,
+            projector_hidden_size=32,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [IMAGE] * 6,
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="MuseGlimmerForConditionalGeneration",
+    )
+
+
 def granite4():
     text = {
         **SIZES,
@@ -554,6 +668,120 @@ def internvl(text: Callable[[], Any]) -> Case:
 
     build = of("InternVL", vision_config=tower, text_config=text, image_token_id=IMAGE, image_seq_length=4)
     return Case(build, [102] + [IMAGE] * 4 + [103], square(16))
+
+
+def deepseek_hybrid() -> Case:
+    def build():
+        sam = {
+            "hidden_size": 32,
+            "output_channels": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 64,
+            "patch_size": 4,
+            "mlp_dim": 48,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+        }
+        config = tf.DeepseekVLHybridConfig(
+            text_config=llama().to_dict(),
+            vision_config=siglip().to_dict(),
+            high_res_vision_config=tf.SamVisionConfig(**sam).to_dict(),
+            image_token_id=IMAGE,
+        )
+        return tf.DeepseekVLHybridForConditionalGeneration(config)
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        high = torch.randn(sum(images), 3, 64, 64, generator=torch.Generator().manual_seed(4))
+        return {"pixel_values": numbers(sum(images), 3, 12, 12), "high_res_pixel_values": high}
+
+    return Case(build, [IMAGE] * 9, pixels)
+
+
+def fast_vlm() -> Case:
+    """Its own tower is timm's, which the project does not install; this one gives features of the same shape."""
+
+    def tower():
+        return tf.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[16, 32],
+            depths=[1, 1],
+            layer_type="basic",
+            hidden_size=32,
+        )
+
+    return Case(
+        of("FastVlm", vision_config=tower, text_config=qwen2, image_token_index=IMAGE),
+        [IMAGE] * 9,
+        square(24),
+        needs="FastVlmForConditionalGeneration",
+    )
+
+
+def perception_lm() -> Case:
+    """As :func:`fast_vlm`; images come in tiles, here one each."""
+
+    def tower():
+        return tf.CLIPVisionConfig(**TOWER, image_size=24, patch_size=4, model_args={"embed_dim": 32})
+
+    return Case(
+        of(
+            "PerceptionLM",
+            vision_config=tower,
+            text_config=llama,
+            projector_pooling_ratio=2,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [IMAGE] * 9,
+        lambda images: {"pixel_values": numbers(sum(images), 1, 3, 24, 24)},
+        visual=(IMAGE, VIDEO),
+    )
+
+
+def video_llava_images() -> str:
+    """What Video-LLaVA calls the pixels of images: ``pixel_values_images`` before transformers 5.20."""
+    names = inspect.signature(tf.VideoLlavaForConditionalGeneration.forward).parameters
+    return "pixel_values" if "pixel_values" in names else "pixel_values_images"
+
+
+def got_ocr(config: str) -> Case:
+    build = made(
+        "GotOcr2ForConditionalGeneration",
+        config,
+        text_config=lambda: qwen2().to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 64,
+            "patch_size": 4,
+            "mlp_dim": 48,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+        },
+        image_token_index=IMAGE,
+        image_seq_length=16,
+    )
+    return Case(build, [IMAGE] * 16, square(64), most_images=1, needs=config)
+
+
+def paddle() -> Case:
+    case = qwen_vl(
+        "PaddleOCRVL", {**TOWER, "image_size": 16, "spatial_merge_size": 2}, {"head_dim": 12}, QWEN_IDS
+    )
+    case.pixels = lambda images: {
+        "pixel_values": numbers(sum(images) * 24, 3, 4, 4),
+        "image_grid_thw": torch.tensor([[1, 4, 6]] * sum(images)),
+    }
+    return case
+
+
+def cosmos_edge() -> Case:
+    case = qwen_vl("Cosmos3Edge", {**TOWER, "num_patches": 16}, {"head_dim": 12}, QWEN_IDS)
+    case.pixels = patches(3 * 4 * 4, (1, 4, 6))
+    return case
 
 
 def llava(text: Callable[[], Any]) -> Case:
@@ -665,20 +893,14 @@ CASES = {
         {"embed_dim": 32, "hidden_size": 48},
         {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     ),
-    "qwen2_5_vl": qwen_vl(
-        "Qwen2_5_VL",
-        {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "out_hidden_size": 48,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
-        {},
-    ),
+    "qwen2_5_vl": qwen_vl("Qwen2_5_VL", QWEN2_5_TOWER, {}),
     "qwen3_vl": qwen_vl("Qwen3VL", DEEPSTACK, {"head_dim": 12}),
     "qwen3_vl_moe": qwen_vl("Qwen3VLMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}),
     "glm4v": qwen_vl("Glm4v", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "glm46v": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "glmga": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS, config="GlmgaConfig"),
+    "glm_ocr": qwen_vl("GlmOcr", {**GLM_TOWER, "hidden_size": 32}, {"rope_parameters": GLM_ROPE}, GLM_IDS),
+    "cosmos3_omni": qwen_vl("Cosmos3Omni", DEEPSTACK, {"head_dim": 12}),
     "glm4v_moe": qwen_vl(
         "Glm4vMoe",
         GLM_TOWER,
@@ -697,6 +919,7 @@ CASES = {
     ),
     "gemma3, window 7": gemma3(7, "eager"),
     "gemma3, window smaller than an image": gemma3(3, "sdpa"),
+    "shieldgemma2": gemma3(7, "eager", "ShieldGemma2Config"),
     "paligemma": paligemma(
         lambda: tf.GemmaConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=12), "sdpa"
     ),
@@ -715,6 +938,17 @@ CASES = {
     "gemma4, mixture of experts": gemma4(
         enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32, attention_k_eq_v=True
     ),
+    "gemma4, shared keys and values": replace(
+        gemma4(
+            num_hidden_layers=6,
+            layer_types=[*WINDOWED, *WINDOWED[:2]],
+            num_kv_shared_layers=3,
+            hidden_size_per_layer_input=8,
+            use_double_wide_mlp=True,
+        ),
+        exits=(0, 1, 2, 4),
+    ),
+    "gemma4_unified": gemma4_unified(),
     "gemma4, per-layer embeddings": gemma4(hidden_size_per_layer_input=8, use_bidirectional_attention=None),
     "llama4": Case(llama4, [102] + [IMAGE] * 4 + [103], square(16), alone=True),
     "ovis2": Case(
@@ -748,6 +982,9 @@ CASES = {
         [IMAGE] * 9,
         square(12),
     ),
+    "deepseek_vl_hybrid": deepseek_hybrid(),
+    "fast_vlm, convolutional tower of transformers": fast_vlm(),
+    "perception_lm, clip tower": perception_lm(),
     "molmo2": Case(
         molmo2,
         [102] + [IMAGE, IMAGE, 107] * 2 + [103],
@@ -787,27 +1024,84 @@ CASES = {
         visual=(IMAGE, VIDEO),
         needs="Kimi_K25ForConditionalGeneration",
     ),
-    "got_ocr2": Case(
+    "got_ocr2": got_ocr("GotOcr2Config"),
+    "pp_chart2table": got_ocr("PPChart2TableConfig"),
+    "qianfan_ocr": Case(
         of(
-            "GotOcr2",
-            text_config=lambda: qwen2().to_dict(),
-            vision_config={
-                "hidden_size": 32,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "image_size": 64,
-                "patch_size": 4,
-                "mlp_dim": 48,
-                "window_size": 4,
-                "global_attn_indexes": [1],
-            },
-            image_token_index=IMAGE,
-            image_seq_length=16,
+            "QianfanOCR",
+            vision_config={**TOWER, "image_size": 16, "patch_size": 4},
+            text_config=lambda: qwen3().to_dict(),
+            image_token_id=IMAGE,
+            image_seq_length=4,
         ),
-        [IMAGE] * 16,
-        square(64),
-        most_images=1,
+        [102] + [IMAGE] * 4 + [103],
+        square(16),
+        needs="QianfanOCRForConditionalGeneration",
+    ),
+    "exaone4_5": Case(
+        of(
+            "Exaone4_5_",
+            vision_config={**QWEN2_5_TOWER, "num_key_value_heads": 2},
+            text_config={
+                **SIZES,
+                "model_type": "exaone4",
+                "sliding_window": 7,
+                "layer_types": WINDOWED,
+            },
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [102] + [IMAGE] * 6 + [103],
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="Exaone4_5_ForConditionalGeneration",
+        beams=Version(tf.__version__) >= Version("5.20"),  # it does not repeat images for beams before
+    ),
+    "video_llava": Case(
+        of(
+            "VideoLlava",
+            vision_config=clip,
+            text_config=llama,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_seq_length=9,
+        ),
+        [IMAGE] * 9,
+        lambda images: {video_llava_images(): numbers(sum(images), 3, 12, 12)},
+        visual=(IMAGE, VIDEO),
+    ),
+    "video_llava, video": Case(
+        of(
+            "VideoLlava",
+            vision_config=clip,
+            text_config=llama,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+        ),
+        [VIDEO] * 20,
+        lambda images: {"pixel_values_videos": numbers(sum(images), 2, 3, 12, 12)},
+        visual=(IMAGE, VIDEO),
+    ),
+    "paddleocr_vl": paddle(),
+    "cosmos3_edge": cosmos_edge(),
+    "hyperclovax_vision_v2": Case(
+        of(
+            "HyperCLOVAXVisionV2",
+            vision_config=QWEN2_5_TOWER,
+            text_config={
+                **SIZES,
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 0.5,
+                "attention_multiplier": 0.3,
+                "logits_scaling": 0.5,
+            },
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        [102] + [IMAGE] * 6 + [103],
+        patches(3 * 2 * 4 * 4, (1, 4, 6)),
+        visual=(IMAGE, VIDEO),
+        needs="HyperCLOVAXVisionV2ForConditionalGeneration",
     ),
     "aria": Case(
         of(
@@ -821,6 +1115,18 @@ CASES = {
         ),
         [IMAGE] * 4,
         square(16),
+    ),
+    "granite_docling": granite_docling(),
+    "muse_glimmer": muse_glimmer(),
+    "cohere_compass": qwen_vl(
+        "CohereCompass",
+        DEEPSTACK,
+        {
+            "sliding_window": 7,
+            "layer_types": WINDOWED,
+            "logit_scale": 0.5,
+            "rope_parameters": {"sliding_attention": dict(MROPE), "full_attention": None},
+        },
     ),
     "granite4_vision": Case(
         granite4, [IMAGE] * 14, tiled(3, 16, (16, 32)), needs="Granite4VisionForConditionalGeneration"

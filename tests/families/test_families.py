@@ -199,8 +199,10 @@ def test_cached_generation_equals_recomputing(family, exits):
 @torch.no_grad()
 def test_beams_without_exit_are_the_stock_models(family):
     model, prompts = family
-    if prompts.case.alone:
-        pytest.skip("the stock model is wrong in padded batches, which beams of two prompts are")
+    if prompts.case.alone or not prompts.case.beams:
+        pytest.skip(
+            "the stock model is wrong in padded batches, which beams of two prompts are, or has no beams"
+        )
     inputs = prompts.inputs(0, 1)
     options = {
         "max_new_tokens": STEPS,
@@ -240,10 +242,8 @@ def test_flops_are_those_of_torchs_counter(family):
     root = type(model).__name__
     layers = sum(counts.get(f"{root}.{names[id(layer)]}", 0) for layer in decoder.layers)
     assert report.decoder[0] == layers
-    tower, projector = adapter_for(model).vision(model)
-    vision = sum(
-        counts.get(f"{root}.{names[id(part)]}", 0) for part in (tower, projector) if part is not None
-    )
+    text = (decoder, model.get_output_embeddings())
+    vision = counts["Global"] - sum(counts.get(f"{root}.{names[id(part)]}", 0) for part in text)
     assert report.vision[0] + report.projector[0] == vision > 0
     assert handle.traces[-1].report()[0].full_decoder_tflops > report.decoder[0] / 1e12
 
