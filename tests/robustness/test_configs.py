@@ -189,7 +189,12 @@ def test_files_that_hold_no_object(file, content, fresh):
             "config.json: image_aspect_ratio is 'padd'; .*anyres_max_N",
         ),
         ("config.json", "mm_vision_tower", ["a"], "config.json: mm_vision_tower is"),
-        ("config.json", "mm_vision_select_layer", None, "config.json: mm_vision_select_layer is None; it must be"),
+        (
+            "config.json",
+            "mm_vision_select_layer",
+            None,
+            "config.json: mm_vision_select_layer is None; it must be",
+        ),
         (
             "vision_tower/preprocessor_config.json",
             "crop_size",
