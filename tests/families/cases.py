@@ -431,6 +431,27 @@ def molmo_pixels(images: list[int]) -> dict[str, Any]:
     }
 
 
+def gemma4_case(name: str, build: Callable[[], Any], side: int) -> Case:
+    """Four tokens an image, from side x side patches with their places."""
+    grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1)
+
+    def pixels(images: list[int]) -> dict[str, Any]:
+        count = sum(images)
+        return {
+            "pixel_values": numbers(count, side**2, 48).sigmoid(),
+            "image_position_ids": grid.reshape(1, side**2, 2).repeat(count, 1, 1),
+        }
+
+    return Case(
+        build,
+        [102] + [IMAGE] * 4 + [103],
+        pixels,
+        types=image_types,
+        extended={"mm_token_type_ids": 0},
+        needs=f"{name}ForConditionalGeneration",
+    )
+
+
 def gemma4(**more):
     def build():
         text = {
@@ -465,22 +486,7 @@ def gemma4(**more):
         )
         return tf.Gemma4ForConditionalGeneration(config)
 
-    def pixels(images: list[int]) -> dict[str, Any]:
-        count = sum(images)
-        grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), -1)
-        return {
-            "pixel_values": numbers(count, 16, 48).sigmoid(),
-            "image_position_ids": grid.reshape(1, 16, 2).repeat(count, 1, 1),
-        }
-
-    return Case(
-        build,
-        [102] + [IMAGE] * 4 + [103],
-        pixels,
-        types=image_types,
-        extended={"mm_token_type_ids": 0},
-        needs="Gemma4ForConditionalGeneration",
-    )
+    return gemma4_case("Gemma4", build, side=4)
 
 
 def gemma4_unified() -> Case:
@@ -506,22 +512,7 @@ def gemma4_unified() -> Case:
         video_token_id=VIDEO,
         audio_token_id=109,
     )
-    grid = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="xy"), -1)
-
-    def pixels(images: list[int]) -> dict[str, Any]:
-        return {
-            "pixel_values": numbers(sum(images), 4, 48).sigmoid(),
-            "image_position_ids": grid.reshape(1, 4, 2).repeat(sum(images), 1, 1),
-        }
-
-    return Case(
-        build,
-        [102] + [IMAGE] * 4 + [103],
-        pixels,
-        types=image_types,
-        extended={"mm_token_type_ids": 0},
-        needs="Gemma4UnifiedForConditionalGeneration",
-    )
+    return gemma4_case("Gemma4Unified", build, side=2)
 
 
 def granite_docling() -> Case:
