@@ -114,6 +114,6 @@ MODEL=$OUT/model GATES=$OUT/gates-fresh OUTPUT=$OUT/gates DATA=$OUT/gates.json I
     make "$OUT/gates/gates.json" bash scripts/v1_5/finetune_visual_gate.sh "${device[@]}"
 finish_at gates
 make "$OUT/accuracy.json" "$PYTHON" -m dyvte.tiny.evaluate --model-path "$OUT/model" --data "$DATA/eval/heldout" \
-    --conv-mode "$VERSION" --out "$OUT/accuracy"
+    --conv-mode "$VERSION" --out "$OUT/accuracy" --dtype bfloat16
 make "$OUT/knowledge.json" "$PYTHON" -m dyvte.small.knowledge --models "$BASE" "$OUT/model" --out "$OUT/knowledge"
 "$PYTHON" -m dyvte.small.card --folder "$OUT" --machine "${MACHINE:-this machine ($FOR)}" --card "$OUT/README.md"
