@@ -46,8 +46,10 @@ cpu) # in bfloat16, which CPUs with AMX multiply about ten times faster than flo
     else
         echo "train.sh: there is no C++ compiler (g++, or CXX), so a step takes twice the time" >&2
     fi
-    # glibc returns freed memory to the system after every step and faults it in again: keeping it saves time.
-    export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    # glibc returns freed memory to the system after every step and faults it in again. Small blocks are kept instead, and
+    # large ones come in huge pages; keeping all of them took three times the memory.
+    export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     ;;
 *)
     echo "train.sh: FOR must be gpu or cpu, not $FOR" >&2
