@@ -17,6 +17,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 OWN_PACKAGES = ("dyvte", "llava")
+command: str | None = None
+"""What a person typed in place of ``python -m MODULE``: :mod:`llava.commands` sets it."""
 
 
 def run(
@@ -29,6 +31,7 @@ def run(
     ValueError, OSError and a missing extra end the process with one line on stderr and exit code 1; Ctrl-C with 130.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    parser.prog = command or parser.prog
     with one_line_errors(parser.prog):
         action(parser.parse_args(words_of(argv)))
 
@@ -48,7 +51,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     """``with one_line_errors("python -m ..."):`` for command lines that argparse does not parse."""
 
     def __init__(self, prog: str) -> None:
-        self.prog = prog
+        self.prog = command or prog
 
     def __enter__(self) -> None:
         pass
