@@ -15,11 +15,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from dyvte.cli import extra, run
 
@@ -54,6 +56,7 @@ class Settings:
         default: how to generate where a request does not say.
         limits: of images.
         places: requests that may be there at once, answered and waiting.
+        pixels: of the images of these requests together; they wait decoded, 3 bytes a pixel.
         body_bytes: of a request.
     """
 
@@ -61,17 +64,23 @@ class Settings:
     default: Generation
     limits: Limits
     places: int
+    pixels: int
     body_bytes: int
 
 
 class Visitors:
-    """The requests that are there; each leaves once, whatever becomes of it."""
+    """The requests that are there, with the pixels of their images; each leaves once, whatever becomes of it."""
 
-    def __init__(self, places: int) -> None:
-        self._places, self._there = places, set[threading.Event]()
+    def __init__(self, places: int, pixels: int) -> None:
+        self._places, self._most_pixels, self._there = places, pixels, dict[threading.Event, int]()
 
     def __len__(self) -> int:
         return len(self._there)
+
+    @property
+    def pixels(self) -> int:
+        """Of all their images."""
+        return sum(self._there.values())
 
     def enter(self) -> threading.Event:
         """An event that :meth:`leave` sets.
@@ -84,18 +93,32 @@ class Visitors:
                 429, f"the server is busy with {self._places} requests: try again later", None, "busy"
             )
         gone = threading.Event()
-        self._there.add(gone)
+        self._there[gone] = 0
         return gone
+
+    def bring(self, gone: threading.Event, images: Sequence[Image.Image]) -> None:
+        """Count the images of a request.
+
+        Raises:
+            ApiError: they are too many beside those of the others. A request that is alone may bring any.
+        """
+        pixels = sum(image.width * image.height for image in images)
+        if self.pixels and self.pixels + pixels > self._most_pixels:
+            megapixels = self._most_pixels // 1_000_000
+            message = f"the server holds images of up to {megapixels} megapixels: try again later"
+            raise ApiError(429, message, None, "busy")
+        if gone in self._there:
+            self._there[gone] = pixels
 
     def leave(self, gone: threading.Event) -> None:
         gone.set()
-        self._there.discard(gone)
+        self._there.pop(gone, None)
 
 
 def make_app(batcher: Batcher, settings: Settings) -> FastAPI:
     """The application: ``/v1/chat/completions``, ``/v1/models`` and ``/health``; closes the batcher at its end."""
     pool = ThreadPoolExecutor(PREPARING, "images")
-    visitors = Visitors(settings.places)
+    visitors = Visitors(settings.places, settings.pixels)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -130,6 +153,7 @@ def make_app(batcher: Batcher, settings: Settings) -> FastAPI:
             "status": "ok" if batcher.alive else "dead",
             "model": settings.name,
             "requests": len(visitors),
+            "megapixels": visitors.pixels / 1_000_000,
         }
         return JSONResponse(content, 200 if batcher.alive else 503)
 
@@ -161,6 +185,7 @@ def make_app(batcher: Batcher, settings: Settings) -> FastAPI:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         wanted, job = await loop.run_in_executor(pool, _prepare, body, batcher, settings, send, gone)
+        visitors.bring(gone, job.images)
         batcher.submit(job)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": settings.name}
         first = await _next(pieces)  # where the request fails, its status says so
@@ -352,7 +377,14 @@ def make_server(args: argparse.Namespace) -> uvicorn.Server:
     Raises:
         ValueError, OSError: an argument is wrong, or files are missing.
     """
-    for flag in ("batch_size", "max_requests", "max_images", "max_megapixels", "max_body_mb"):
+    for flag in (
+        "batch_size",
+        "max_requests",
+        "max_images",
+        "max_megapixels",
+        "max_held_megapixels",
+        "max_body_mb",
+    ):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {getattr(args, flag)}")
     if args.batch_wait_ms < 0:
@@ -363,6 +395,7 @@ def make_server(args: argparse.Namespace) -> uvicorn.Server:
         answerer.generation,
         Limits(args.max_images, args.max_megapixels * 1_000_000, args.allow_urls),
         args.max_requests,
+        args.max_held_megapixels * 1_000_000,
         args.max_body_mb << 20,
     )
     app = make_app(Batcher(answerer, args.batch_size, args.batch_wait_ms / 1000), settings)
@@ -410,6 +443,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-images", type=int, default=16, help="of a request")
     parser.add_argument("--max-megapixels", type=int, default=32, help="of all images of a request together")
+    parser.add_argument(
+        "--max-held-megapixels", type=int, default=512, help="of all requests together; more get status 429"
+    )
     parser.add_argument("--max-body-mb", type=int, default=32, help="size of a request")
     parser.add_argument(
         "--allow-urls", action="store_true", help="open images at http(s) addresses, of public hosts alone"

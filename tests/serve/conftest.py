@@ -45,7 +45,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def random(checkpoint):
     """A random model, whose answers are long, in a template with a system message."""
-    flags = "--served-model-name served --max-requests 4 --max-images 2 --max-megapixels 4"
+    flags = "--served-model-name served --max-requests 4 --max-images 2 --max-megapixels 4 --max-held-megapixels 6"
     with serving(f"--model-path {checkpoint} {flags}") as client:
         yield client
 

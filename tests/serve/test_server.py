@@ -195,6 +195,21 @@ def test_too_many_at_once_are_told_so(random, monkeypatch):
     assert ask(random, messages, max_tokens=1).usage.completion_tokens == 1
 
 
+def test_images_of_too_many_pixels_at_once_are_told_so(random, monkeypatch):
+    go_on, take = threading.Event(), batching._Answer.take
+    monkeypatch.setattr(batching._Answer, "take", lambda *args: go_on.wait() and take(*args))
+    large = [user("How many digits are there?", Image.new("RGB", (2000, 1750)))]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(whole, random, large, max_tokens=2)
+        eventually(lambda: health(random)["megapixels"] == 3.5)
+        with pytest.raises(openai.RateLimitError, match="images of up to 6 megapixels"):
+            ask(random, large, max_tokens=1)
+        go_on.set()
+        assert waiting.result()[2].completion_tokens == 2
+    eventually(lambda: not health(random)["megapixels"])
+    assert ask(random, large, max_tokens=1).usage.completion_tokens == 1
+
+
 def test_a_prompt_that_fails_leaves_its_batch_alone(checkpoint):
     flags = f"--model-path {checkpoint} --served-model-name served --batch-wait-ms 300"
     wanted = [user("How many?"), user("red ball " * 2000), user("What colour?")]
