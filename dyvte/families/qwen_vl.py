@@ -1,6 +1,7 @@
 """Qwen-VL and GLM-V: rotary positions on three axes (time, height, width).
 
-transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``. The tower's merger is the
+transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``, and the thinkers of
+``models/{qwen2_5_omni,qwen3_omni_moe}``, whose sounds are no visual tokens. The tower's merger is the
 projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
 Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered
 by importing ``dyvte.families``; logits must equal those of transformers.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from torch import Tensor
 
 from dyvte.families.base import family
@@ -62,5 +64,10 @@ family(
     stack=CompassStack,
     logits=lambda model, logits: logits * (model.logit_scale or 1.0),
 )
+OMNI, OMNI_ENTRY = ("model.language_model", VISUAL), "model"
+if "Qwen2_5OmniThinkerModel" not in dir(transformers):  # in transformers 5.17 no module holds both
+    OMNI, OMNI_ENTRY = ("model", "visual"), ""
+family("qwen2_5_omni_thinker", *OMNI, projector=None, ids=IDS, entry=OMNI_ENTRY)
+family("qwen3_omni_moe_thinker", *OMNI, projector=None, ids=IDS, entry=OMNI_ENTRY, stack=DeepstackStack)
 for name in ("cosmos3_edge", "paddleocr_vl"):
     family(name, tower=VISUAL, projector="model.projector", ids=IDS)

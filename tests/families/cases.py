@@ -196,8 +196,10 @@ def qwen_vl(
     text: dict[str, Any],
     ids: dict[str, int] = QWEN_IDS,
     config: str | None = None,
+    **more: Any,
 ) -> Case:
     parts = {
+        **more,
         "text_config": {**SIZES, "rope_parameters": dict(MROPE), **text},
         "vision_config": {**QWEN_TOWER, **tower},
     }
@@ -234,6 +236,15 @@ GLM_ROPE = {
     "rope_theta": 10000.0,
     "mrope_section": [1, 1, 1],
     "partial_rotary_factor": 0.5,
+}
+OMNI_IDS = {**QWEN_IDS, "audio_token_id": 109}
+AUDIO_TOWER = {
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "d_model": 32,
+    "num_mel_bins": 8,
+    "output_dim": 48,
 }
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = ["sliding_attention", "full_attention"] * 2
@@ -769,6 +780,13 @@ def paddle() -> Case:
     return case
 
 
+def omni(name: str, tower: dict[str, Any], text: dict[str, Any]) -> Case:
+    """Positions follow from the ids and grids, without token types."""
+    case = qwen_vl(f"{name}Thinker", tower, text, OMNI_IDS, audio_config=AUDIO_TOWER)
+    case.types, case.extended = lambda ids: {}, {}
+    return case
+
+
 def cosmos_edge() -> Case:
     case = qwen_vl("Cosmos3Edge", {**TOWER, "num_patches": 16}, {"head_dim": 12}, QWEN_IDS)
     case.pixels = patches(3 * 4 * 4, (1, 4, 6))
@@ -887,6 +905,10 @@ CASES = {
     "qwen2_5_vl": qwen_vl("Qwen2_5_VL", QWEN2_5_TOWER, {}),
     "qwen3_vl": qwen_vl("Qwen3VL", DEEPSTACK, {"head_dim": 12}),
     "qwen3_vl_moe": qwen_vl("Qwen3VLMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}),
+    "qwen2_5_omni_thinker": omni("Qwen2_5Omni", QWEN2_5_TOWER, {}),
+    "qwen3_omni_moe_thinker": omni(
+        "Qwen3OmniMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}
+    ),
     "glm4v": qwen_vl("Glm4v", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glm46v": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glmga": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS, config="GlmgaConfig"),

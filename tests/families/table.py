@@ -21,8 +21,6 @@ UNTRIED = (
     "fuyu",
     "hunyuan_vl",
     "muse_spark",
-    "qwen2_5_omni_thinker",
-    "qwen3_omni_moe_thinker",
     "step3p7",
 )
 """Image-and-text types of transformers 5.23 with neither adapter nor reason against one."""
