@@ -39,13 +39,15 @@ class Stack:
         ValueError: a layer is of a kind that has no packed form.
     """
 
+    norm_name = "norm"
+    """What the decoder calls its final norm."""
     window_cuts_blocks = True
     computes_all_experts = False
     """Whether a mixture of experts computes all experts for every token (and multiplies most results by zero)."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.config = decoder, decoder.config
-        self.layers, self.norm = decoder.layers, decoder.norm
+        self.layers, self.norm = decoder.layers, getattr(decoder, self.norm_name)
         self.devices = tuple(execution_device(layer) for layer in self.layers)
         self.kinds = tuple(self.kind(index) for index in range(len(self.layers)))
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)

@@ -741,10 +741,10 @@ def perception_lm() -> Case:
     )
 
 
-def video_llava_images() -> str:
-    """What Video-LLaVA calls the pixels of images: ``pixel_values_images`` before transformers 5.20."""
-    names = inspect.signature(tf.VideoLlavaForConditionalGeneration.forward).parameters
-    return "pixel_values" if "pixel_values" in names else "pixel_values_images"
+def pixels_of(model: str, before: str) -> str:
+    """What a model calls the pixels of images; ``before``: in older versions of transformers."""
+    names = inspect.signature(getattr(tf, model).forward).parameters
+    return "pixel_values" if "pixel_values" in names else before
 
 
 def got_ocr(config: str) -> Case:
@@ -1080,7 +1080,11 @@ CASES = {
             image_seq_length=9,
         ),
         [IMAGE] * 9,
-        lambda images: {video_llava_images(): numbers(sum(images), 3, 12, 12)},
+        lambda images: {
+            pixels_of("VideoLlavaForConditionalGeneration", "pixel_values_images"): numbers(
+                sum(images), 3, 12, 12
+            )
+        },
         visual=(IMAGE, VIDEO),
     ),
     "video_llava, video": Case(
@@ -1128,6 +1132,22 @@ CASES = {
         ),
         [IMAGE] * 4,
         square(16),
+    ),
+    "fuyu": Case(
+        made(
+            "FuyuForCausalLM",
+            "FuyuConfig",
+            text_config={
+                **{name: SIZES[name] for name in SIZES if name != "num_key_value_heads"},
+                "model_type": "persimmon",
+            },
+            hidden_size=48,  # of the projection, before transformers 5.23
+            image_token_id=IMAGE,
+            patch_size=4,
+        ),
+        [IMAGE, IMAGE, 106, IMAGE, IMAGE, 106],
+        lambda images: {pixels_of("FuyuForCausalLM", "image_patches"): numbers(sum(images) * 4, 48)},
+        beams=False,  # it does not repeat images for them
     ),
     "granite_docling": granite_docling(),
     "muse_glimmer": muse_glimmer(),

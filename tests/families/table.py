@@ -18,7 +18,6 @@ ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
 UNTRIED = (
     "deepseek_ocr2",
     "ernie4_5_vl_moe",
-    "fuyu",
     "hunyuan_vl",
     "muse_spark",
     "step3p7",
