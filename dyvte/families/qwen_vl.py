@@ -1,10 +1,10 @@
 """Qwen-VL and GLM-V: rotary positions on three axes (time, height, width).
 
 transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``, and the thinkers of
-``models/{qwen2_5_omni,qwen3_omni_moe}``, whose sounds are no visual tokens. The tower's merger is the
-projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
-Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered
-by importing ``dyvte.families``; logits must equal those of transformers.
+``models/{qwen2_5_omni,qwen3_omni_moe}``, whose sounds are no visual tokens. The tower's merger is the projector. Text
+after an image starts at the largest position on any axis plus one; generated tokens follow likewise. Qwen3-VL adds
+features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered by importing
+``dyvte.families``; logits must equal those of transformers.
 
 Registered in ``dyvte/families/__init__.py``.
 """

@@ -34,6 +34,7 @@ class Stack:
         kinds: per layer, its kind as in ``config.layer_types``.
         devices: per layer, where accelerate has it run; None where it runs where the states are.
         rules: per layer.
+        axes: of rotary positions, where they have several (M-RoPE).
 
     Raises:
         ValueError: a layer is of a kind that has no packed form.
@@ -53,7 +54,8 @@ class Stack:
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.rules = tuple(replace(self.rule(kind), softcap=softcap) for kind in self.kinds)
         rotary: Any = decoder.rotary_emb
-        self._has_axes = "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
+        sections = (getattr(self.config, "rope_parameters", None) or {}).get("mrope_section")
+        self._has_axes, self.axes = sections is not None, 3 if sections is None else len(sections)
         self._rope_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
     @property
@@ -91,7 +93,7 @@ class Stack:
         """Rotary embeddings by kind of layer, for tokens at ``positions`` (1, T) or (axes, 1, T)."""
         kinds = dict.fromkeys(self.kinds)
         if self._has_axes and positions.ndim == 2:  # M-RoPE of transformers 5.17 takes text on three axes too
-            positions = positions.expand(3, *positions.shape)
+            positions = positions.expand(self.axes, *positions.shape)
         if self._rope_by_kind:
             return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in kinds}
         return dict.fromkeys(kinds, self.decoder.rotary_emb(hidden, position_ids=positions))

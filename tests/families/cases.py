@@ -15,6 +15,8 @@ import transformers as tf
 from packaging.version import Version
 
 IMAGE, VIDEO = 100, 101
+REPEATS_IMAGES = Version(tf.__version__) >= Version("5.20")
+"""Whether models with patches of all images in one row repeat each prompt's own for its beams."""
 SIZES = {
     "vocab_size": 128,
     "hidden_size": 48,
@@ -787,6 +789,16 @@ def omni(name: str, tower: dict[str, Any], text: dict[str, Any]) -> Case:
     return case
 
 
+def hunyuan(sections: list[int], **rope: Any) -> Case:
+    """Its images have a token more in each line, and two around them."""
+    text = {"head_dim": 12, "rope_parameters": {**MROPE, "mrope_section": sections, **rope}}
+    case = qwen_vl(
+        "HunYuanVL", {**TOWER, "max_image_size": 16}, text, {"image_token_id": IMAGE, "im_start_id": 102}
+    )
+    image = [102] + [IMAGE] * 10 + [103]
+    return replace(case, image=image, pixels=patches(3 * 4 * 4, (1, 4, 6)), beams=REPEATS_IMAGES)
+
+
 def cosmos_edge() -> Case:
     case = qwen_vl("Cosmos3Edge", {**TOWER, "num_patches": 16}, {"head_dim": 12}, QWEN_IDS)
     case.pixels = patches(3 * 4 * 4, (1, 4, 6))
@@ -909,6 +921,8 @@ CASES = {
     "qwen3_omni_moe_thinker": omni(
         "Qwen3OmniMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}
     ),
+    "hunyuan_vl, three axes": hunyuan([2, 2, 2]),
+    "hunyuan_vl, four axes": hunyuan([1, 2, 2, 1], rope_type="dynamic", factor=1.0, alpha=100.0),
     "glm4v": qwen_vl("Glm4v", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glm46v": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glmga": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS, config="GlmgaConfig"),
@@ -1068,7 +1082,7 @@ CASES = {
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         visual=(IMAGE, VIDEO),
         needs="Exaone4_5_ForConditionalGeneration",
-        beams=Version(tf.__version__) >= Version("5.20"),  # it does not repeat images for beams before
+        beams=REPEATS_IMAGES,
     ),
     "video_llava": Case(
         of(

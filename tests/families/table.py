@@ -17,8 +17,6 @@ CASE_OF = {"paligemma2": "paligemma"}
 ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
 UNTRIED = (
     "deepseek_ocr2",
-    "ernie4_5_vl_moe",
-    "hunyuan_vl",
     "muse_spark",
     "step3p7",
 )
