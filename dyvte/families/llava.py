@@ -27,6 +27,7 @@ for name in (
     "qianfan_ocr",
     "aria",
     "fast_vlm",
+    "deepseek_ocr2",
 ):
     family(name)
 family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")

@@ -64,10 +64,9 @@ family(
     stack=CompassStack,
     logits=lambda model, logits: logits * (model.logit_scale or 1.0),
 )
-OMNI, OMNI_ENTRY = ("model.language_model", VISUAL), "model"
-if "Qwen2_5OmniThinkerModel" not in dir(transformers):  # in transformers 5.17 no module holds both
-    OMNI, OMNI_ENTRY = ("model", "visual"), ""
-family("qwen2_5_omni_thinker", *OMNI, projector=None, ids=IDS, entry=OMNI_ENTRY)
-family("qwen3_omni_moe_thinker", *OMNI, projector=None, ids=IDS, entry=OMNI_ENTRY, stack=DeepstackStack)
+NESTED = "Qwen2_5OmniThinkerModel" in dir(transformers)  # in transformers 5.17 no module holds both
+OMNI = ("model.language_model", VISUAL) if NESTED else ("model", "visual")
+for name, stack in (("qwen2_5_omni_thinker", Stack), ("qwen3_omni_moe_thinker", DeepstackStack)):
+    family(name, *OMNI, projector=None, ids=IDS, entry="model" if NESTED else "", stack=stack)
 for name in ("cosmos3_edge", "paddleocr_vl"):
     family(name, tower=VISUAL, projector="model.projector", ids=IDS)

@@ -31,6 +31,18 @@ SIZES = {
 }
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
+SAM = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 4,
+    "mlp_dim": 48,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+}
+
 
 def numbers(count: int, *shape: int) -> torch.Tensor:
     """Pixels, the same at every call."""
@@ -676,17 +688,7 @@ def internvl(text: Callable[[], Any]) -> Case:
 
 def deepseek_hybrid() -> Case:
     def build():
-        sam = {
-            "hidden_size": 32,
-            "output_channels": 8,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 64,
-            "patch_size": 4,
-            "mlp_dim": 48,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        }
+        sam = {**SAM, "output_channels": 8}
         config = tf.DeepseekVLHybridConfig(
             text_config=llama().to_dict(),
             vision_config=siglip().to_dict(),
@@ -700,6 +702,27 @@ def deepseek_hybrid() -> Case:
         return {"pixel_values": numbers(sum(images), 3, 12, 12), "high_res_pixel_values": high}
 
     return Case(build, [IMAGE] * 9, pixels)
+
+
+def deepseek_ocr2() -> Case:
+    """Its tower has 144 queries for a small image, and a separator follows them."""
+    tower = {
+        "sam_config": {**SAM, "downsample_channels": [16, 32]},
+        "encoder_config": {**TOWER, "num_key_value_heads": 4},
+    }
+    text = {
+        **SIZES,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+    }
+    return Case(
+        of("DeepseekOcr2", vision_config=tower, text_config=text, image_token_id=IMAGE),
+        [IMAGE] * (144 + 1),
+        square(64),
+        needs="DeepseekOcr2ForConditionalGeneration",
+    )
 
 
 def fast_vlm() -> Case:
@@ -754,17 +777,7 @@ def got_ocr(config: str) -> Case:
         "GotOcr2ForConditionalGeneration",
         config,
         text_config=lambda: qwen2().to_dict(),
-        vision_config={
-            "hidden_size": 32,
-            "output_channels": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 64,
-            "patch_size": 4,
-            "mlp_dim": 48,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        },
+        vision_config=SAM,
         image_token_index=IMAGE,
         image_seq_length=16,
     )
@@ -1009,6 +1022,7 @@ CASES = {
         [IMAGE] * 9,
         square(12),
     ),
+    "deepseek_ocr2": deepseek_ocr2(),
     "deepseek_vl_hybrid": deepseek_hybrid(),
     "fast_vlm, convolutional tower of transformers": fast_vlm(),
     "perception_lm, clip tower": perception_lm(),

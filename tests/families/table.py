@@ -16,7 +16,6 @@ CASE_OF = {"paligemma2": "paligemma"}
 """Cases that are named after another model than their type."""
 ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
 UNTRIED = (
-    "deepseek_ocr2",
     "muse_spark",
     "step3p7",
 )
