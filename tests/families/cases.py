@@ -725,6 +725,33 @@ def deepseek_ocr2() -> Case:
     )
 
 
+def step3p7() -> Case:
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "num_sliding_attention_heads": 8,
+        "rope_theta": [10000.0, 500.0] * 2,
+        "partial_rotary_factors": [1.0, 0.5] * 2,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "share_expert_dim": 24,
+        "moe_router_scaling_factor": 2.0,
+        "swiglu_limits": [0.0, 0.0, 0.5, 0.5],
+        "swiglu_limits_shared": [0.0, 0.0, 0.0, 0.5],
+    }
+    tower = {**TOWER, "mlp_ratio": 1.5, "image_size": 32, "patch_size": 4, "max_position_embeddings": 64}
+    return Case(
+        of("Step3p7", vision_config=tower, text_config=text, image_token_id=IMAGE),
+        [102] + [IMAGE] * 4 + [103],
+        square(32),
+        needs="Step3p7ForConditionalGeneration",
+    )
+
+
 def fast_vlm() -> Case:
     """Its own tower is timm's, which the project does not install; this one gives features of the same shape."""
 
@@ -1022,6 +1049,7 @@ CASES = {
         [IMAGE] * 9,
         square(12),
     ),
+    "step3p7": step3p7(),
     "deepseek_ocr2": deepseek_ocr2(),
     "deepseek_vl_hybrid": deepseek_hybrid(),
     "fast_vlm, convolutional tower of transformers": fast_vlm(),

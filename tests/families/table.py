@@ -15,10 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs/families.md"
 CASE_OF = {"paligemma2": "paligemma"}
 """Cases that are named after another model than their type."""
 ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
-UNTRIED = (
-    "muse_spark",
-    "step3p7",
-)
+UNTRIED = ("muse_spark",)
 """Image-and-text types of transformers 5.23 with neither adapter nor reason against one."""
 NO_FAMILIES = ("base", "protocols", "refused", "rules", "stack")
 HEAD = """# Model families
