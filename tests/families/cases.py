@@ -564,29 +564,31 @@ def granite_docling() -> Case:
     return Case(build, [IMAGE] * 4, pixels, needs="GraniteDoclingForConditionalGeneration")
 
 
-def muse_glimmer() -> Case:
+def muse(name: str, text: dict[str, Any], **more: Any) -> Case:
     text = {
         **SIZES,
         "head_dim": 12,
         "sliding_window": 7,
         "layer_types": WINDOWED,
         "layer_rope_theta": [10000.0, 0, 0, 10000.0],
+        **text,
     }
     tower = {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
     return Case(
         of(
-            "MuseGlimmer",
+            name,
             text_config=text,
             vision_config=tower,
             out_hidden_size=4 * 32,
             projector_hidden_size=32,
             image_token_id=IMAGE,
             video_token_id=VIDEO,
+            **more,
         ),
         [IMAGE] * 6,
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         visual=(IMAGE, VIDEO),
-        needs="MuseGlimmerForConditionalGeneration",
+        needs=f"{name}ForConditionalGeneration",
     )
 
 
@@ -1206,7 +1208,25 @@ CASES = {
         beams=False,  # it does not repeat images for them
     ),
     "granite_docling": granite_docling(),
-    "muse_glimmer": muse_glimmer(),
+    "muse_glimmer": muse("MuseGlimmer", {}),
+    "muse_spark": muse(
+        "MuseSpark",
+        {
+            "moe_hidden_size": 32,
+            "moe_intermediate_size": 24,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "mlp_layer_types": ["dense", *["sparse"] * 3],
+        },
+        audio_config={
+            "patch_sizes": [2, 2],
+            "hidden_sizes": [8, 8],
+            "depths": [1, 1],
+            "num_hidden_layers": 2,
+            "out_hidden_size": 48,
+        },
+        audio_token_id=109,
+    ),
     "cohere_compass": qwen_vl(
         "CohereCompass",
         DEEPSTACK,
