@@ -33,6 +33,8 @@ torchvision. Greedy answers take the most probable token, without the penalties 
 `trust_remote_code` is never on. FLOPs of towers and projectors are counted by torch's formulas while they run; those
 of the decoder are computed from its matrices.
 
+Of a Qwen-Omni checkpoint the part that sees and writes is loaded (its thinker), without those that speak.
+
 **Videos** (extra `video`) are asked about by `--video FILE`, or by the field `video` of a question file. `--frames N`
 (default 8) takes N frames at equal distances, `--frames-per-second R` takes R for each second. A processor that takes
 videos gets the frames and their times as one video; for other models the frames are images, one after another. An
