@@ -73,7 +73,8 @@ class LayerCost:
                 share = _first(config, ACTIVE) / experts if experts and (stacked or expert) else 1.0
                 weights += parameter.numel() * share
         attention = layer.self_attn
-        heads = config.num_attention_heads
+        # layers may differ in their number of heads (Step 3.7)
+        heads = getattr(attention, "num_heads", None) or config.num_attention_heads
         width = getattr(attention, "qk_head_dim", None) or attention.head_dim
         value_width = getattr(attention, "v_head_dim", None) or attention.head_dim
         kv_heads = heads // getattr(attention, "num_key_value_groups", 1)

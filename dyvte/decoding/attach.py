@@ -153,7 +153,6 @@ class Handle:
         self._model = model
         self._decoder = adapter.decoder(model)
         self._stack = adapter.stack(self._decoder)
-        self._axes = adapter.position_axes
         self._ids_are_columns = adapter.visual_mask is not None
         self._local = _Local()
         self._where = self._now_where()
@@ -374,7 +373,7 @@ class Handle:
         embeds = stack.embed(embeds)
         extras = stack.extras(kwargs, embeds)
         if position_ids is not None:
-            position_ids = text_positions(position_ids, self._axes)
+            position_ids = text_positions(position_ids, stack.axes)
         if local.calls is not None:
             local.calls.append(DecoderCall(embeds, attention_mask, position_ids, visual_mask, blocks, extras))
             return DecoderOutput(last_hidden_state=embeds)

@@ -35,6 +35,9 @@ SHIPPED = {
 }
 """What is found in a checkout that is not installed as well."""
 
+THINKER = "thinker_config"
+"""Field with the config of the part that sees and writes, in checkpoints whose other parts speak (Qwen-Omni)."""
+
 Opener = Callable[[ModelOptions], ChatModel]
 
 
@@ -67,7 +70,7 @@ def family_of(model_path: str, model_base: str | None = None) -> str:
         return LLAVA
     model_type = str(config.get("model_type"))
     of_llava = "mm_vision_tower" in config or model_type == "llava_llama"
-    brings_tower = "vision_config" in config or model_type in REFUSED
+    brings_tower = "vision_config" in config or THINKER in config or model_type in REFUSED
     return TRANSFORMERS if brings_tower and not of_llava else LLAVA
 
 

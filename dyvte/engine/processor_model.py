@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -42,6 +43,7 @@ from dyvte.engine.model import (
     TrainingSet,
     resolved_dtype,
 )
+from dyvte.engine.openers import THINKER
 from dyvte.engine.questions import Question
 from dyvte.engine.video import Visual
 from dyvte.families.base import adapter_for
@@ -68,7 +70,7 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
     with reading(f"{path}/config.json"):
         fields, _ = PretrainedConfig.get_config_dict(path)
     check_sizes(fields, f"{path}/config.json")
-    family = fields.get("model_type", "")
+    family = fields.get(THINKER, fields).get("model_type", "")
     adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
     if options.template is not None and not isinstance(options.template, DefaultTemplate):
         raise ValueError(
@@ -136,6 +138,8 @@ def load_model(options: ModelOptions, fields: dict[str, Any]) -> Any:
         loading["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=options.load_8bit and not options.load_4bit, load_in_4bit=options.load_4bit
         )
+    if THINKER in fields:
+        loading["config"] = getattr(AutoConfig.from_pretrained(options.model_path), THINKER)
     model, _ = load_pretrained(AutoModelForImageTextToText, options.model_path, **loading)
     return model.eval()
 

@@ -4,8 +4,10 @@ Importing this package registers all of them. A new family is a file that calls 
 imports nothing of transformers' models, and has a line below.
 """
 
+from dyvte.families import fuyu as fuyu
 from dyvte.families import gemma as gemma
 from dyvte.families import granite as granite
+from dyvte.families import hunyuan as hunyuan
 from dyvte.families import llama4 as llama4
 from dyvte.families import llava as llava
 from dyvte.families import molmo as molmo

@@ -31,7 +31,6 @@ class Adapter:
             -1 for the others; None where all layers are causal.
         logits: (model, output of the language head) -> the model's logits, where these differ.
         answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
-        position_axes: of rotary positions where they have several (M-RoPE).
         encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D); of one
             that launches kernels and nothing else, so that it can be recorded, else None.
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
@@ -45,7 +44,6 @@ class Adapter:
     blocks: Callable[[Any, dict[str, Any]], Tensor | None] | None = None
     logits: Callable[[Any, Tensor], Tensor] = lambda model, logits: logits
     answer_types: Mapping[str, int] = field(default_factory=dict)
-    position_axes: int = 3
     encoder: Callable[[Any], str | None] = lambda model: None
     counts_vision: bool = False
 

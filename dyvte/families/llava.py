@@ -27,8 +27,10 @@ for name in (
     "qianfan_ocr",
     "aria",
     "fast_vlm",
+    "deepseek_ocr2",
 ):
     family(name)
+family("step3p7", tower="model.vision_model")
 family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")
 for name in ("llava_next_video", "llava_onevision"):
     family(name, ids=WITH_VIDEO)

@@ -1,7 +1,8 @@
-"""Muse Glimmer: windows in most layers, and layers without rotary embedding.
+"""Muse Glimmer and Spark: windows in most layers, and layers without rotary embedding.
 
-transformers: ``models/muse_glimmer/modeling_muse_glimmer.py``. Logits are scaled, then squeezed by a tanh. Registered
-by importing ``dyvte.families``; logits must equal those of transformers.
+transformers: ``models/muse_glimmer/modeling_muse_glimmer.py``, ``models/muse_spark/modeling_muse_spark.py``, whose
+sounds are no visual tokens. Logits are scaled, then squeezed by a tanh. Registered by importing ``dyvte.families``;
+logits must equal those of transformers.
 
 Registered in ``dyvte/families/__init__.py``.
 """
@@ -42,10 +43,11 @@ def scaled(model: Any, logits: Tensor) -> Tensor:
     return cap * torch.tanh(logits * config.output_multiplier / cap)
 
 
-family(
-    "muse_glimmer",
-    projector=("model.vision_adapter", "model.vision_projection"),
-    ids=("image_token_id", "video_token_id"),
-    stack=MuseStack,
-    logits=scaled,
-)
+for name in ("muse_glimmer", "muse_spark"):
+    family(
+        name,
+        projector=("model.vision_adapter", "model.vision_projection"),
+        ids=("image_token_id", "video_token_id"),
+        stack=MuseStack,
+        logits=scaled,
+    )

@@ -1,9 +1,10 @@
 """Qwen-VL and GLM-V: rotary positions on three axes (time, height, width).
 
-transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``. The tower's merger is the
-projector. Text after an image starts at the largest position on any axis plus one; generated tokens follow likewise.
-Qwen3-VL adds features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered
-by importing ``dyvte.families``; logits must equal those of transformers.
+transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``, and the thinkers of
+``models/{qwen2_5_omni,qwen3_omni_moe}``, whose sounds are no visual tokens. The tower's merger is the projector. Text
+after an image starts at the largest position on any axis plus one; generated tokens follow likewise. Qwen3-VL adds
+features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered by importing
+``dyvte.families``; logits must equal those of transformers.
 
 Registered in ``dyvte/families/__init__.py``.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from torch import Tensor
 
 from dyvte.families.base import family
@@ -62,5 +64,9 @@ family(
     stack=CompassStack,
     logits=lambda model, logits: logits * (model.logit_scale or 1.0),
 )
+NESTED = "Qwen2_5OmniThinkerModel" in dir(transformers)  # in transformers 5.17 no module holds both
+OMNI = ("model.language_model", VISUAL) if NESTED else ("model", "visual")
+for name, stack in (("qwen2_5_omni_thinker", Stack), ("qwen3_omni_moe_thinker", DeepstackStack)):
+    family(name, *OMNI, projector=None, ids=IDS, entry="model" if NESTED else "", stack=stack)
 for name in ("cosmos3_edge", "paddleocr_vl"):
     family(name, tower=VISUAL, projector="model.projector", ids=IDS)

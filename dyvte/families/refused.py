@@ -40,6 +40,7 @@ REFUSED.update(
     minimax_m3_vl=_INDEXED,
     mistral_large4=_INDEXED,
     dots3_note=_INDEXED,
+    ernie4_5_vl_moe="its text and visual tokens have experts of different sizes, whose FLOPs are not counted apart",
     unlimited_ocr="its windows also hold the whole prompt, however far away it is",
     lfm3_vl=_CONVOLUTION,
     inkling2=_CONVOLUTION,

@@ -34,24 +34,28 @@ class Stack:
         kinds: per layer, its kind as in ``config.layer_types``.
         devices: per layer, where accelerate has it run; None where it runs where the states are.
         rules: per layer.
+        axes: of rotary positions, where they have several (M-RoPE).
 
     Raises:
         ValueError: a layer is of a kind that has no packed form.
     """
 
+    norm_name = "norm"
+    """What the decoder calls its final norm."""
     window_cuts_blocks = True
     computes_all_experts = False
     """Whether a mixture of experts computes all experts for every token (and multiplies most results by zero)."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.config = decoder, decoder.config
-        self.layers, self.norm = decoder.layers, decoder.norm
+        self.layers, self.norm = decoder.layers, getattr(decoder, self.norm_name)
         self.devices = tuple(execution_device(layer) for layer in self.layers)
         self.kinds = tuple(self.kind(index) for index in range(len(self.layers)))
         softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.rules = tuple(replace(self.rule(kind), softcap=softcap) for kind in self.kinds)
         rotary: Any = decoder.rotary_emb
-        self._has_axes = "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
+        sections = (getattr(self.config, "rope_parameters", None) or {}).get("mrope_section")
+        self._has_axes, self.axes = sections is not None, 3 if sections is None else len(sections)
         self._rope_by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
     @property
@@ -89,7 +93,7 @@ class Stack:
         """Rotary embeddings by kind of layer, for tokens at ``positions`` (1, T) or (axes, 1, T)."""
         kinds = dict.fromkeys(self.kinds)
         if self._has_axes and positions.ndim == 2:  # M-RoPE of transformers 5.17 takes text on three axes too
-            positions = positions.expand(3, *positions.shape)
+            positions = positions.expand(self.axes, *positions.shape)
         if self._rope_by_kind:
             return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in kinds}
         return dict.fromkeys(kinds, self.decoder.rotary_emb(hidden, position_ids=positions))

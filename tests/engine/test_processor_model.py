@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dyvte import ExitGates, FixedExit, NoExit
 from dyvte.engine import calibrate
@@ -16,8 +17,10 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.chat_format import check_pairs, turns_of
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import LLAVA, TRANSFORMERS, family_of, open_model
+from dyvte.engine.processor_model import load_model
 from dyvte.engine.questions import JSON_LINES, Question
 from dyvte.engine.run import answer_items, prepared_batches, question_parser
+from dyvte.families.base import adapter_for
 from dyvte.gates import store_states
 from dyvte.gates.origin import Origin
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
@@ -26,6 +29,7 @@ from llava.eval import run_llava
 from llava.serve import cli
 from llava.train.arguments import parse_arguments
 from llava.train.train import build_gate_trainer
+from tests.families.cases import CASES
 
 FAMILIES = ("llava_hf", "llava_next", "qwen")
 LAYERS, WIDTH = 4, 48
@@ -96,6 +100,23 @@ def test_configs_decide_who_opens_a_model(llava_hf, llava_next, qwen_folder, che
     for folder in (checkpoint, base, tmp_path / "absent"):
         assert family_of(str(folder)) == LLAVA
     assert family_of(str(llava_hf), str(base)) == LLAVA
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_the_part_of_an_omni_checkpoint_that_sees_is_loaded(kind, tmp_path):
+    model = CASES[f"{kind}_thinker"].build()
+    model.save_pretrained(tmp_path)
+    weights = {f"thinker.{name}": value for name, value in load_file(tmp_path / "model.safetensors").items()}
+    save_file({**weights, "talker.scale": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    fields = {"model_type": kind, "thinker_config": json.loads((tmp_path / "config.json").read_text())}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert family_of(str(tmp_path)) == TRANSFORMERS
+    loaded = load_model(ModelOptions(str(tmp_path)), fields)
+    assert adapter_for(loaded) is adapter_for(model)
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_prompts_are_llavas_words_in_the_familys_template(chat, questions):

@@ -15,6 +15,8 @@ import transformers as tf
 from packaging.version import Version
 
 IMAGE, VIDEO = 100, 101
+REPEATS_IMAGES = Version(tf.__version__) >= Version("5.20")
+"""Whether models with patches of all images in one row repeat each prompt's own for its beams."""
 SIZES = {
     "vocab_size": 128,
     "hidden_size": 48,
@@ -28,6 +30,18 @@ SIZES = {
     "eos_token_id": 2,
 }
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+SAM = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 4,
+    "mlp_dim": 48,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+}
 
 
 def numbers(count: int, *shape: int) -> torch.Tensor:
@@ -196,8 +210,10 @@ def qwen_vl(
     text: dict[str, Any],
     ids: dict[str, int] = QWEN_IDS,
     config: str | None = None,
+    **more: Any,
 ) -> Case:
     parts = {
+        **more,
         "text_config": {**SIZES, "rope_parameters": dict(MROPE), **text},
         "vision_config": {**QWEN_TOWER, **tower},
     }
@@ -234,6 +250,15 @@ GLM_ROPE = {
     "rope_theta": 10000.0,
     "mrope_section": [1, 1, 1],
     "partial_rotary_factor": 0.5,
+}
+OMNI_IDS = {**QWEN_IDS, "audio_token_id": 109}
+AUDIO_TOWER = {
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "d_model": 32,
+    "num_mel_bins": 8,
+    "output_dim": 48,
 }
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = ["sliding_attention", "full_attention"] * 2
@@ -539,29 +564,31 @@ def granite_docling() -> Case:
     return Case(build, [IMAGE] * 4, pixels, needs="GraniteDoclingForConditionalGeneration")
 
 
-def muse_glimmer() -> Case:
+def muse(name: str, text: dict[str, Any], **more: Any) -> Case:
     text = {
         **SIZES,
         "head_dim": 12,
         "sliding_window": 7,
         "layer_types": WINDOWED,
         "layer_rope_theta": [10000.0, 0, 0, 10000.0],
+        **text,
     }
     tower = {**TOWER, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8}
     return Case(
         of(
-            "MuseGlimmer",
+            name,
             text_config=text,
             vision_config=tower,
             out_hidden_size=4 * 32,
             projector_hidden_size=32,
             image_token_id=IMAGE,
             video_token_id=VIDEO,
+            **more,
         ),
         [IMAGE] * 6,
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         visual=(IMAGE, VIDEO),
-        needs="MuseGlimmerForConditionalGeneration",
+        needs=f"{name}ForConditionalGeneration",
     )
 
 
@@ -663,17 +690,7 @@ def internvl(text: Callable[[], Any]) -> Case:
 
 def deepseek_hybrid() -> Case:
     def build():
-        sam = {
-            "hidden_size": 32,
-            "output_channels": 8,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 64,
-            "patch_size": 4,
-            "mlp_dim": 48,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        }
+        sam = {**SAM, "output_channels": 8}
         config = tf.DeepseekVLHybridConfig(
             text_config=llama().to_dict(),
             vision_config=siglip().to_dict(),
@@ -687,6 +704,54 @@ def deepseek_hybrid() -> Case:
         return {"pixel_values": numbers(sum(images), 3, 12, 12), "high_res_pixel_values": high}
 
     return Case(build, [IMAGE] * 9, pixels)
+
+
+def deepseek_ocr2() -> Case:
+    """Its tower has 144 queries for a small image, and a separator follows them."""
+    tower = {
+        "sam_config": {**SAM, "downsample_channels": [16, 32]},
+        "encoder_config": {**TOWER, "num_key_value_heads": 4},
+    }
+    text = {
+        **SIZES,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+    }
+    return Case(
+        of("DeepseekOcr2", vision_config=tower, text_config=text, image_token_id=IMAGE),
+        [IMAGE] * (144 + 1),
+        square(64),
+        needs="DeepseekOcr2ForConditionalGeneration",
+    )
+
+
+def step3p7() -> Case:
+    text = {
+        **SIZES,
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": WINDOWED,
+        "num_sliding_attention_heads": 8,
+        "rope_theta": [10000.0, 500.0] * 2,
+        "partial_rotary_factors": [1.0, 0.5] * 2,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "share_expert_dim": 24,
+        "moe_router_scaling_factor": 2.0,
+        "swiglu_limits": [0.0, 0.0, 0.5, 0.5],
+        "swiglu_limits_shared": [0.0, 0.0, 0.0, 0.5],
+    }
+    tower = {**TOWER, "mlp_ratio": 1.5, "image_size": 32, "patch_size": 4, "max_position_embeddings": 64}
+    return Case(
+        of("Step3p7", vision_config=tower, text_config=text, image_token_id=IMAGE),
+        [102] + [IMAGE] * 4 + [103],
+        square(32),
+        needs="Step3p7ForConditionalGeneration",
+    )
 
 
 def fast_vlm() -> Case:
@@ -730,10 +795,10 @@ def perception_lm() -> Case:
     )
 
 
-def video_llava_images() -> str:
-    """What Video-LLaVA calls the pixels of images: ``pixel_values_images`` before transformers 5.20."""
-    names = inspect.signature(tf.VideoLlavaForConditionalGeneration.forward).parameters
-    return "pixel_values" if "pixel_values" in names else "pixel_values_images"
+def pixels_of(model: str, before: str) -> str:
+    """What a model calls the pixels of images; ``before``: in older versions of transformers."""
+    names = inspect.signature(getattr(tf, model).forward).parameters
+    return "pixel_values" if "pixel_values" in names else before
 
 
 def got_ocr(config: str) -> Case:
@@ -741,17 +806,7 @@ def got_ocr(config: str) -> Case:
         "GotOcr2ForConditionalGeneration",
         config,
         text_config=lambda: qwen2().to_dict(),
-        vision_config={
-            "hidden_size": 32,
-            "output_channels": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 64,
-            "patch_size": 4,
-            "mlp_dim": 48,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-        },
+        vision_config=SAM,
         image_token_index=IMAGE,
         image_seq_length=16,
     )
@@ -767,6 +822,23 @@ def paddle() -> Case:
         "image_grid_thw": torch.tensor([[1, 4, 6]] * sum(images)),
     }
     return case
+
+
+def omni(name: str, tower: dict[str, Any], text: dict[str, Any]) -> Case:
+    """Positions follow from the ids and grids, without token types."""
+    case = qwen_vl(f"{name}Thinker", tower, text, OMNI_IDS, audio_config=AUDIO_TOWER)
+    case.types, case.extended = lambda ids: {}, {}
+    return case
+
+
+def hunyuan(sections: list[int], **rope: Any) -> Case:
+    """Its images have a token more in each line, and two around them."""
+    text = {"head_dim": 12, "rope_parameters": {**MROPE, "mrope_section": sections, **rope}}
+    case = qwen_vl(
+        "HunYuanVL", {**TOWER, "max_image_size": 16}, text, {"image_token_id": IMAGE, "im_start_id": 102}
+    )
+    image = [102] + [IMAGE] * 10 + [103]
+    return replace(case, image=image, pixels=patches(3 * 4 * 4, (1, 4, 6)), beams=REPEATS_IMAGES)
 
 
 def cosmos_edge() -> Case:
@@ -887,6 +959,12 @@ CASES = {
     "qwen2_5_vl": qwen_vl("Qwen2_5_VL", QWEN2_5_TOWER, {}),
     "qwen3_vl": qwen_vl("Qwen3VL", DEEPSTACK, {"head_dim": 12}),
     "qwen3_vl_moe": qwen_vl("Qwen3VLMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}),
+    "qwen2_5_omni_thinker": omni("Qwen2_5Omni", QWEN2_5_TOWER, {}),
+    "qwen3_omni_moe_thinker": omni(
+        "Qwen3OmniMoe", DEEPSTACK, {"head_dim": 12, **MOE, "decoder_sparse_step": 1}
+    ),
+    "hunyuan_vl, three axes": hunyuan([2, 2, 2]),
+    "hunyuan_vl, four axes": hunyuan([1, 2, 2, 1], rope_type="dynamic", factor=1.0, alpha=100.0),
     "glm4v": qwen_vl("Glm4v", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glm46v": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS),
     "glmga": qwen_vl("Glm46V", GLM_TOWER, {"rope_parameters": GLM_ROPE}, GLM_IDS, config="GlmgaConfig"),
@@ -973,6 +1051,8 @@ CASES = {
         [IMAGE] * 9,
         square(12),
     ),
+    "step3p7": step3p7(),
+    "deepseek_ocr2": deepseek_ocr2(),
     "deepseek_vl_hybrid": deepseek_hybrid(),
     "fast_vlm, convolutional tower of transformers": fast_vlm(),
     "perception_lm, clip tower": perception_lm(),
@@ -1046,7 +1126,7 @@ CASES = {
         patches(3 * 2 * 4 * 4, (1, 4, 6)),
         visual=(IMAGE, VIDEO),
         needs="Exaone4_5_ForConditionalGeneration",
-        beams=Version(tf.__version__) >= Version("5.20"),  # it does not repeat images for beams before
+        beams=REPEATS_IMAGES,
     ),
     "video_llava": Case(
         of(
@@ -1058,7 +1138,11 @@ CASES = {
             image_seq_length=9,
         ),
         [IMAGE] * 9,
-        lambda images: {video_llava_images(): numbers(sum(images), 3, 12, 12)},
+        lambda images: {
+            pixels_of("VideoLlavaForConditionalGeneration", "pixel_values_images"): numbers(
+                sum(images), 3, 12, 12
+            )
+        },
         visual=(IMAGE, VIDEO),
     ),
     "video_llava, video": Case(
@@ -1107,8 +1191,42 @@ CASES = {
         [IMAGE] * 4,
         square(16),
     ),
+    "fuyu": Case(
+        made(
+            "FuyuForCausalLM",
+            "FuyuConfig",
+            text_config={
+                **{name: SIZES[name] for name in SIZES if name != "num_key_value_heads"},
+                "model_type": "persimmon",
+            },
+            hidden_size=48,  # of the projection, before transformers 5.23
+            image_token_id=IMAGE,
+            patch_size=4,
+        ),
+        [IMAGE, IMAGE, 106, IMAGE, IMAGE, 106],
+        lambda images: {pixels_of("FuyuForCausalLM", "image_patches"): numbers(sum(images) * 4, 48)},
+        beams=False,  # it does not repeat images for them
+    ),
     "granite_docling": granite_docling(),
-    "muse_glimmer": muse_glimmer(),
+    "muse_glimmer": muse("MuseGlimmer", {}),
+    "muse_spark": muse(
+        "MuseSpark",
+        {
+            "moe_hidden_size": 32,
+            "moe_intermediate_size": 24,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "mlp_layer_types": ["dense", *["sparse"] * 3],
+        },
+        audio_config={
+            "patch_sizes": [2, 2],
+            "hidden_sizes": [8, 8],
+            "depths": [1, 1],
+            "num_hidden_layers": 2,
+            "out_hidden_size": 48,
+        },
+        audio_token_id=109,
+    ),
     "cohere_compass": qwen_vl(
         "CohereCompass",
         DEEPSTACK,

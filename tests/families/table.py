@@ -15,17 +15,6 @@ PAGE = Path(__file__).parents[2] / "docs/families.md"
 CASE_OF = {"paligemma2": "paligemma"}
 """Cases that are named after another model than their type."""
 ON_COMMAND_LINES = ("llava", "llava_next", "qwen2_vl")
-UNTRIED = (
-    "deepseek_ocr2",
-    "ernie4_5_vl_moe",
-    "fuyu",
-    "hunyuan_vl",
-    "muse_spark",
-    "qwen2_5_omni_thinker",
-    "qwen3_omni_moe_thinker",
-    "step3p7",
-)
-"""Image-and-text types of transformers 5.23 with neither adapter nor reason against one."""
 NO_FAMILIES = ("base", "protocols", "refused", "rules", "stack")
 HEAD = """# Model families
 
@@ -43,6 +32,8 @@ file names its settings. Processors that also take videos (Qwen-VL, GLM-V, Inter
 torchvision. Greedy answers take the most probable token, without the penalties that some checkpoints suggest.
 `trust_remote_code` is never on. FLOPs of towers and projectors are counted by torch's formulas while they run; those
 of the decoder are computed from its matrices.
+
+Of a Qwen-Omni checkpoint the part that sees and writes is loaded (its thinker), without those that speak.
 
 **Videos** (extra `video`) are asked about by `--video FILE`, or by the field `video` of a question file. `--frames N`
 (default 8) takes N frames at equal distances, `--frames-per-second R` takes R for each second. A processor that takes
@@ -108,11 +99,10 @@ def render() -> str:
         "|---|---|",
     ]
     refused += [f"| `{model_type}` | {why} |" for model_type, why in sorted(REFUSED.items())]
-    untried = ", ".join(f"`{model_type}`" for model_type in UNTRIED)
     return (
         HEAD
         + "\n".join(rows + refused)
-        + f"\n\nOf transformers 5.23, these may fit but were not tried, and have no adapter: {untried}.\n"
+        + "\n\nEvery image-and-text type of transformers 5.23 is in one of the two tables.\n"
     )
 
 
