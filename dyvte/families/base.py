@@ -34,6 +34,7 @@ class Adapter:
         position_axes: of rotary positions where they have several (M-RoPE).
         encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D); of one
             that launches kernels and nothing else, so that it can be recorded, else None.
+        mixes_videos: whether one call takes images and videos; some classes of transformers have one place for both.
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 
@@ -47,6 +48,7 @@ class Adapter:
     answer_types: Mapping[str, int] = field(default_factory=dict)
     position_axes: int = 3
     encoder: Callable[[Any], str | None] = lambda model: None
+    mixes_videos: bool = True
     counts_vision: bool = False
 
 

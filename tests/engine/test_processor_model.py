@@ -18,6 +18,7 @@ from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import LLAVA, TRANSFORMERS, family_of, open_model
 from dyvte.engine.questions import JSON_LINES, Question
 from dyvte.engine.run import answer_items, prepared_batches, question_parser
+from dyvte.families import base
 from dyvte.gates import store_states
 from dyvte.gates.origin import Origin
 from dyvte.gates.supervision import IGNORE_INDEX, supervise
@@ -303,6 +304,15 @@ def test_families_without_exits_are_refused_before_weights_are_loaded(llava_hf, 
 def test_unknown_families_are_named(llava_hf, tmp_path):
     folder = changed(llava_hf, tmp_path, model_type="internvl_chat")
     with pytest.raises(ValueError, match="no adapter for models of type 'internvl_chat'"):
+        open_model(ModelOptions(str(folder)))
+
+
+def test_a_family_of_a_newer_transformers_says_so(llava_hf, tmp_path, monkeypatch):
+    monkeypatch.setitem(base._ADAPTERS, "of_tomorrow", base._ADAPTERS["llava"])
+    folder = changed(llava_hf, tmp_path, model_type="of_tomorrow")
+    with pytest.raises(
+        ValueError, match=f"transformers {transformers.__version__} does not know .*'of_tomorrow'"
+    ):
         open_model(ModelOptions(str(folder)))
 
 
