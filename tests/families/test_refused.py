@@ -30,6 +30,7 @@ def test_every_type_of_transformers_has_an_adapter_or_a_reason():
     assert newest or not unknown, "decide about them: dyvte/families, or UNTRIED in tests/families/table.py"
     assert not set(table.UNTRIED) & {*_ADAPTERS, *REFUSED}
     assert not REFUSED.keys() & _ADAPTERS.keys()
+    assert set(table.SPECIAL) <= {*_ADAPTERS}
 
 
 def test_the_page_about_families_is_current():
