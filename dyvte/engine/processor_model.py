@@ -72,11 +72,14 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
         fields, _ = PretrainedConfig.get_config_dict(path)
     check_sizes(fields, f"{path}/config.json")
     family = fields.get("model_type", "")
-    adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
+    try:
+        adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if family not in CONFIG_MAPPING:
         raise ValueError(
-            f"transformers {transformers.__version__} does not know models of type {family!r}, later ones do: "
-            "pip install --upgrade transformers"
+            f"{path}: transformers {transformers.__version__} does not know models of type {family!r}, "
+            "later ones do: pip install --upgrade transformers"
         )
     if options.template is not None and not isinstance(options.template, DefaultTemplate):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from dyvte import ExitGates, FixedExit, NoExit
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
-from dyvte.engine.chat_format import check_pairs, turns_of
+from dyvte.engine.chat_format import ChatFormat, check_pairs, turns_of
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import LLAVA, TRANSFORMERS, family_of, open_model
 from dyvte.engine.questions import JSON_LINES, Question
@@ -97,6 +98,9 @@ def test_configs_decide_who_opens_a_model(llava_hf, llava_next, qwen_folder, che
     for folder in (checkpoint, base, tmp_path / "absent"):
         assert family_of(str(folder)) == LLAVA
     assert family_of(str(llava_hf), str(base)) == LLAVA
+    for model_type, opener in (("fuyu", TRANSFORMERS), ("phi3_v", TRANSFORMERS), ("llama", LLAVA)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))  # no vision_config
+        assert family_of(str(tmp_path)) == opener
 
 
 def test_prompts_are_llavas_words_in_the_familys_template(chat, questions):
@@ -370,6 +374,25 @@ def test_answers_of_a_model_with_several_end_tokens_stop_at_the_first():
     answers = torch.tensor([[5, 9, 7, 0], [5, 6, 7, 7]])
     mask = calibrate._until_end(answers, (7, 9))
     assert mask.tolist() == [[True, True, False, False], [True, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("AriaImageProcessorPil", {"max_image_size", "split_image"}),
+        ("Gemma4ImageProcessorPil", {"max_soft_tokens", "pooling_kernel_size"}),
+        ("LlavaNextImageProcessorPil", {"image_grid_pinpoints"}),
+        ("Molmo2ImageProcessorPil", {"max_crops", "overlap_margins", "pooling_size"}),
+        ("Qwen2VLImageProcessorPil", {"size", "patch_size", "merge_size"}),
+    ],
+)
+def test_reports_say_what_decides_the_number_of_visual_tokens(kind, names):
+    if not hasattr(transformers, kind):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    processor = SimpleNamespace(image_processor=getattr(transformers, kind)())
+    form = ChatFormat.__new__(ChatFormat)
+    form.processor = processor
+    assert names <= form.settings.keys() and json.dumps(form.settings)
 
 
 def test_suggested_sampling_is_left_out(llava_hf, tmp_path):
