@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Speed and memory of exits at LLaVA-1.5-7B's layer shapes and at Tiny-LLaVA's, as JSON, tables and plots. The defaults
-# fit 2 CPU cores and 24 GiB and take about half an hour; nothing else should run meanwhile.
+# fit 2 CPU cores and 24 GiB and take about 40 minutes; nothing else should run meanwhile.
 #
 #   OUT         folder of the results (docs/benchmarks/<machine>)
 #   MACHINE     its name there (cpu)
@@ -34,10 +34,10 @@ bench() { # bench NAME COMMAND FLAGS...
 }
 
 if [ "$DEVICE" = cpu ]; then
-    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" # of 32: a layer takes as long in a deeper model
+    few="--layers 3" fewer="--layers 2" large="8" exits="0 1" half="0" # of 32: a layer takes as long in a deeper model
     graphs=""
 else
-    few="" fewer="" large="8 32" exits="0 7 15 23"
+    few="" fewer="" large="8 32" exits="0 7 15 23" half="13" # of Qwen2.5-VL's 28 layers
     graphs="graphs compiled"
 fi
 
@@ -111,10 +111,11 @@ done
 # shellcheck disable=SC2086
 bench prefill-7b-next prefill --model 7b $fewer --batch 1 --rounds 3 --visual-tokens llava-next --exit-layers 0 \
     --variants baseline packed gates $graphs
-if [ "$DEVICE" != cpu ]; then # a layer over so many tokens takes half a minute on 2 cores
-    # shellcheck disable=SC2086
-    bench prefill-qwen2.5-vl-7b-long prefill --model qwen2.5-vl-7b --batch 1 --visual-tokens qwen2.5-vl-long \
-        --exit-layers 13 --variants baseline packed gates $graphs
+# on 2 cores a layer over so many tokens takes half a minute
+# shellcheck disable=SC2086
+bench prefill-qwen2.5-vl-7b-long prefill --model qwen2.5-vl-7b $fewer --batch 1 --rounds 3 \
+    --visual-tokens qwen2.5-vl-long --exit-layers $half --variants baseline packed gates $graphs
+if [ "$DEVICE" != cpu ]; then
     # shellcheck disable=SC2086
     bench throughput-7b throughput --model 7b --batch 1 $large --exit-layers 15 --rounds 3 --workers 0 1 4 8 \
         --variants baseline gates $graphs

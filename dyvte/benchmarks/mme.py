@@ -193,7 +193,7 @@ def check_questions(data_dir: Path) -> None:
         if key not in truths:
             raise ValueError(
                 f"{data_dir / QUESTIONS}, line {number}: no text in {data_dir / RELEASE} has this question; "
-                f"expected {key[0]}/.../{key[1]} with {key[2]!r}. Is it another release of MME?"
+                f"expected {f'{key[0]}/.../{key[1]}'!r} with {key[2]!r}. Is it another release of MME?"
             )
         asked.add(key)
     unasked = [key for key in truths if key not in asked]

@@ -131,7 +131,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
     if ungraded:
         raise ValueError(
             f"{path}: {len(ungraded)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
-            f"{ungraded[0]}; run python -m dyvte.benchmarks.judge again, it goes on from there."
+            f"{ungraded[0]!r}; run python -m dyvte.benchmarks.judge again, it goes on from there."
         )
     totals = grading.aggregate({key: sample["capability"] for key, sample in samples.items()}, grades, rounds)
     ids = {key: question_id for key, question_id in predictions.ids.items() if key in samples}

@@ -22,7 +22,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.engine.options import add_template_arguments
+from dyvte.engine.options import add_device_arguments, add_template_arguments
 from dyvte.engine.questions import Question, read_lines
 from dyvte.io import write_json, write_whole
 
@@ -47,7 +47,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """
     rows = [row for _, row in read_lines(str(args.data / "questions.jsonl"))]
     rows.sort(key=lambda row: (len(row["text"]), row["question_id"]))
-    chat = open_model(ModelOptions(args.model_path, template=args.conv_mode, device="cpu"))
+    options = ModelOptions(
+        args.model_path,
+        template=args.conv_mode,
+        device=args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+    )
+    chat = open_model(options)
     assert chat.handle is not None
     depth = chat.decoder_config.num_hidden_layers
     ways = [WITH_IMAGE, BLIND, *(range(depth) if args.layers is None else args.layers)]
@@ -84,6 +91,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of questions.jsonl and images")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without .json or .md")
     add_template_arguments(parser, "vicuna_v1_nosys")
+    add_device_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, nargs="*", help="exit layers to try (default: all)")
 

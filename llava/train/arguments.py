@@ -34,6 +34,9 @@ class ModelArguments:
     mm_use_im_patch_token: bool = flag(True, "Add LLaVA's patch token to the vocabulary.")
     mm_patch_merge_type: str = flag("flat", "How the tiles of one image are merged.")
     mm_vision_select_feature: str = flag("patch", "patch, or cls_patch to keep the class token.")
+    attn_implementation: str | None = flag(
+        None, "Attention by transformers' name: eager, sdpa, ... (FlashAttention where it runs, else sdpa)."
+    )
     tune_visual_gates: bool = flag(False, "Train the exit gates only; the model stays as it is.")
     visual_gates: str | None = flag(
         None, "Gates to start from, folder or hub name; else the model's own, else fresh."

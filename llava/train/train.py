@@ -179,7 +179,7 @@ def train(attn_implementation: str | None = None, argv: Sequence[str] | None = N
     with only_run(training_args):
         if training_args.should_save:
             check_data(arguments)  # before minutes are spent on loading a model
-        build(arguments, attn_implementation).train_to_the_end()
+        build(arguments, model_args.attn_implementation or attn_implementation).train_to_the_end()
 
 
 if __name__ == "__main__":

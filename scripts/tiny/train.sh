@@ -70,4 +70,4 @@ stage deep "$OUT/grown" "$VERSION" "$DATA/finetune.json" "${GROWN_STEPS:-1500}" 
 make "$PACK/config.json" "$PYTHON" -m dyvte.tiny.pack --model "$OUT/deep" --tower "$OUT/tower" \
     --tokenizer "$OUT/tokenizer" --out "$PACK"
 make "$OUT/accuracy.json" "$PYTHON" -m dyvte.tiny.evaluate --model-path "$PACK" \
-    --data "$DATA/eval/heldout" --conv-mode "$VERSION" --out "$OUT/accuracy"
+    --data "$DATA/eval/heldout" --conv-mode "$VERSION" --out "$OUT/accuracy" --device cpu

@@ -267,6 +267,7 @@ def test_broken_files(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(36000)
 @many(50_000)
 @given(broken())
 def test_fifty_thousand_broken_files(case):

@@ -12,6 +12,7 @@ from transformers import LlamaTokenizer
 
 from dyvte.gates.trainer import newest_checkpoint
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.train import prepare
 from llava.train.train import train
 
 
@@ -72,6 +73,17 @@ def test_finetune_trains_everything_but_the_tower(finetuned, language_model, pre
     projector = torch.load(pretrained / "mm_projector.bin", weights_only=True)
     assert all(not torch.equal(weights[key], projector[key]) for key in projector)
     assert len(losses(finetuned)) == 3
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_attention_is_of_the_kind_asked_for(
+    name, language_model, vision_tower, caption_data, tmp_path, monkeypatch
+):
+    models, load = [], prepare.load_model
+    monkeypatch.setattr(prepare, "load_model", lambda *args: models.append(load(*args)) or models[0])
+    more = ("--version", "plain", "--tune_mm_mlp_adapter", "True", "--attn_implementation", name)
+    train(argv=flags(language_model, vision_tower, caption_data, tmp_path, *more, steps=1))
+    assert models[0].config._attn_implementation == name
 
 
 def test_finetuned_folder_loads_as_llava(finetuned):
