@@ -382,7 +382,7 @@ def test_answers_of_a_model_with_several_end_tokens_stop_at_the_first():
         ("AriaImageProcessorPil", {"max_image_size", "split_image"}),
         ("Gemma4ImageProcessorPil", {"max_soft_tokens", "pooling_kernel_size"}),
         ("LlavaNextImageProcessorPil", {"image_grid_pinpoints"}),
-        ("Molmo2ImageProcessorPil", {"max_crops", "overlap_margins", "pooling_size"}),
+        ("Ovis2ImageProcessorPil", {"crop_to_patches", "max_patches", "use_covering_area_grid"}),
         ("Qwen2VLImageProcessorPil", {"size", "patch_size", "merge_size"}),
     ],
 )
