@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 OWN_PACKAGES = ("dyvte", "llava")
+command: str | None = None
+"""What a person typed in place of ``python -m MODULE``: :mod:`llava.commands` sets it."""
 
 
 def run(
@@ -27,15 +31,27 @@ def run(
     ValueError, OSError and a missing extra end the process with one line on stderr and exit code 1; Ctrl-C with 130.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    parser.prog = command or parser.prog
     with one_line_errors(parser.prog):
-        action(parser.parse_args(argv))
+        action(parser.parse_args(words_of(argv)))
+
+
+def words_of(argv: Sequence[str] | None) -> list[str]:
+    """The words of a command line (``sys.argv`` by default), with ``--flag=~/x`` as ``--flag=/home/me/x``: shells put
+    a home folder in place of a ``~`` only where a word begins with it.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    return [
+        re.sub(r"^(--[\w-]+=)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), word, flags=re.S)
+        for word in given
+    ]
 
 
 class one_line_errors:  # noqa: N801 - reads as a statement
     """``with one_line_errors("python -m ..."):`` for command lines that argparse does not parse."""
 
     def __init__(self, prog: str) -> None:
-        self.prog = prog
+        self.prog = command or prog
 
     def __enter__(self) -> None:
         pass

@@ -136,6 +136,8 @@ def parse_json(text: str | bytes, place: str | Path) -> Any:
     """
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text ({error}): save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not valid JSON ({error}); write or download it again") from None
 

@@ -154,17 +154,36 @@ def _files_of(folder: Path) -> list[Path]:
     return files
 
 
-def load_pretrained(cls: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+def load_pretrained(
+    cls: Any, path: str, may_lack: bool = False, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     """A model of one of transformers' classes, and its loading info; no code of the checkpoint runs.
 
+    Args:
+        may_lack: weights that the files lack, or have in another shape, are left random: the caller fills them.
+
     Raises:
-        FileNotFoundError, OSError, ValueError: a file is missing or broken, or a weight is not finite.
+        FileNotFoundError, OSError, ValueError: a file is missing or broken, or a weight is missing or not finite.
     """
     if Path(path).is_dir():
         check_checkpoint(Path(path))
     with reading(path):
-        model, info = cls.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
-    new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+        model, info = cls.from_pretrained(
+            path,
+            output_loading_info=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # else transformers' report does not name them
+            **options,
+        )
+    unfit = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    if unfit and not may_lack:
+        raise ValueError(
+            f"{len(unfit)} weights of {path} do not have the shape that its config asks for: {some(unfit)}"
+        )
+    if info["missing_keys"] and not may_lack:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{path} lacks {len(missing)} of the model's weights: {some(missing)}")
+    new = {*info["missing_keys"], *unfit}
     try:
         check_finite(model.state_dict().items(), path, new)
     except ValueError:
@@ -172,6 +191,11 @@ def load_pretrained(cls: Any, path: str, **options: Any) -> tuple[Any, dict[str,
             check_finite(((key, read()) for key, read in tensors_in(file)), file)
         raise
     return model, info
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], path: str | Path, but: Collection[str] = ()) -> None:

@@ -11,6 +11,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from dyvte import cli
+
 COMMANDS = {
     "ask": ("llava.eval.run_llava", "ask a model one question about images"),
     "chat": ("llava.serve.cli", "talk to a model about an image"),
@@ -49,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(given or ["--help"])
     module, _ = COMMANDS[args.command]
-    sys.argv = [f"dyvte {args.command}", *args.arguments]
+    cli.command = f"dyvte {args.command}"
+    sys.argv = [cli.command, *args.arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

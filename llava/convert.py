@@ -35,6 +35,7 @@ from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import short_name
 from dyvte.provenance import checkpoint_digest
+from dyvte.weights import load_pretrained
 from llava.chat_model import infer_conv_mode
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
@@ -150,7 +151,7 @@ def _to_transformers(path: str, out: Path, template: str) -> None:
 
 
 def _to_llava(path: str, out: Path, template: str | None) -> None:
-    hf = LlavaForConditionalGeneration.from_pretrained(path, dtype="auto")
+    hf, _ = load_pretrained(LlavaForConditionalGeneration, path, dtype="auto")
     processor = load_processor(path)
     config: Any = hf.config
     strategies = {theirs: ours for ours, theirs in SELECT.items()}

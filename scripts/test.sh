@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ $# -eq 0 ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
-    find scripts -name '*.sh' -print0 | xargs -0 "$bin/shellcheck"
+    find scripts .ci \( -name '*.sh' -o -path .ci/run \) -print0 | xargs -0 "$bin/shellcheck"
     "$bin/pyright" --pythonpath "$bin/python"
     "$bin/python" -m pip check
     set -- --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile

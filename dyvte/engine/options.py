@@ -21,19 +21,45 @@ from dyvte.gates.hub import gates_folder
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
 
 T = TypeVar("T")
+TEMPERATURE = "of sampling (%(default)s); 0: the most probable token"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, conv_mode: str | None, max_new_tokens: int) -> None:
     """LLaVA's flags for the model, its prompt template and how it generates, and those of the exit method."""
-    parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=os.path.expanduser)
+    parser.add_argument(
+        "--model-path",
+        type=os.path.expanduser,
+        default="facebook/opt-350m",
+        help="folder or Hub id (LLaVA's default: %(default)s)",
+    )
+    add_base_argument(parser)
     add_template_arguments(parser, conv_mode)
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--temperature", type=float, default=0.2, help=TEMPERATURE)
+    parser.add_argument(
+        "--top_p", type=float, help="sample among the tokens that have this probability together"
+    )
+    parser.add_argument("--num_beams", type=int, default=1, help="beams of beam search (%(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=max_new_tokens, help="most tokens of an answer (%(default)s)"
+    )
     add_method_arguments(parser)
+
+
+def add_base_argument(parser: argparse.ArgumentParser) -> None:
+    """LLaVA's flag for checkpoints that are a part of a model."""
+    parser.add_argument(
+        "--model-base",
+        type=os.path.expanduser,
+        help="the language model, where --model-path holds LoRA weights or a projector alone",
+    )
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """LLaVA's flags for how a checkpoint is loaded."""
+    add_base_argument(parser)
+    parser.add_argument("--load-8bit", action="store_true", help="quantize to 8 bits with bitsandbytes")
+    parser.add_argument("--load-4bit", action="store_true", help="quantize to 4 bits with bitsandbytes")
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +120,8 @@ def add_template_arguments(parser: argparse.ArgumentParser, default: str | None)
     parser.add_argument(
         "--conv-mode",
         default=None if default is None else DefaultTemplate(default),
-        help="prompt template (%(default)s); models of other families bring their own, and take none",
+        help=f"prompt template ({default or 'the one that the checkpoint asks for'}); models of other families bring "
+        "their own, and take none",
     )
     parser.add_argument(
         "--default-conv-mode",

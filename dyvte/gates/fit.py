@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import HfArgumentParser, set_seed
 
-from dyvte.cli import one_line_errors
+from dyvte.cli import one_line_errors, words_of
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.identity import RunIdentity, settings_of, weights_digest
 from dyvte.gates.options import GateOptions, TrainingArguments, flag
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     groups: Any = (FitArguments, TrainingArguments)
     parser = HfArgumentParser(groups, prog=PROG)
-    options, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    options, training_args = parser.parse_args_into_dataclasses(words_of(argv), look_for_args_file=False)
     log_to_stderr(training_args)
     if not options.store:
         raise ValueError("--store is missing: name a folder that dyvte.gates.store_states wrote")

@@ -41,11 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
     parser = argparse.ArgumentParser(description="Ask a model one question about images or a video.")
     about = parser.add_mutually_exclusive_group(required=True)
-    about.add_argument("--image-file")
-    about.add_argument("--video", metavar="FILE")
+    about.add_argument("--image-file", help="file or http(s) address; several are separated by --sep")
+    about.add_argument("--video", metavar="FILE", help="instead of images")
     add_video_arguments(parser)
-    parser.add_argument("--query", required=True)
-    parser.add_argument("--sep", default=",")
+    parser.add_argument("--query", required=True, help="the question")
+    parser.add_argument("--sep", default=",", help="between the names of several images (%(default)s)")
     add_model_arguments(parser, conv_mode=None, max_new_tokens=512)
     parser.set_defaults(evaluator="run_llava")  # InternVL does not pad images here
     return parser

@@ -26,7 +26,7 @@ from dyvte.gates.gate import ExitGates
 from dyvte.gates.origin import short_name
 from dyvte.io import check_pointer
 from dyvte.provenance import checkpoint_digest
-from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading
+from dyvte.weights import check_checkpoint, load_pretrained, load_tensors, reading, some
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
     check_generation_config,
@@ -196,13 +196,7 @@ def _load_whole(path: str, config: LlavaConfig, options: dict[str, Any]):
             if find_file(path, part):
                 hint = f"only a part of the weights ({part}): pass the model it belongs to as model_base"
         raise FileNotFoundError(f"{path} holds {hint}")
-    model, info = _from_pretrained(path, config, options, ignore_mismatched_sizes=True)
-    if unfit := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
-        raise ValueError(
-            f"{len(unfit)} weights of {path} do not have the shape that its config asks for: {_some(unfit)}"
-        )
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{path} lacks {len(missing)} of the model's weights: {_some(missing)}")
+    model, _ = _from_pretrained(path, config, options)
     return model
 
 
@@ -214,7 +208,7 @@ def _load_lora(path: str, base: str, config: LlavaConfig, options: dict[str, Any
     extras = {key.removeprefix("base_model."): value for key, value in extras.items()}
     if any(key.startswith("model.model.") for key in extras):
         extras = {key.removeprefix("model."): value for key, value in extras.items()}
-    model, info = _from_pretrained(base, config, options, ignore_mismatched_sizes=True)
+    model, info = _from_pretrained(base, config, options, may_lack=True)
     _fill(model, info, extras, path)
     return _merge_adapter(model, path)
 
@@ -226,19 +220,19 @@ def _load_projector(path: str, base: str, config: LlavaConfig, options: dict[str
     extras = {
         re.sub(r"^.*mm_projector\.", "model.mm_projector.", k): v for k, v in load_tensors(file).items()
     }
-    model, info = _from_pretrained(base, config, options, ignore_mismatched_sizes=True)
+    model, info = _from_pretrained(base, config, options, may_lack=True)
     _fill(model, info, extras, path)
     return model
 
 
-def _from_pretrained(path: str, config: LlavaConfig, options: dict[str, Any], **more):
+def _from_pretrained(path: str, config: LlavaConfig, options: dict[str, Any], may_lack: bool = False):
     check_generation_config(path)
     if Path(path).is_dir():
         check_size(config, check_checkpoint(Path(path)), path)
-    model, info = load_pretrained(LlavaLlamaForCausalLM, path, config=config, **options, **more)
+    model, info = load_pretrained(LlavaLlamaForCausalLM, path, may_lack, config=config, **options)
     if unknown := sorted(key for key in info["unexpected_keys"] if not _EXPECTED_EXTRAS.search(key)):
         logger.warning(
-            "%s holds %d weights that the model does not use: %s", path, len(unknown), _some(unknown)
+            "%s holds %d weights that the model does not use: %s", path, len(unknown), some(unknown)
         )
     return model, info
 
@@ -247,7 +241,7 @@ def _fill(model: nn.Module, info: dict[str, Any], extras: dict[str, torch.Tensor
     """Put ``extras`` into the model; together with the base they must be all its weights."""
     absent = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     if absent := sorted(absent - extras.keys()):
-        raise ValueError(f"neither {path} nor its base holds fitting weights for {_some(absent)}")
+        raise ValueError(f"neither {path} nor its base holds fitting weights for {some(absent)}")
     model.load_state_dict(extras, strict=False)
 
 
@@ -259,10 +253,6 @@ def _merge_adapter(model: nn.Module, path: str):
             break
     with reading(path):
         return peft.PeftModel.from_pretrained(model, path).merge_and_unload().eval()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _add_image_tokens(model, tokenizer) -> None:

@@ -76,14 +76,25 @@ GENERATION_FIELDS = {
 """What the fields of ``generation_config.json`` must be that change how a model answers."""
 
 
-def find_file(path: str, name: str) -> str | None:
-    """A file of a checkpoint folder, or of a Hub repository; None when it is not there."""
+def find_file(path: str, name: str, reached: bool = False) -> str | None:
+    """A file of a checkpoint folder, or of a Hub repository; None when it is not there.
+
+    Args:
+        reached: it is an error, too, that neither the Hub nor its cache could be asked.
+
+    Raises:
+        OSError: there is no such folder or repository, or no access to it.
+    """
     if Path(path).is_dir():
         file = Path(path) / name
         return str(file) if file.is_file() else None
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise FileNotFoundError(f"model folder not found: {path}")
-    return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    try:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=reached)
+    except OSError as error:  # of several lines
+        told = " ".join(str(error).split())
+        raise OSError(f"{path} is no folder here, and not to be had from the hub: {told}") from error
 
 
 def needed_file(path: str, name: str, why: str) -> str:
@@ -98,10 +109,10 @@ def read_config(path: str, base: str | None = None) -> dict[str, Any]:
     """The checkpoint's ``config.json``; an adapter that has none has that of its base.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: there is none, or no such folder or repository.
         ValueError: it is not JSON, or a field is not what it must be.
     """
-    file = find_file(path, "config.json")
+    file = find_file(path, "config.json", reached=base is None)
     if file is None:
         if base is not None and find_file(path, "adapter_config.json"):
             return read_config(base)

@@ -31,7 +31,7 @@ with extra("serve"):
     from starlette.requests import ClientDisconnect
 
 from dyvte.engine.model import Generation, model_name_of
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import add_loading_arguments, add_method_arguments, open_answerer
 from llava.serve.batching import Batcher, Job, Piece
 from llava.serve.messages import Conversation, Limits, read_messages
 from llava.serve.protocol import FAULT, ApiError, ChatRequest, read_request
@@ -388,13 +388,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve a model to clients of OpenAI's chat-completions interface."
     )
     parser.add_argument("--model-path", type=os.path.expanduser, required=True, help="folder or Hub id")
-    parser.add_argument("--model-base", type=os.path.expanduser)
     parser.add_argument(
         "--served-model-name", help="how requests name the model (default: its folder's name)"
     )
     parser.add_argument("--conv-mode", help="prompt template (default: the one the checkpoint asks for)")
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
+    add_loading_arguments(parser)
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="of requests that name none (0: greedy)"
     )

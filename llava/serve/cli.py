@@ -10,7 +10,7 @@ from transformers import TextStreamer
 from dyvte.cli import run
 from dyvte.engine.answer import show_exit
 from dyvte.engine.images import load_image
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import TEMPERATURE, add_loading_arguments, add_method_arguments, open_answerer
 from dyvte.engine.questions import Question
 from dyvte.engine.video import add_video_arguments, load_video, sampling_of
 from llava.chat_model import infer_conv_mode
@@ -59,17 +59,24 @@ def _read(prompt: str) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """LLaVA's flags, and those of the exit method."""
     parser = argparse.ArgumentParser(description="Chat with a model about an image or a video.")
-    parser.add_argument("--model-path", type=os.path.expanduser, default="facebook/opt-350m")
-    parser.add_argument("--model-base", type=os.path.expanduser, default=None)
+    parser.add_argument(
+        "--model-path",
+        type=os.path.expanduser,
+        default="facebook/opt-350m",
+        help="folder or Hub id (LLaVA's default: %(default)s)",
+    )
     about = parser.add_mutually_exclusive_group(required=True)
-    about.add_argument("--image-file", type=str)
-    about.add_argument("--video", metavar="FILE")
+    about.add_argument("--image-file", type=str, help="file or http(s) address")
+    about.add_argument("--video", metavar="FILE", help="instead of an image")
     add_video_arguments(parser)
-    parser.add_argument("--conv-mode", type=str, default=None)
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument(
+        "--conv-mode", type=str, default=None, help="prompt template (the one that the checkpoint asks for)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.2, help=TEMPERATURE)
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, help="most tokens of an answer (%(default)s)"
+    )
+    add_loading_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="print each prompt and what was measured")
     add_method_arguments(parser)
     return parser

@@ -16,7 +16,7 @@ from PIL import Image
 
 import llava
 from dyvte.cli import run
-from dyvte.engine.options import add_method_arguments, open_answerer
+from dyvte.engine.options import TEMPERATURE, add_loading_arguments, add_method_arguments, open_answerer
 from dyvte.report.titles import model_title
 from llava.serve.demo_session import Controls, Session
 
@@ -65,13 +65,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Ask a model about an image in the browser, with and without exit."
     )
-    parser.add_argument("--model-path", type=os.path.expanduser, help="Tiny-LLaVA by default")
-    parser.add_argument("--model-base", type=os.path.expanduser)
-    parser.add_argument("--conv-mode")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument(
+        "--model-path", type=os.path.expanduser, help="folder or Hub id; Tiny-LLaVA by default"
+    )
+    parser.add_argument("--conv-mode", help="prompt template (the one that the checkpoint asks for)")
+    parser.add_argument("--temperature", type=float, default=0.0, help=TEMPERATURE)
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, help="most tokens of an answer (%(default)s)"
+    )
+    add_loading_arguments(parser)
     add_method_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network (%(default)s)"

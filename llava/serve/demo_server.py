@@ -51,6 +51,9 @@ class Page(gr.Blocks):
         """What an event's function gets. The image is the only file among it."""
         if any(isinstance(value, dict) and "://" in str(value.get("path")) for value in inputs):
             raise refusal("Upload the image: addresses are not read.")  # gradio would fetch it
+        for block, value in zip(block_fn.inputs, inputs, strict=False):
+            if isinstance(block, gr.Slider) and not isinstance(value, (int, float)):  # an emptied field
+                raise refusal(f"{block.label}: give a number.")
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except gr.Error:

@@ -75,6 +75,8 @@ class _Line:
     def connect(self, host: str, port: int) -> socket.socket:
         """The addresses that are checked are those that are connected to, so that a name cannot stand for another
         address in between."""
+        if port > 65535:
+            raise ValueError(f"there is no port {port}")
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if not all(is_public(place[0]) for *_, place in found):
             raise ValueError(f"{host} is not a public host")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
+from dyvte.cli import words_of
 from dyvte.gates import options
 from dyvte.gates.options import flag
 
@@ -116,7 +117,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """
     groups: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(groups)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(
+        words_of(argv), look_for_args_file=False
+    )
     if model_args.version is None and not model_args.tune_visual_gates:
         model_args.version = "v0"
     if data_args.data_path is None:

@@ -37,6 +37,20 @@ def made(threshold=0.5, **origin):
     return gates
 
 
+def test_a_model_that_is_not_on_the_hub(hub, tmp_path):
+    """Of a name that is neither a folder nor on the hub, one line says so."""
+    ask = """
+from llava.model.checkpoint import read_config
+try:
+    read_config("lab/nothing")
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
+    said = client(ask, hub.environment(tmp_path), tmp_path)
+    assert said.startswith("lab/nothing is no folder here") and "valid model identifier" in said
+    assert "\n" not in said
+
+
 def published(hub, folder, name="lab/gates", private=False, branches=("main",)):
     """Put the files of a folder of gates on the hub without a client."""
     repository = hub.repositories[name] = Repository(private=private)

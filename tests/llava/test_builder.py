@@ -276,6 +276,8 @@ def test_other_families_are_refused(copy_of, tmp_path):
         load_pretrained_model(str(tmp_path / "empty"), None, "llava")
     with pytest.raises(FileNotFoundError, match="model folder not found: /no/such/folder"):
         load_pretrained_model("/no/such/folder", None, "llava")
+    with pytest.raises(OSError, match="^lab/nothing is no folder here, .*couldn't connect[^\n]*$"):
+        load_pretrained_model("lab/nothing", None, "llava")  # without a network, and not in the cache
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_pretrained_model(str(copy_of("bare")), None, "llava")
 

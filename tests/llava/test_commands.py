@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
+from dyvte import cli
 from llava.commands import COMMANDS, main
 
 
@@ -29,9 +31,17 @@ def test_an_unknown_command_names_the_others(capsys):
     assert end.value.code == 2 and "'ask'" in capsys.readouterr().err
 
 
+def test_without_a_command_there_is_help(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dyvte"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0 and "commands:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", sys.argv)
+    monkeypatch.setattr(cli, "command", None)
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0 and "usage:" in capsys.readouterr().out
@@ -50,4 +60,12 @@ def test_an_error_is_one_line():
     picture = "playground/tiny/example.jpg"
     done = dyvte("ask", *("--model-path", "nowhere/at/all", "--image-file", picture, "--query", "What?"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "nowhere/at/all" in done.stderr.strip().splitlines()[-1]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("dyvte ask: ") and "nowhere/at/all" in last
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "demo", "serve"])
+def test_every_flag_is_explained(name):
+    module, _ = COMMANDS[name]
+    flags = importlib.import_module(module).build_parser()._actions
+    assert [flag.option_strings for flag in flags if not flag.help] == []

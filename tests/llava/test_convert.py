@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import ModelOptions
@@ -117,6 +118,23 @@ def test_templates_are_written_as_they_are_rendered():
             conv.append_message(role, text)
         conv.append_message(conv.roles[1], None)
         assert rendered == conv.get_prompt(), name
+
+
+@pytest.mark.parametrize("broken", ["lacks", "infinite"])
+def test_weights_of_transformers_layout_are_checked(broken, folders, tmp_path):
+    folder = tmp_path / "hf"
+    shutil.copytree(folders[1], folder, ignore=shutil.ignore_patterns("gates.*"))  # they know their model
+    weights = load_file(folder / "model.safetensors")
+    (key,) = [key for key in weights if key.endswith("layers.3.mlp.up_proj.weight")]
+    value = weights.pop(key)
+    if broken == "infinite":
+        weights[key] = torch.full_like(value, torch.inf)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = "lacks 1 of the model's weights" if broken == "lacks" else "not finite"
+    with pytest.raises(ValueError, match=message):
+        convert(str(folder), tmp_path / "back")
+    with pytest.raises(ValueError, match=message):
+        open_model(ModelOptions(str(folder), device="cpu"))
 
 
 def test_refused(folders, tmp_path, capsys):

@@ -106,6 +106,7 @@ def test_values(tiny):
         ({"method": "none"}, "not in the list of choices"),
         ({"threshold": 7}, "greater than maximum"),
         ({"layer": 20}, "greater than maximum"),
+        ({"threshold": None}, "Threshold: give a number"),  # an emptied field
     ],
 )
 def test_errors_say_what_to_do(tiny, changes, message):

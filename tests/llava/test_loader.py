@@ -351,7 +351,7 @@ def test_question_ids_are_text_or_numbers(run_loader, question_id):
         ('{"question_id": 1, "text": "What?"}'.encode("utf-16"), "questions.jsonl is UTF-16"),
         (b"\xef\xbb\xbf{}", "questions.jsonl is UTF-8 with a byte-order mark"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
-        ('{"question_id": 1, "text": "中文"}'.encode("gbk"), "line 1 is not valid JSON"),
+        ('{"question_id": 1, "text": "中文"}'.encode("gbk"), "line 1 is not UTF-8"),
         (b"\n" + b'{"a":' * 100_000, "line 2 is not valid JSON .*recursion"),
         (b'{"question_id": ' + b"1" * 5000 + b', "text": "What?"}', "line 1 is not valid JSON .*digits"),
         (b'[{"question_id": 1, "text": "What?"}]', "line 1: not a question but"),

@@ -102,3 +102,5 @@ def test_bounds(monkeypatch):
             fetch(f"{address}/none", 100, 5)
     with pytest.raises(ValueError, match="refused"):
         fetch(f"{address}/x", 100, 5)
+    with pytest.raises(ValueError, match="no port"):
+        fetch(f"http://127.0.0.1:{10**20}/x", 100, 5)

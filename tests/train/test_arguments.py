@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from dyvte import cli
 from llava.train.arguments import parse_arguments
 
 ZERO2 = Path(__file__).parents[2] / "scripts" / "zero2.json"
@@ -61,6 +63,18 @@ def test_published_scripts_parse(line, tmp_path):
         assert model.mm_vision_select_layer == -2 and model.mm_use_im_patch_token is False
     assert training.lora_enable is (line.startswith("--lora"))
     assert training.tf32 is None  # there is no GPU in the tests
+
+
+def test_a_home_folder_behind_an_equals_sign_is_found(tmp_path, monkeypatch):
+    """Shells leave the ``~`` of ``--flag=~/x`` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, data, _ = parse_arguments(["--model_name_or_path=~/m", "--data_path=~/d=~.json", "--output_dir=o"])
+    assert (model.model_name_or_path, data.data_path) == (f"{tmp_path}/m", f"{tmp_path}/d=~.json")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-path")
+    found: list[str] = []
+    cli.run(parser, lambda args: found.append(args.model_path), ["--model-path=~/m"])
+    assert found == [f"{tmp_path}/m"]
 
 
 def test_deepspeed_configs_are_read(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dyvte import ExitGates
 from dyvte.engine.model import ModelOptions
@@ -274,6 +274,15 @@ def test_gates_of_another_depth_are_refused(llava_model, instruction_data, tmp_p
     more = ("--visual_gates", str(tmp_path / "other"))
     with pytest.raises(ValueError, match="5 layers.*4"):
         train(argv=gate_flags(llava_model, instruction_data, tmp_path / "out", *more))
+
+
+def test_a_model_that_lacks_weights_is_not_trained_on(llava_model, instruction_data, tmp_path):
+    shutil.copytree(llava_model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    lacking = {key: value for key, value in weights.items() if "layers.2.mlp.up_proj" not in key}
+    save_file(lacking, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of the model's weights: model.layers.2.mlp.up_proj.weight"):
+        train(argv=gate_flags(tmp_path / "model", instruction_data, tmp_path / "out"))
 
 
 def test_gates_know_their_model_and_are_refused_by_another(finished, llava_model, instruction_data, tmp_path):
