@@ -46,6 +46,17 @@ _SETTINGS = (
     "crop_to_patches",
     "min_patches",
     "max_patches",
+    "max_soft_tokens",
+    "pooling_kernel_size",
+    "max_crops",
+    "overlap_margins",
+    "pooling_size",
+    "split_image",
+    "split_resolutions",
+    "use_covering_area_grid",
+    "patch_expand_factor",
+    "fine_route",
+    "dense_max_patches",
 )
 """Settings of image processors that change how many visual tokens an image has."""
 

@@ -168,12 +168,14 @@ class ChatModel(abc.ABC):
         handle: the attached policy (``NoExit`` when none was asked for); None for a model that takes no images.
         end_token_ids: the tokens that end an answer.
         tokenizer: what answers are decoded with; streamers need it.
+        mixes_videos: whether a batch may hold images and videos.
     """
 
     model: nn.Module
     handle: Handle | None
     end_token_ids: Sequence[int]
     tokenizer: Any
+    mixes_videos: bool = True
 
     @property
     def roles(self) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from dataclasses import replace
 import torch
 from accelerate import PartialState
 from transformers import PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from dyvte.decoding.attach import run_info
 from dyvte.decoding.sharding import check_processes, shard_layers
@@ -69,9 +71,12 @@ def family_of(model_path: str, model_base: str | None = None) -> str:
     if not isinstance(config, dict):
         return LLAVA
     model_type = str(config.get("model_type"))
+    brings_tower = "vision_config" in config or THINKER in config
     of_llava = "mm_vision_tower" in config or model_type == "llava_llama"
-    brings_tower = "vision_config" in config or THINKER in config or model_type in REFUSED
-    return TRANSFORMERS if brings_tower and not of_llava else LLAVA
+    of_llava = of_llava or (model_type == "llava" and not brings_tower)
+    takes_images = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in REFUSED
+    is_known = model_type in CONFIG_MAPPING or "model_type" not in config
+    return TRANSFORMERS if (brings_tower or takes_images or not is_known) and not of_llava else LLAVA
 
 
 def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:

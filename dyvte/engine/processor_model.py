@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
 from dyvte.decoding.attach import Handle, attach
@@ -45,7 +47,7 @@ from dyvte.engine.model import (
 )
 from dyvte.engine.openers import THINKER
 from dyvte.engine.questions import Question
-from dyvte.engine.video import Visual
+from dyvte.engine.video import Video, Visual
 from dyvte.families.base import adapter_for
 from dyvte.fields import check_sizes
 from dyvte.gates.exit import LearnedExit
@@ -63,15 +65,24 @@ def open_processor_model(options: ModelOptions) -> ProcessorModel:
 
     Raises:
         OSError: a file of the checkpoint is missing.
-        ValueError: the family cannot have exits, a prompt template was asked for, the processor has none, or the
-            gates are of another model. All but gates of the wrong size are found before weights are loaded.
+        ValueError: the family cannot have exits, or needs a newer transformers; a prompt template was asked for; the
+            processor has none; the gates are of another model. All but gates of the wrong size are found before
+            weights are loaded.
     """
     path = options.model_path
     with reading(f"{path}/config.json"):
         fields, _ = PretrainedConfig.get_config_dict(path)
     check_sizes(fields, f"{path}/config.json")
     family = fields.get(THINKER, fields).get("model_type", "")
-    adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
+    try:
+        adapter_for(SimpleNamespace(config=SimpleNamespace(model_type=family)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if family not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{path}: transformers {transformers.__version__} does not know models of type {family!r}, "
+            "later ones do: pip install --upgrade transformers"
+        )
     if options.template is not None and not isinstance(options.template, DefaultTemplate):
         raise ValueError(
             f"{path} is of the family {family}, whose prompts follow its own chat template: "
@@ -169,6 +180,7 @@ class ProcessorModel(ChatModel):
             self.handle.run, family=model.config.model_type, template=form.name, processor=form.settings
         )
         self._accepted = set(inspect.signature(model.forward).parameters)
+        self.mixes_videos = form.video_placeholder is None or adapter_for(model).mixes_videos
 
     def prompt(
         self, question: Question, history: Sequence[tuple[Question, str]] = (), system: str | None = None
@@ -176,6 +188,10 @@ class ProcessorModel(ChatModel):
         return self.form.render([*history, (question, None)], system)
 
     def batch(self, prompts: Sequence[str], images: Sequence[Visual]) -> Batch:
+        if not self.mixes_videos and len({isinstance(visual, Video) for visual in images}) > 1:
+            raise ValueError(
+                f"models of type {self._model.config.model_type!r} take images or videos in one batch, not both"
+            )
         return self._usable(self.form.batch(prompts, images))
 
     def _usable(self, batch: Batch) -> Batch:

@@ -26,6 +26,7 @@ from dyvte.engine.model import Batch, ChatModel, model_name_of
 from dyvte.engine.options import add_model_arguments, open_answerer
 from dyvte.engine.questions import Item, QuestionFormat, check_items, naming, naming_all, prepare
 from dyvte.engine.shards import SHARD_MODEL
+from dyvte.engine.video import VideoFile
 from dyvte.io import check_output
 
 
@@ -73,8 +74,8 @@ def prepared_batches(
         FileNotFoundError, ValueError: naming the question whose text or image is not usable.
     """
 
-    def make(start: int) -> tuple[Sequence[Item], Batch]:
-        batch = items[start : start + size]
+    def make(span: tuple[int, int]) -> tuple[Sequence[Item], Batch]:
+        batch = items[slice(*span)]
         questions = [prepare(item, folder) for item in batch]
         prompts = []
         for item, question in zip(batch, questions, strict=True):
@@ -83,21 +84,37 @@ def prepared_batches(
         return batch, chat.batch(prompts, [image for question in questions for image in question.images])
 
     workers = default_workers() if workers is None else workers
-    starts = range(0, len(items), size)
+    spans = spans_of(items, size, chat.mixes_videos)
     if not workers:
-        yield from map(make, starts)
+        yield from map(make, spans)
         return
     coming: deque[Future[tuple[Sequence[Item], Batch]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for start in starts:
-            coming.append(pool.submit(make, start))
+        for span in spans:
+            coming.append(pool.submit(make, span))
             if len(coming) > workers:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
     finally:  # also where a batch fails, or the caller takes no more
         pool.shutdown(cancel_futures=True)
+
+
+def spans_of(items: Sequence[Item], size: int, mixes_videos: bool) -> Iterator[tuple[int, int]]:
+    """Start and end of each batch of at most ``size`` items; none has videos and images unless they may be mixed."""
+    if mixes_videos:
+        yield from ((start, min(start + size, len(items))) for start in range(0, len(items), size))
+        return
+    start, seen = 0, set[bool]()
+    for at, item in enumerate(items):
+        own = {isinstance(image, VideoFile) for image in item.images}
+        if at - start == size or len(seen | own) > 1 and at > start:
+            yield start, at
+            start, seen = at, set()
+        seen |= own
+    if start < len(items):
+        yield start, len(items)
 
 
 def answer_items(args: argparse.Namespace, items: Sequence[Item], template: str | None = None) -> None:

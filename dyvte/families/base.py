@@ -33,6 +33,7 @@ class Adapter:
         answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
         encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D); of one
             that launches kernels and nothing else, so that it can be recorded, else None.
+        mixes_videos: whether one call takes images and videos; some classes of transformers have one place for both.
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """
 
@@ -45,6 +46,7 @@ class Adapter:
     logits: Callable[[Any, Tensor], Tensor] = lambda model, logits: logits
     answer_types: Mapping[str, int] = field(default_factory=dict)
     encoder: Callable[[Any], str | None] = lambda model: None
+    mixes_videos: bool = True
     counts_vision: bool = False
 
 

@@ -45,8 +45,10 @@ family(
 family("kimi_k25", projector="model.mm_projector", ids=WITH_VIDEO)
 family("ovis2", projector="model.visual_embeddings_table")
 family("video_llama_3", tower="model.vision_model", projector="model.projector", ids=WITH_VIDEO)
-for name in ("idefics2", "idefics3", "smolvlm"):
+for name in ("idefics2", "idefics3"):
     family(name, "model.text_model", "model.vision_model", "model.connector")
+# its processor gives pixels of images and of videos the same name
+family("smolvlm", "model.text_model", "model.vision_model", "model.connector", mixes_videos=False)
 for name in ("janus", "deepseek_vl"):
     family(name, tower="model.vision_model", projector="model.aligner")
 HIGH_RESOLUTION = ("model.high_res_vision_model", "model.high_res_vision_neck", "model.high_res_vision_proj")

@@ -44,4 +44,5 @@ class Molmo2Stack(Stack):
         }
 
 
-family("molmo2", ids=("image_patch_id",), blocks=one_block, stack=Molmo2Stack)
+# patches of images and of frames have the same placeholder
+family("molmo2", ids=("image_patch_id",), blocks=one_block, stack=Molmo2Stack, mixes_videos=False)

@@ -52,8 +52,10 @@ class CompassStack(DeepstackStack):
 
 
 VISUAL, IDS = "model.visual", ("image_token_id", "video_token_id")
-for name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"):
+for name in ("qwen2_vl", "qwen2_5_vl"):
     family(name, tower=VISUAL, projector=None, ids=IDS)
+for name in ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"):  # frames have the placeholder of images
+    family(name, tower=VISUAL, projector=None, ids=IDS, mixes_videos=False)
 for name in ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni"):
     family(name, tower=VISUAL, projector=None, ids=IDS, stack=DeepstackStack)
 family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from dyvte import ExitGates, FixedExit, NoExit
 from dyvte.engine import calibrate
 from dyvte.engine.answer import Answerer
-from dyvte.engine.chat_format import check_pairs, turns_of
+from dyvte.engine.chat_format import ChatFormat, check_pairs, turns_of
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import LLAVA, TRANSFORMERS, family_of, open_model
 from dyvte.engine.processor_model import load_model
 from dyvte.engine.questions import JSON_LINES, Question
 from dyvte.engine.run import answer_items, prepared_batches, question_parser
+from dyvte.families import base
 from dyvte.families.base import adapter_for
 from dyvte.gates import store_states
 from dyvte.gates.origin import Origin
@@ -100,6 +102,9 @@ def test_configs_decide_who_opens_a_model(llava_hf, llava_next, qwen_folder, che
     for folder in (checkpoint, base, tmp_path / "absent"):
         assert family_of(str(folder)) == LLAVA
     assert family_of(str(llava_hf), str(base)) == LLAVA
+    for model_type, opener in (("fuyu", TRANSFORMERS), ("phi3_v", TRANSFORMERS), ("llama", LLAVA)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))  # no vision_config
+        assert family_of(str(tmp_path)) == opener
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
@@ -327,6 +332,15 @@ def test_unknown_families_are_named(llava_hf, tmp_path):
         open_model(ModelOptions(str(folder)))
 
 
+def test_a_family_of_a_newer_transformers_says_so(llava_hf, tmp_path, monkeypatch):
+    monkeypatch.setitem(base._ADAPTERS, "of_tomorrow", base._ADAPTERS["llava"])
+    folder = changed(llava_hf, tmp_path, model_type="of_tomorrow")
+    with pytest.raises(
+        ValueError, match=f"transformers {transformers.__version__} does not know .*'of_tomorrow'"
+    ):
+        open_model(ModelOptions(str(folder)))
+
+
 def test_a_processor_needs_a_chat_template(llava_hf, tmp_path):
     folder = changed(llava_hf, tmp_path)
     (folder / "chat_template.jinja").unlink()
@@ -381,6 +395,25 @@ def test_answers_of_a_model_with_several_end_tokens_stop_at_the_first():
     answers = torch.tensor([[5, 9, 7, 0], [5, 6, 7, 7]])
     mask = calibrate._until_end(answers, (7, 9))
     assert mask.tolist() == [[True, True, False, False], [True, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("AriaImageProcessorPil", {"max_image_size", "split_image"}),
+        ("Gemma4ImageProcessorPil", {"max_soft_tokens", "pooling_kernel_size"}),
+        ("LlavaNextImageProcessorPil", {"image_grid_pinpoints"}),
+        ("Ovis2ImageProcessorPil", {"crop_to_patches", "max_patches", "use_covering_area_grid"}),
+        ("Qwen2VLImageProcessorPil", {"size", "patch_size", "merge_size"}),
+    ],
+)
+def test_reports_say_what_decides_the_number_of_visual_tokens(kind, names):
+    if not hasattr(transformers, kind):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    processor = SimpleNamespace(image_processor=getattr(transformers, kind)())
+    form = ChatFormat.__new__(ChatFormat)
+    form.processor = processor
+    assert names <= form.settings.keys() and json.dumps(form.settings)
 
 
 def test_suggested_sampling_is_left_out(llava_hf, tmp_path):

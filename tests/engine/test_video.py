@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from dyvte import FixedExit
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.engine.questions import JSON_LINES, Question
-from dyvte.engine.run import answer_items, question_parser
-from dyvte.engine.video import MAX_FRAMES, Sampling, Video, load_video
+from dyvte.engine.processor_model import ProcessorModel
+from dyvte.engine.questions import JSON_LINES, Item, Question
+from dyvte.engine.run import answer_items, prepared_batches, question_parser, spans_of
+from dyvte.engine.video import MAX_FRAMES, Sampling, Video, VideoFile, load_video
+from dyvte.families import base
 from llava.eval import run_llava
 
 av = pytest.importorskip("av")
@@ -159,6 +162,42 @@ def test_question_files_with_videos(llava_hf, clip, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="video file not found: .*none.mp4.*video must be a file name"):
         answers()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "mixed", "apart"),
+    [
+        ("ivtiivv", [(0, 3), (3, 6), (6, 7)], [(0, 1), (1, 3), (3, 5), (5, 7)]),
+        ("bbiiii", [(0, 3), (3, 6)], [(0, 1), (1, 2), (2, 5), (5, 6)]),
+        ("ttvt", [(0, 3), (3, 4)], [(0, 3), (3, 4)]),
+        ("", [], []),
+    ],
+)
+def test_images_and_videos_are_batched_apart_where_they_must(kinds, mixed, apart):
+    """Questions about an image, a video, text alone, or both."""
+    video = VideoFile("a.mp4", Sampling())
+    images = {"i": ("a.png",), "v": (video,), "t": (), "b": ("a.png", video)}
+    items = [Item({"question_id": at}, "?", images[kind]) for at, kind in enumerate(kinds)]
+    assert list(spans_of(items, 3, True)) == mixed
+    assert list(spans_of(items, 3, False)) == apart
+
+
+def test_a_family_that_takes_images_or_videos(llava_hf, clip, tmp_path, monkeypatch):
+    """As SmolVLM does: a file with both is answered, one question about both is an error that says why."""
+    monkeypatch.setitem(base._ADAPTERS, "llava", replace(base._ADAPTERS["llava"], mixes_videos=False))
+    chat = open_model(ModelOptions(str(llava_hf), device="cpu"))
+    assert chat.mixes_videos, "its processor takes frames as images"
+    chat.handle.detach()
+    chat.form.video_placeholder = "<video>"
+    chat = ProcessorModel(chat.model, chat.form)
+    assert not chat.mixes_videos
+    red, video = Image.new("RGB", (20, 30), (200, 10, 10)), load_video(clip, Sampling(1))
+    with pytest.raises(ValueError, match="type 'llava' take images or videos in one batch, not both"):
+        chat.batch(["<image> <image>"], [red, video])
+    red.save(tmp_path / "red.png")
+    items = [Item({"question_id": at}, "?", ("red.png",) * count) for at, count in enumerate((1, 0, 1))]
+    batches = prepared_batches(items, 2, chat, str(tmp_path))
+    assert [len(batch) for _, batch in batches] == [2, 1]
 
 
 def test_run_llava_asks_about_a_video(checkpoint, clip, capsys):

@@ -17,6 +17,8 @@ COUNT = 11
 class Reader:
     """Stands in for a model: batches are the prompts; notes how many are made, and by how many threads at once."""
 
+    mixes_videos = True
+
     def __init__(self):
         self.made, self.at_once, self.most = 0, 0, 0
         self._lock = threading.Lock()

@@ -29,6 +29,7 @@ def test_every_type_of_transformers_has_an_adapter_or_a_reason():
     newest = tuple(map(int, transformers.__version__.split(".")[:2])) > (5, 23)
     assert newest or not unknown, "decide about them: an adapter in dyvte/families, or a reason in refused.py"
     assert not REFUSED.keys() & _ADAPTERS.keys()
+    assert set(table.SPECIAL) <= {*_ADAPTERS}
 
 
 def test_the_page_about_families_is_current():
