@@ -5,10 +5,11 @@ Called by :mod:`dyvte.decoding.attach`; docs/transformers.md has the whole list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import Tensor
 
 from dyvte.decoding.cache.ragged import check_cache
@@ -51,6 +52,7 @@ class Generation:
         for name, reason in WHY_NOT.items():
             if asked(name) is not None:
                 raise _not_available(name, reason)
+        _check_version(model, arguments, asked, ids_are_columns)
         cache = asked("cache_implementation")
         if cache not in CACHES:
             raise _not_available(f"cache_implementation={cache!r}", "each layer keeps other tokens")
@@ -65,6 +67,30 @@ class Generation:
         if self.prompt_columns is None:
             self.prompt_columns = seen + columns
         return min(columns, max(0, seen + columns - self.prompt_columns))
+
+
+def _check_version(
+    model: Any, arguments: Mapping[str, Any], asked: Callable[[str], Any], ids_are_columns: bool
+) -> None:
+    """Raise ValueError where the installed transformers would answer wrongly, with a policy and without."""
+    installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    drafts = asked("prompt_lookup_num_tokens") or arguments.get("assistant_model") is not None
+    from_embeddings = not ids_are_columns or arguments.get("inputs_embeds") is not None
+    copies = max(asked("num_beams") or 1, asked("num_return_sequences") or 1)
+    pixels, ids = arguments.get("pixel_values"), arguments.get("input_ids", arguments.get("inputs"))
+    several = False
+    if pixels is not None and ids is not None and "_expand_inputs_for_generation" not in vars(type(model)):
+        image_tokens = (ids == getattr(model.config, "image_token_id", None)).sum(1)
+        several = len(pixels) != len(ids) or bool((image_tokens != image_tokens[0]).any())
+    for since, what, wrong in (
+        ((5, 18), "drafting from embeddings (LLaVA's own class)", drafts and from_embeddings),
+        ((5, 19), "beams, or num_return_sequences, of prompts with several images", copies > 1 and several),
+    ):
+        if wrong and installed < since:
+            raise ValueError(
+                f"{what} needs transformers {since[0]}.{since[1]}, and {transformers.__version__} is installed: pip "
+                "install --upgrade transformers"
+            )
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:
