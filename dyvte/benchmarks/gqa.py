@@ -75,7 +75,7 @@ def read_choices(path: Path, balanced: Records) -> Records | None:
     choices = read_annotations(path, {str: {"valid": [str], "plausible": [str]}}, "remove or replace it")
     if missing := [key for key in balanced if key not in choices]:
         raise ValueError(
-            f"{path} has no valid and plausible answers for question {missing[0]}; remove or replace it."
+            f"{path} has no valid and plausible answers for question {missing[0]!r}; remove or replace it."
         )
     return choices
 

@@ -176,11 +176,11 @@ def check_questions(data_dir: Path) -> None:
     )
     for key in asked:
         if key not in samples:
-            raise ValueError(f"{data_dir / QUESTIONS} asks for {key}, which {SAMPLES} does not have.")
+            raise ValueError(f"{data_dir / QUESTIONS} asks for {key!r}, which {SAMPLES} does not have.")
     missing = [key for key in samples if key not in asked]
     if missing:
         raise ValueError(
-            f"{data_dir / QUESTIONS} lacks {len(missing)} samples of {SAMPLES}, as {missing[0]}."
+            f"{data_dir / QUESTIONS} lacks {len(missing)} samples of {SAMPLES}, as {missing[0]!r}."
         )
 
 
@@ -194,7 +194,7 @@ def _remarks_on_grades(
         scores = grades[key]["score"][:rounds]
         if key not in texts:
             if any(scores):
-                raise ValueError(f"{path} grades {key}, which the answers lack: it belongs to other answers.")
+                raise ValueError(f"{path} grades {key!r}, which the answers lack: it belongs to other answers.")
             remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
             continue
         contents = grades[key]["content"][:rounds]

@@ -141,7 +141,7 @@ def read_grades(path: Path) -> Grades:
     grades = read_annotations(path, {str: _GRADE}, "delete it and grade again")
     for key, grade in grades.items():
         if len({*map(len, grade.values())}) > 1:
-            raise ValueError(f"{path}: {key} does not have as many models as contents and scores.")
+            raise ValueError(f"{path}: {key!r} does not have as many models as contents and scores.")
         for value in grade["score"]:
             if not 0 <= value <= 1:
                 raise ValueError(f"{path}: {key} has the score {value!r}, which is not between 0 and 1.")
