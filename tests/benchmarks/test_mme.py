@@ -332,6 +332,6 @@ def test_questions_and_texts_must_be_about_the_same(tmp_path, files):
         mme.check_questions(tmp_path)
     files.lines(tmp_path / mme.QUESTIONS, [rows[0], {**rows[1], "text": "Is it?"}])
     with pytest.raises(
-        ValueError, match=r"llava_mme.jsonl, line 2: no text .* existence/.../0.txt with 'Is it\?"
+        ValueError, match=r"llava_mme.jsonl, line 2: no text .*existence/.../0.txt. with 'Is it\?"
     ):
         mme.check_questions(tmp_path)

@@ -172,7 +172,7 @@ def test_grades_must_be_of_these_answers(data, answer):
     remark = mmvet.score(data, answers).remarks[0]
     assert remark.question_id == path.name and "taken to be these" in remark.what
     answer([(0, "a")])
-    with pytest.raises(ValueError, match="v1_1, which the answers lack"):
+    with pytest.raises(ValueError, match="'v1_1', which the answers lack"):
         mmvet.score(data, answers)
 
 
@@ -236,10 +236,10 @@ def test_check_questions(data, files):
     mmvet.check_questions(data)
     rows = [{"question_id": n, "image": "x", "text": "?"} for n in range(3)]
     files.lines(data / "llava-mm-vet.jsonl", rows)
-    with pytest.raises(ValueError, match="lacks 1 samples of mm-vet.json, as v1_3"):
+    with pytest.raises(ValueError, match="lacks 1 samples of mm-vet.json, as 'v1_3'"):
         mmvet.check_questions(data)
     files.lines(data / "llava-mm-vet.jsonl", [*rows, {"question_id": 9, "image": "x", "text": "?"}])
-    with pytest.raises(ValueError, match="asks for v1_9"):
+    with pytest.raises(ValueError, match="asks for 'v1_9'"):
         mmvet.check_questions(data)
 
 
