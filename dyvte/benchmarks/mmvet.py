@@ -194,7 +194,9 @@ def _remarks_on_grades(
         scores = grades[key]["score"][:rounds]
         if key not in texts:
             if any(scores):
-                raise ValueError(f"{path} grades {key!r}, which the answers lack: it belongs to other answers.")
+                raise ValueError(
+                    f"{path} grades {key!r}, which the answers lack: it belongs to other answers."
+                )
             remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
             continue
         contents = grades[key]["content"][:rounds]
