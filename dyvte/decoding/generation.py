@@ -5,6 +5,7 @@ Called by :mod:`dyvte.decoding.attach`; docs/transformers.md has the whole list.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import transformers
 from torch import Tensor
 
 from dyvte.decoding.cache.ragged import check_cache
+
+logger = logging.getLogger(__name__)
 
 INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
 WHY_NOT = {
@@ -72,25 +75,27 @@ class Generation:
 def _check_version(
     model: Any, arguments: Mapping[str, Any], asked: Callable[[str], Any], ids_are_columns: bool
 ) -> None:
-    """Raise ValueError where the installed transformers would answer wrongly, with a policy and without."""
+    """Raise ValueError where the installed transformers cannot draft; say so where it would answer wrongly."""
     installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     drafts = asked("prompt_lookup_num_tokens") or arguments.get("assistant_model") is not None
     from_embeddings = not ids_are_columns or arguments.get("inputs_embeds") is not None
+    if drafts and from_embeddings and installed < (5, 18):
+        raise ValueError(
+            "drafting from embeddings (LLaVA's own class) needs transformers 5.18, and "
+            f"{transformers.__version__} is installed: pip install --upgrade transformers"
+        )
     copies = max(asked("num_beams") or 1, asked("num_return_sequences") or 1)
     pixels, ids = arguments.get("pixel_values"), arguments.get("input_ids", arguments.get("inputs"))
-    several = False
-    if pixels is not None and ids is not None and "_expand_inputs_for_generation" not in vars(type(model)):
-        image_tokens = (ids == getattr(model.config, "image_token_id", None)).sum(1)
-        several = len(pixels) != len(ids) or bool((image_tokens != image_tokens[0]).any())
-    for since, what, wrong in (
-        ((5, 18), "drafting from embeddings (LLaVA's own class)", drafts and from_embeddings),
-        ((5, 19), "beams, or num_return_sequences, of prompts with several images", copies > 1 and several),
-    ):
-        if wrong and installed < since:
-            raise ValueError(
-                f"{what} needs transformers {since[0]}.{since[1]}, and {transformers.__version__} is installed: pip "
-                "install --upgrade transformers"
-            )
+    if copies == 1 or installed >= (5, 19) or pixels is None or ids is None:
+        return
+    image_tokens = (ids == getattr(model.config, "image_token_id", None)).sum(1)
+    several = len(pixels) != len(ids) or bool((image_tokens != image_tokens[0]).any())
+    if several and "_expand_inputs_for_generation" not in vars(type(model)):
+        logger.warning(
+            "transformers %s gives the images of one copy to another where prompts with several images have beams or "
+            "num_return_sequences, with a policy and without; 5.19 does not: pip install --upgrade transformers",
+            transformers.__version__,
+        )
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:

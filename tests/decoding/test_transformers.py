@@ -114,11 +114,11 @@ def test_processors_criteria_and_scores(hf_llava, handle, plain):
     torch.testing.assert_close(best, torch.stack(out.scores).log_softmax(-1).amax(-1).T)
 
 
-def test_several_sequences_for_a_prompt_decide_alike(hf_llava, handle, plain):
+def test_several_sequences_for_a_prompt_decide_alike(hf_llava, handle, plain, caplog):
     sampled = {**GREEDY, "do_sample": True, "num_return_sequences": 2}
     if transformers.__version__.startswith(("5.17.", "5.18.")):  # which give a copy the images of another
-        with pytest.raises(ValueError, match="num_return_sequences, of prompts .* needs transformers 5.19"):
-            hf_llava.generate(**THREE, **sampled)
+        hf_llava.generate(**THREE, **sampled)
+        assert "5.19 does not" in caplog.text
         return
     assert len(hf_llava.generate(**THREE, **sampled)) == 6
     beams = hf_llava.generate(**THREE, **GREEDY, num_beams=3, num_return_sequences=2)
