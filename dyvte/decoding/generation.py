@@ -88,7 +88,7 @@ def _check_version(
     pixels, ids = arguments.get("pixel_values"), arguments.get("input_ids", arguments.get("inputs"))
     if copies == 1 or installed >= (5, 19) or pixels is None or ids is None:
         return
-    image_tokens = (ids == getattr(model.config, "image_token_id", None)).sum(1)
+    image_tokens = (ids == getattr(model.config, "image_token_id", -1)).sum(1)
     several = len(pixels) != len(ids) or bool((image_tokens != image_tokens[0]).any())
     if several and "_expand_inputs_for_generation" not in vars(type(model)):
         logger.warning(
