@@ -145,7 +145,7 @@ def test_models_and_health(random):
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4o' here, only 'served'") as error:
         random.models.retrieve("gpt-4o")
     assert error.value.code == "model_not_found"
-    assert health(random) == {"status": "ok", "model": "served", "requests": 0}
+    assert health(random) == {"status": "ok", "model": "served", "requests": 0, "megapixels": 0.0}
 
 
 def health(client) -> dict:
