@@ -60,7 +60,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def talkative(checkpoint):
-    """A random model whose answers are long, and take their time: a browser on a busy machine sees them begin late."""
+    """A random model whose answers are long, and slow: on a busy machine a browser sees them begin late."""
     session, address, page = serve(None, "--model-path", checkpoint, "--max-new-tokens", 400)
     session._answerer.chat.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
     yield session, address, page
