@@ -128,7 +128,9 @@ def measure_attention(args: argparse.Namespace) -> AttentionStudy:
             },
             "measures": list(MEASURES),
             "kinds": list(KINDS),
-            "heads": answerer.chat.decoder_config.num_attention_heads,
+            "heads": getattr(
+                answerer.chat.decoder_config, "num_attention_heads", None
+            ),  # None: layers differ
             **method_of(args, policy),
         }
 

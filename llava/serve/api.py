@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -35,6 +34,7 @@ with extra("serve"):
 from dyvte.engine.model import Generation, model_name_of
 from dyvte.engine.options import add_loading_arguments, add_method_arguments, open_answerer
 from llava.serve.batching import Batcher, Job, Piece
+from llava.serve.listen import listen
 from llava.serve.messages import Conversation, Limits, read_messages
 from llava.serve.protocol import FAULT, ApiError, ChatRequest, read_request
 
@@ -353,22 +353,6 @@ async def _events(
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections, before anything else takes time.
-
-    Raises:
-        ValueError: the port is taken, or there is no such host here.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        code = getattr(error, "errno", None)
-        reason = os.strerror(code) if code and code > 0 else error
-        raise ValueError(
-            f"cannot listen at {host}, port {port} ({reason}): choose others with --host and --port"
-        ) from None
 
 
 def make_server(args: argparse.Namespace) -> uvicorn.Server:

@@ -19,6 +19,7 @@ from dyvte.cli import run
 from dyvte.engine.options import TEMPERATURE, add_loading_arguments, add_method_arguments, open_answerer
 from dyvte.report.titles import model_title
 from llava.serve.demo_session import Controls, Session
+from llava.serve.listen import listen
 
 TINY = Path(llava.__file__).parents[1] / "playground" / "tiny"
 """In a checkout; an installed package has none."""
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from llava.serve.demo_page import LOOKS, page_of
     from llava.serve.demo_server import launch
 
+    listen(args.host, args.port).close()  # a taken port is told now, not after minutes of loading
     session, controls = open_session(args)
     example = TINY / "example.jpg"
     page = page_of(session, model_title(args.model_path), controls, example if example.is_file() else None)

@@ -258,15 +258,16 @@ def test_a_port_is_a_number(capsys):
         assert "1 to 65535" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_one_line(monkeypatch, tiny):
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch):
     pytest.importorskip("gradio")
-    monkeypatch.setattr("llava.serve.demo.open_session", lambda args: (tiny, Controls("dyvte", 0.5, 8)))
+    monkeypatch.setattr("llava.serve.demo.open_session", lambda args: pytest.fail("the model was loaded"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         args = build_parser().parse_args(["--port", str(taken.getsockname()[1])])
-        args.model_path = f"{TINY}/model"
-        with pytest.raises(ValueError, match=r"^cannot serve on port \d+ of 127.0.0.1: another program"):
+        with pytest.raises(
+            ValueError, match=r"^cannot listen at 127.0.0.1, port \d+ \(Address already in use\)"
+        ):
             main(args)
 
 

@@ -14,6 +14,7 @@ from openai import OpenAI
 from PIL import Image
 
 from llava.serve import api
+from llava.serve.listen import listen
 
 TINY = "--model-path playground/tiny/model --gates playground/tiny/gates --served-model-name served"
 
@@ -22,7 +23,7 @@ TINY = "--model-path playground/tiny/model --gates playground/tiny/gates --serve
 def serving(flags: str):
     """A client of a server that runs in a thread."""
     args = api.build_parser().parse_args(shlex.split(f"--device cpu --port 0 {flags}"))
-    with api.listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         server = api.make_server(args)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
