@@ -17,7 +17,7 @@ from dyvte.io import read_json
 from dyvte.reproduce.work import FAST_CPU, TINY_SETS, Work, since, state_of
 
 DATA = ("data_root", "questions")
-ASKED = (*DATA, "benchmarks", "gates", "gates_dir", "threshold", "conv_mode", "batch_size")
+ASKED = (*DATA, "benchmarks", "gates", "gates_dir", "threshold", "conv_mode", "batch_size", "dtype")
 EVALUATED = (*ASKED, "verify_every", "variant", "chunks")
 FITTED = (
     *("train_data", "train_images", "scenes", "fraction", "seed", "version", "dtype"),

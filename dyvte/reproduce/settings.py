@@ -57,6 +57,11 @@ class Settings:
     verify_every: int | None = _setting("ask each N-th question of a batch alone as well (100; 0: none)", int)
     variant: str | None = _setting("official variant of the scorer (python -m dyvte.benchmarks list)")
     chunks: int | None = _setting("processes that answer (one for each GPU)", int)
+    dtype: str | None = _setting(
+        "of the model and of stored states: float32, float16 or bfloat16 (float16 on a GPU, else float32; states "
+        "float32; Small-LLaVA: bfloat16)",
+        small="bfloat16",
+    )
 
     limit: int | None = _setting("questions, for attention (100), oracle exits (all) and examples (6)", int)
     layers: tuple[int, ...] | None = _setting("fixed exit layers of figure 4 (all)", int, split=" ")
@@ -84,7 +89,6 @@ class Settings:
     version: str | None = _setting(
         "prompt template of LLaVA's models in fitting", tiny="vicuna_v1_nosys", small="chatml_direct"
     )
-    dtype: str = _setting("of the model and of stored states: float32 or bfloat16 (float32)", str, "float32")
     lr: str | None = _setting("learning rate of gates", number, usual="4e-5", tiny="1e-3")
     epochs: str | None = _setting("of fitting", number, usual="1", tiny="4")
     gate_batch: int | None = _setting("samples per step of fitting", int, usual=128, tiny=32)

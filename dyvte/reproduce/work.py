@@ -195,7 +195,7 @@ class Work:
             "THRESHOLD": threshold or own.threshold,
         }
         state = state_of(Path(self.model), data, gates)
-        words = " ".join(f"{value or ''}" for value in (*asked.values(), state))
+        words = " ".join(f"{value or ''}" for value in (*asked.values(), state, *filter(None, [own.dtype])))
         if not (folder / "record.json").is_file():  # nobody has graded or scored the answers: not done
             (folder / ".done").unlink(missing_ok=True)
         if (data / "v2_mscoco_val2014_annotations.json").is_file():  # the test split has no public answers
@@ -210,14 +210,17 @@ class Work:
             if address:
                 asked |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "none", "ROUNDS": 1}
                 asked |= {"MMVET_JUDGE_MODEL": "exact-match", "PROMPT_FILE": TINY_JUDGE}
-            self.command("bash", f"scripts/v1_5/eval/{name}.sh", **asked)
+            dtype = self.settings.dtype
+            self.command(
+                "bash", f"scripts/v1_5/eval/{name}.sh", *(["--dtype", dtype] if dtype else []), **asked
+            )
 
     # studies
 
     def study(self, module: str, name: str, folder: Path, **flags: object) -> Path:
         """Run ``dyvte.study.MODULE`` on a benchmark; its output folder."""
         own, data = self.settings, self.data_of(name)
-        asked = {**self.template, "temperature": 0, "batch_size": own.batch_size}
+        asked = {**self.template, "temperature": 0, "batch_size": own.batch_size, "dtype": own.dtype}
         asked |= {"single_pred_prompt": () if name in ("sqa", "mmbench") else None, **flags}
         self.python(
             f"dyvte.study.{module}", name, data_dir=data, model_path=self.model, output=folder, **asked
@@ -340,7 +343,7 @@ class Work:
             raise ValueError(f"set VTW_K, or TRAIN_DATA and TRAIN_IMAGES to search a layer for {self.model}")
         found = self.rivaled / "vtw.json"
         sample = {"data_path": own.train_data, "image_folder": own.train_images, "output": found}
-        how = {**self.template, "divergence": own.vtw_divergence}
+        how = {**self.template, "divergence": own.vtw_divergence, "dtype": own.dtype}
         self.python("dyvte.study.vtw_search", model_path=self.model, **sample, **how)
         return int(read_json(found)["k"])
 

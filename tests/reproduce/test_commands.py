@@ -233,11 +233,25 @@ def test_small_llava_has_tiny_llavas_scenes_in_fuller_language_and_its_own_templ
     made = [line for line in lines if line.startswith("dyvte.tiny.data")]
     assert len(made) == 1 and f"--spoken --out {run.out}/small-train" in made[0]
     stores = [line for line in lines if line.startswith("dyvte.gates.store_states")]
-    assert len(stores) == 2 and all("--version chatml_direct" in line for line in stores)
+    assert len(stores) == 2 and all("--version chatml_direct --dtype bfloat16" in line for line in stores)
     commands = run("table1", SMALL, Settings(benchmarks=("gqa",)))
     with_exit = commands.environments[-2]
     assert with_exit["GATES"] == "playground/small/gates" and with_exit["CONV_MODE"] == "chatml_direct"
     assert with_exit["DATA"] == f"{run.out}/small-eval/gqa" and with_exit["BATCH_SIZE"] == "16"
+
+
+@pytest.mark.parametrize("name", ["table1", "figure3", "figure4", "dynamic"])
+def test_every_command_that_opens_the_model_gets_its_dtype(run, name):
+    for model, chosen, dtype in (
+        (SMALL, None, "bfloat16"),
+        (SMALL, "float32", "float32"),
+        (TINY, None, None),
+        (LLAVA, "float16", "float16"),
+    ):
+        for line in run(name, model, Settings(dtype=chosen, vtw_k=15)).lines:
+            if line[0] == "bash" or "--model-path" in line:
+                given = line[line.index("--dtype") + 1] if "--dtype" in line else None
+                assert given == dtype, line
 
 
 def test_tiny_llavas_benchmarks_are_made(tmp_path):
