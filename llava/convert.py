@@ -5,7 +5,9 @@
 
 The checkpoint's config says which way. Exit gates that lie in the folder go along. Logits stay the same; a token for
 the image's place is added to the vocabulary where transformers needs one, and its logit is the mean of the others, so
-that it is never the largest.
+that it is never the largest. Names of weights and fields are those of the two layouts, and must stay.
+
+Run as ``dyvte convert``, too, and by ``scripts/tiny/next.sh``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "playground/tiny/README.md": "tiny_llava.md",
+    "playground/small/README.md": "small_llava.md",
 }
 # Pages that are not named here follow by name, and then the folders.
 ORDER = [
@@ -42,6 +43,8 @@ ORDER = [
     "layout",
     "api",
     "tiny_llava",
+    "small",
+    "small_llava",
     "safety",
     "changelog",
 ]

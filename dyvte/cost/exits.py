@@ -1,6 +1,8 @@
 """Decoder FLOPs of prompts with an exit after each layer, from token counts alone.
 
-Called by :mod:`dyvte.decoding.trace`, :mod:`dyvte.engine.calibrate` and the studies, so that all count alike.
+All exits are counted here, so that reports, calibration and studies agree.
+
+Called from :mod:`dyvte.decoding`, :mod:`dyvte.engine` and :mod:`dyvte.study`.
 """
 
 from __future__ import annotations

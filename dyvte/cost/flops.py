@@ -5,7 +5,8 @@ only, without the language head: vision tower and projector, then for each decod
 ``2 * params(layer) * n + 4 * n^2 * d`` with its ``n`` tokens and query width ``d`` (of experts, those a token is
 routed to), and the gates that ran. The paper's tables count in this way, so the definition must not change.
 
-:mod:`dyvte.decoding.trace` puts the result into reports; :mod:`dyvte.bench` uses the formulas of one layer.
+:mod:`dyvte.decoding.trace` puts the result into reports. Called from :mod:`dyvte.bench`, :mod:`dyvte.decoding`,
+:mod:`dyvte.engine` and :mod:`llava.model`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All other files of this package, and so all decoder FLOPs of the project, are computed from :class:`LayerCost`.
 
-Called from :mod:`dyvte.bench`, :mod:`dyvte.cost`, :mod:`dyvte.decoding` and :mod:`dyvte.engine`.
+Called from :mod:`dyvte.bench`, :mod:`dyvte.cost`, :mod:`dyvte.decoding`, :mod:`dyvte.engine` and :mod:`llava.serve`.
 """
 
 from __future__ import annotations

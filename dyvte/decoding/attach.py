@@ -8,10 +8,11 @@
 While attached, the model's decoder runs the packed layer loop. No class is changed: the decoder gets the instance
 attributes ``forward`` and ``_exit_handle``, the model ``generate`` and ``init_continuous_batching``, and some
 families get forward hooks, a FLOP counter and a recorded image encoder. ``detach`` must remove all of them, so that
-the model computes what it did before, bit for bit. They are methods of the handle, no closures, so that a model can
-be copied and pickled with its policy.
+the model computes what it did before, bit for bit. All functions among them are methods of the handle, not closures,
+so that a model can be copied and pickled with its policy.
 
-:mod:`llava.chat_model`, :mod:`dyvte.engine.processor_model` and :mod:`dyvte.bench` attach policies for the commands.
+:mod:`llava.chat_model`, :mod:`llava.model.builder`, :mod:`dyvte.engine.processor_model` and :mod:`dyvte.bench` attach
+policies for the commands.
 """
 
 from __future__ import annotations

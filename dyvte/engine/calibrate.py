@@ -8,6 +8,8 @@
 The set is instruction data in LLaVA's format, as ``dyvte.gates.sample`` draws it, of which the first questions are
 asked; it should not be what the gates were trained on. The model's own answers (greedy, without exit) are what an
 exit must keep: with the answer as given, an exit changes nothing when it changes no argmax at any of its positions.
+
+Run as ``dyvte calibrate``, too.
 """
 
 from __future__ import annotations

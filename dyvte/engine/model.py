@@ -1,7 +1,8 @@
 """The interface between the engine and a model that answers questions about images.
 
-The engine (answering, resuming, calibration, labels) sees a model through :class:`ChatModel` alone. A family
-implements it once: ``llava.chat_model`` for LLaVA. Who calls what:
+The engine (answering, resuming, calibration, labels) sees a model through :class:`ChatModel` alone. It is implemented
+twice: ``llava.chat_model`` for LLaVA's checkpoints, ``dyvte.engine.processor_model`` for those of transformers. Who
+calls what:
 
     questions --prompt--> texts --batch--> Batch --generate--> token ids --decode--> answers    (Answerer)
                                             |----prefill-----> logits of the next token         (studies, timing)
@@ -10,6 +11,8 @@ implements it once: ``llava.chat_model`` for LLaVA. Who calls what:
 
 ``prompt`` and ``batch`` run on the CPU and may run in another thread than the rest; every method may be called by
 several threads at once.
+
+Called from most of the project.
 """
 
 from __future__ import annotations

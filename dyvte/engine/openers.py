@@ -6,7 +6,7 @@ An installed package adds families, or replaces one, with an entry point of the 
     [project.entry-points."dyvte.models"]
     llava = "llava.chat_model:open_chat_model"
 
-Called from :mod:`dyvte.engine`, :mod:`dyvte.gates`, :mod:`dyvte.tiny` and :mod:`llava.train`.
+Called from :mod:`dyvte.engine`, :mod:`dyvte.gates`, :mod:`dyvte.small`, :mod:`dyvte.tiny` and :mod:`llava.train`.
 """
 
 from __future__ import annotations

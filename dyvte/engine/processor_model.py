@@ -4,7 +4,8 @@ Whatever the family: prompts are LLaVA's words for a question inside the family'
 for each image where ``<image>`` stands, else in front. Nothing that a checkpoint brings is executed:
 ``trust_remote_code`` stays off.
 
-Called by :mod:`dyvte.bench.throughput` and :mod:`llava.convert`.
+``dyvte.engine.openers`` opens it by name. Called by :mod:`dyvte.bench.throughput`, :mod:`dyvte.tiny.tiles` and
+:mod:`llava.convert`.
 """
 
 from __future__ import annotations

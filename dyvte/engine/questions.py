@@ -1,6 +1,8 @@
 """Questions as the command lines ask them, whatever file they come from, and what can be known to be wrong with them
 before a model is loaded.
 
+Fields of the files are LLaVA's, and must stay.
+
 Called from most of the project.
 """
 

@@ -1,8 +1,9 @@
 """What the command lines that answer a file of questions share: chunks, batches, and the answers file.
 
-A run that was interrupted goes on where it stopped when it is started again with the same settings.
+A run that was interrupted goes on where it stopped when it is started again with the same settings. Flags that LLaVA
+has keep its names.
 
-Called from :mod:`dyvte.bench`, :mod:`dyvte.engine`, :mod:`dyvte.study` and :mod:`llava.eval`.
+Called from :mod:`dyvte.bench`, :mod:`dyvte.engine`, :mod:`dyvte.report`, :mod:`dyvte.study` and :mod:`llava.eval`.
 """
 
 from __future__ import annotations

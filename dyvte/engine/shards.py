@@ -9,7 +9,9 @@ answers in the order of the questions. With ``--shards``, other machines run the
 in the end. A shard that died goes on, on any machine, when its command is started again.
 
 When COMMAND has ``--shard-model``, the processes of all shards run at once and share the model, a part of it on the
-GPU of each. Where they are on several machines, MASTER_ADDR and MASTER_PORT name the first one and a free port of it.
+GPU of each. Where they are on several machines, MASTER_ADDR and MASTER_PORT name the first one and a free port there.
+
+``scripts/v1_5/eval/common.sh`` runs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Videos as some of their frames, in the order of time.
 
-Called by :mod:`dyvte.engine`, :mod:`llava.chat_model`, :mod:`llava.eval.run_llava`, :mod:`llava.serve.cli` and
-``scripts/extract_seed_video_frames.py``. Files are read by PyAV, which the extra ``video`` installs.
+Files are read by PyAV, which the extra ``video`` installs.
+
+Called from :mod:`dyvte.engine`, :mod:`dyvte.report`, :mod:`dyvte.study`, :mod:`llava` and
+``scripts/extract_seed_video_frames.py``.
 """
 
 from __future__ import annotations

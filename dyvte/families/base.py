@@ -31,8 +31,8 @@ class Adapter:
             -1 for the others; None where all layers are causal.
         logits: (model, output of the language head) -> the model's logits, where these differ.
         answer_types: name of an input with token types -> the type of an answer's tokens, where it is not 0.
-        encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D); of one
-            that launches kernels and nothing else, so that it can be recorded, else None.
+        encoder: model -> the name of its method from pixels (I, ...) to projected features (I, N, D), if the method
+            only launches kernels and so can be recorded; else None.
         mixes_videos: whether one call takes images and videos; some classes of transformers have one place for both.
         counts_vision: whether FLOPs of tower and projector are counted while they run, for lack of a formula.
     """

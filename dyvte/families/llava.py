@@ -1,6 +1,6 @@
 """LLaVA and its relatives: one tower, a projector, and a decoder in which nothing is special.
 
-Registered by importing ``dyvte.families``. Places of parts and placeholders are those of transformers'
+Places of parts and placeholders are those of transformers'
 ``models/<model type>``; ``python -m tests.families.table`` writes docs/families.md from this file.
 Newline features of LLaVA-NeXT and OneVision are image features, so they are visual tokens; tokens such as
 ``[IMG_BREAK]`` or ``<row_1_col_2>`` are ordinary embeddings, so they are text.

@@ -9,6 +9,8 @@ second, shorter run bends the strokes at random: with 1415 training digits, the 
 them by heart.
 
     python -m dyvte.tiny.tower --out DIR
+
+``scripts/tiny/train.sh`` runs it. Sizes and steps are flags.
 """
 
 from __future__ import annotations

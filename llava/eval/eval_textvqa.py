@@ -2,6 +2,8 @@
 
 As in LLaVA, the mean goes over the lines of the result file, however many there are;
 ``python -m dyvte.benchmarks score textvqa`` names the questions that are missing or answered twice.
+
+Run by hand, as in LLaVA: flags and printed lines must stay.
 """
 
 from __future__ import annotations

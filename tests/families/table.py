@@ -59,8 +59,8 @@ generation, gates and their labels. Checkpoints of these types open on all comma
     python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --image-file a.jpg --query "What is this?"
     MODEL=Qwen/Qwen2.5-VL-7B-Instruct DATA=gates.json scripts/v1_5/finetune_visual_gate.sh
 
-Questions have the words that LLaVA's scripts give them, in the family's own chat template. Placeholders of images
-stand where `<image>` stands in the question, else in front. `--conv-mode` and `--version` are for LLaVA's own
+Questions have the words that LLaVA's scripts give them, in the family's own chat template. The images
+stand where the question says `<image>`, else in front of it. `--conv-mode` and `--version` are for LLaVA's own
 checkpoints; for these families they are an error. The checkpoint's processor prepares the images, and the answers
 file names its settings. Processors that also take videos (Qwen-VL, GLM-V, InternVL, LLaVA-OneVision and others) need
 torchvision. Greedy answers take the most probable token, without the penalties that some checkpoints suggest.
@@ -75,13 +75,13 @@ Of a Qwen-Omni checkpoint the part that sees and writes is loaded (its thinker),
 (default 8) takes N frames at equal distances, `--frames-per-second R` takes R for each second. A processor that takes
 videos gets the frames and their times as one video; for other models the frames are images, one after another. An
 exit drops the tokens of all frames. `<video>` in a question's text says where the video belongs. SmolVLM, GLM-V and
-Molmo 2 take no prompt with both images and videos; a file with questions of both kinds is answered in batches apart.
+Molmo 2 take no prompt with both images and videos; in a file with questions of both kinds, a batch holds one kind.
 
     python -m llava.eval.run_llava --model-path Qwen/Qwen2.5-VL-7B-Instruct --video a.mp4 --query "What happens?"
 
 **A trained model to try.** `scripts/tiny/next.sh` writes Tiny-LLaVA as a LLaVA-NeXT model in seconds: the same
-weights under transformers' classes, with tiles. It was not trained on tiles, but
-answers most questions; `playground/tiny/README.md` has its accuracy.
+weights under transformers' classes, with tiles. It was not trained on tiles, but answers most questions;
+`playground/tiny/README.md` has its accuracy.
 
 **Models tested** counts kinds of tiny random models: logits without exit, with exits (against the stock model with
 the image hidden above the exit), cached generation, beams, labels (against separate runs) and FLOPs (against torch's

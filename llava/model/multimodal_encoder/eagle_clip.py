@@ -1,5 +1,7 @@
 """Eagle's first tower: CLIP-L/14 at 336 pixels (its name says 448), all layers, without class token.
 
+Names of weights are those of the released checkpoint, and must stay.
+
 Called by :mod:`llava.model.multimodal_encoder.eagle_encoder`.
 """
 

@@ -1,5 +1,7 @@
 """Eagle's vision tower: several encoders on one image, their features side by side as channels.
 
+The order of the channels, and how maps are resized, are those of Eagle's own code: released projectors rely on them.
+
 Called by :mod:`llava.model.multimodal_encoder.builder`.
 """
 
