@@ -24,13 +24,18 @@ THREADS=${THREADS:-$(nproc)}
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 mkdir -p "$OUT"
+failed=0 # whether a row failed; the others are measured all the same
 bench() { # bench NAME COMMAND FLAGS...
     local name=$1
     shift
     if [ -f "$OUT/$name.json" ]; then return; fi
     printf '\n== %s\n' "$name"
     "$python" -m dyvte.bench "$1" --rounds "$ROUNDS" --device "$DEVICE" --threads "$THREADS" "${@:2}" \
-        --json "$OUT/$name.json" | tee "$OUT/$name.md"
+        --json "$OUT/$name.json" | tee "$OUT/$name.md" || {
+        echo "bench.sh: $name failed (see above)" >&2
+        rm -f "$OUT/$name.md"
+        failed=1
+    }
 }
 
 if [ "$DEVICE" = cpu ]; then
@@ -45,26 +50,31 @@ fi
 main_rows() {
     local batched="" model=${MODEL:-7b} extra="--attn auto ${EXTRA:-}" one="" static="" middle=1 more="0"
     if [ "$DEVICE" != cpu ]; then one="one-graph" static="static" middle=15 more="7 15 23" batched="graphs"; fi
+    # compiled layers are the newest, and take the longest to begin: rows of their own, so that nothing waits for them
     # shellcheck disable=SC2086 # the lists are several words each
     {
         bench "prefill-$model" prefill --model "$model" --batch 1 --exit-layers $more $extra \
-            --variants baseline $one packed never gates fixed $graphs
+            --variants baseline $one packed never gates fixed $batched
         bench "ttft-$model" ttft --model "$model" --batch 1 --exit-layers $middle $extra \
-            --variants baseline packed gates $graphs
+            --variants baseline packed gates $batched
         bench "decode-$model" decode --model "$model" --batch 1 --exit-layers $middle $extra \
-            --variants baseline packed gates $graphs
+            --variants baseline packed gates $batched
         bench "prefill-$model-batch" prefill --model "$model" --batch $large --exit-layers $middle mixed $extra \
             --variants baseline packed gates $batched
-        bench "throughput-$model" throughput --model "$model" --batch ${large##* } --exit-layers $middle $extra \
-            --rounds 2 --variants baseline gates $batched
         bench "generate-$model" generate --model "$model" --batch 1 --exit-layers $middle $extra \
-            --rounds 3 --answer-tokens 64 --variants baseline $static packed gates $graphs
+            --rounds 3 --answer-tokens 64 --variants baseline $static packed gates $batched
+        if [ "$DEVICE" != cpu ]; then
+            bench "prefill-$model-compiled" prefill --model "$model" --batch 1 --exit-layers $more $extra \
+                --variants baseline $one compiled
+        fi
+        bench "throughput-$model" throughput --model "$model" --batch ${large##* } --exit-layers $middle $extra \
+            --questions 64 --rounds 2 --variants baseline gates $batched
     }
 }
 
 if [ "$SUITE" = main ]; then
     main_rows
-    exit
+    exit $failed
 fi
 
 suite() { # suite MODEL SUFFIX FLAGS...
@@ -126,3 +136,4 @@ for command in prefill decode generate ttft labels; do
     bench "$command-tiny" $command --model tiny --dtype fp32 --batch 1 32 --visual-tokens tiny --gate-width 128
 done
 "$python" -m dyvte.bench.summary "$OUT"
+exit $failed

@@ -26,6 +26,8 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 class OneGraph:
     """transformers' own prefill under one graph, recorded at its first call.
 
+    transformers builds the causal mask while work is recorded, instead of leaving it to the kernel as it does else.
+
     Args:
         record: CUDA graphs by default.
     """
@@ -74,6 +76,7 @@ class GraphedLayers:
             for hook in hooks:
                 hook.remove()
         hidden, given = calls[0]
+        self._read = calls  # graphs hold the addresses of tensors, not tensors
 
         def rest() -> None:
             decoder.rotary_emb(hidden, position_ids=given["position_ids"])

@@ -24,6 +24,7 @@ def card(monkeypatch):
     """What a machine offers; nothing runs there."""
     has = {"torch.nn.attention.varlen": True, "flash_attn": False}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: has[name] or None)
+    monkeypatch.setattr(varlen, "_torch_kernel", lambda: has["torch.nn.attention.varlen"] or None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: has.get("capability", (9, 0)))
     return has
 
@@ -42,6 +43,14 @@ def test_the_first_kernel_that_fits_is_chosen(card):
     card["torch.nn.attention.varlen"], card["flash_attn"] = False, True
     assert choose("sdpa", CUDA, HALF, [128]) == "flash_attention_2"
     assert choose("sdpa", CUDA, torch.float32, [128]) == "sdpa"
+
+
+def test_a_kernel_without_windows_is_none(monkeypatch):
+    """That of torch 2.10."""
+    attention = pytest.importorskip("torch.nn.attention.varlen")
+    assert varlen._torch_kernel.__wrapped__() is attention.varlen_attn
+    monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, is_causal=False: query)
+    assert varlen._torch_kernel.__wrapped__() is None
 
 
 @torch.no_grad()

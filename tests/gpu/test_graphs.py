@@ -46,7 +46,7 @@ def prefill(model, policy, inputs, graphs):
 def test_replayed_prefill_equals_launched_prefill(model, learned, prompts):
     inputs, graphs, tolerance = on_card(prompts, model), Graphs(), TOLERANCE[model.dtype]
     for policy in (NoExit(), FixedExit(1), learned):
-        plain, trace = prefill(model, policy, inputs, False)
+        plain, trace = prefill(model, policy, inputs, None)
         for _ in range(4):
             ours, ours_trace = prefill(model, policy, inputs, graphs)
             if model.dtype == torch.bfloat16 and ours_trace.exit_layers != trace.exit_layers:
@@ -80,7 +80,7 @@ def test_prompts_of_many_lengths_keep_to_the_budget(learned):
     model, budget = tiny_hf_llava().to("cuda"), 16 * 2**20
     graphs = Graphs(most_bytes=budget)
     generator = torch.Generator().manual_seed(0)
-    prefill(model, learned, {"input_ids": torch.full((1, 500), 7, device="cuda")}, False)  # workspaces
+    prefill(model, learned, {"input_ids": torch.full((1, 500), 7, device="cuda")}, None)  # workspaces
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     for _ in range(200):
@@ -104,7 +104,7 @@ def test_nothing_is_launched_between_two_replays(learned):
         torch.cuda.synchronize()
     calls = sorted((event.time_range.start, event.name) for event in measured.events())
     names = [name for _, name in calls]
-    launches = [at for at, name in enumerate(names) if name == "cudaGraphLaunch"]
+    launches = [at for at, name in enumerate(names) if name.startswith("cudaGraphLaunch")]
     assert len(launches) == LAYERS
     between = names[launches[0] : launches[-1]]
     assert not [
@@ -122,7 +122,7 @@ def test_the_variable_length_kernel_is_the_fastest_that_fits(learned):
 def test_compiled_layers_give_what_layers_give(learned):
     model, graphs = tiny_hf_llava().to("cuda"), Graphs(compile=True)
     inputs = on_card(Prompts(*MIXED), model)
-    plain, trace = prefill(model, learned, inputs, False)
+    plain, trace = prefill(model, learned, inputs, None)
     for _ in range(3):
         ours, ours_trace = prefill(model, learned, inputs, graphs)
         assert ours_trace.exit_layers == trace.exit_layers

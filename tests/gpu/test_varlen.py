@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def half_precision_kernel():
     if not varlen.torch_varlen_fits(torch.device("cuda"), torch.bfloat16, [64]):
-        pytest.skip("torch_varlen needs torch 2.10 and compute capability 8.0")
+        pytest.skip("torch_varlen needs torch 2.11 and compute capability 8.0")
 
 
 def layout_of(lengths):

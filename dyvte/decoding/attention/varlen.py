@@ -1,6 +1,6 @@
 """Plans for kernels that take sequences of any lengths in one call, by the offsets at which they begin.
 
-Two packages have one: ``flash-attn``, and torch itself (``torch.nn.attention.varlen``, from 2.10). Both need CUDA and
+Two packages have one: ``flash-attn``, and torch itself (``torch.nn.attention.varlen``, from 2.11). Both need CUDA and
 half precision. Neither takes a bias for each key, or windows that count removed tokens, so such rows go to SDPA
 (:func:`~dyvte.decoding.attention.plan.make_plan`).
 """
@@ -8,7 +8,9 @@ half precision. Neither takes a bias for each key, or windows that count removed
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -102,13 +104,12 @@ class TorchVarlen:
     """torch's own kernel."""
 
     def __init__(self) -> None:
-        try:
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError:
+        kernel = _torch_kernel()
+        if kernel is None:
             raise ImportError(
-                f"torch_varlen needs torch 2.10 or newer, this is {torch.__version__}: use sdpa"
-            ) from None
-        self._kernel = varlen_attn
+                f"torch_varlen needs torch 2.11 or newer, this is {torch.__version__}: use sdpa"
+            )
+        self._kernel = kernel
 
     def attend(
         self,
@@ -140,13 +141,23 @@ class TorchVarlen:
         return out
 
 
+@cache
+def _torch_kernel() -> Callable[..., object] | None:
+    """torch's kernel; None where it is missing, or as in 2.10, where it has no window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
 def torch_varlen_fits(device: torch.device, dtype: torch.dtype, head_sizes: Collection[int]) -> bool:
     """Whether torch's kernel can run here: it is FlashAttention, which needs compute capability 8.0."""
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
         and all(size % 8 == 0 and size <= 256 for size in head_sizes)
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+        and _torch_kernel() is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 

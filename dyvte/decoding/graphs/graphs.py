@@ -1,6 +1,6 @@
 """What was recorded of which decoder, and for how long it is kept.
 
-Called by :mod:`dyvte.decoding.loop`.
+Users make :class:`Graphs` and hand it to ``attach``. Called by :mod:`dyvte.decoding.loop`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ MOST_TOKENS = 3072
 the same packed layers without gates, by 71% at 636 tokens, 8% at 2,940 and 2% at 5,088
 (docs/benchmarks/h100-before): that is what launching and waiting cost, and all that a recording can save."""
 MOST_BYTES = 2**30
-"""Memory for recorded layers of one decoder; beyond it the bucket that was not used for longest is given up. A
+"""Memory for recorded layers of one decoder; beyond it the least recently used bucket is given up. A
 choice: keys and values of 1,700 tokens of LLaVA-1.5-7B (0.5 MiB each) and some ten buckets."""
 
 
 class Graphs:
     """What was recorded of the decoders it is used with: to be made once, and handed to every ``attach``.
 
-    Nothing is recorded for a shape, or an epoch of a cache, that has not come up before.
+    A shape, or an epoch of a cache, is recorded only when it comes up again.
 
     Args:
         record: how to record; CUDA graphs by default.
         most_bytes: for recorded layers of each decoder; see :data:`MOST_BYTES`.
-        compile: whether recorded layers are compiled before, which takes seconds for each bucket.
+        compile: whether layers are compiled before they are recorded, which takes seconds for each bucket.
 
     Attributes:
         recorded, replayed: how often.
@@ -66,6 +66,8 @@ class Graphs:
         """Give up all that was recorded, with its memory."""
         self._of.clear()
         self._calls.clear()
+        if isinstance(self._record, CudaGraphs):
+            self._record.close()
 
     @property
     def nbytes(self) -> int:
@@ -145,7 +147,7 @@ class Graphs:
             or any(origin is not None for origin in layout.forked_at)
         ):
             return None
-        own = self._own(plain.stack.decoder, whole=True)
+        own = self._own(plain.stack.decoder, whole=first == 0)
         if row.hidden.shape[1] >= own.too_many or not own.lock.acquire(blocking=False):
             return None
         until.callback(own.lock.release)
@@ -195,7 +197,8 @@ class Graphs:
         """What was recorded of a decoder, as long as its weights are where they were: graphs hold addresses.
 
         Args:
-            whole: look for modules and parameters that were replaced too, not only for moved ones.
+            whole: look for modules and parameters that were replaced too, not only for moved ones: once a prefill,
+                since it takes a few tenths of a millisecond.
         """
         own = self._of.get(decoder)
         if own is None or own.moved() or (whole and own.addresses != address_of(decoder)):

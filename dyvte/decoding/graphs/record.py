@@ -6,7 +6,8 @@ Called throughout :mod:`dyvte.decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any
 
 import torch
@@ -36,17 +37,24 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]] = {}
+        self._lock = Lock()  # all recordings of a device are made on one stream
 
     def __call__(self, work: Callable[[], None]) -> Replay:
         """The recorded work."""
         device = torch.cuda.current_device()
-        if device not in self._of:
-            stream = torch.cuda.Stream()
-            # CUDA frees a pool with the last of its graphs and refuses a new one in it: this graph keeps it alive
-            keeper = _capture(lambda: torch.zeros(1, device="cuda"), stream, torch.cuda.graph_pool_handle())
-            self._of[device] = stream, keeper
-        stream, keeper = self._of[device]
-        return _capture(work, stream, keeper.pool()).replay
+        with self._lock:
+            if device not in self._of:
+                stream = torch.cuda.Stream()
+                # CUDA frees a pool with the last of its graphs and refuses a new one in it: this graph keeps it alive
+                pool = torch.cuda.graph_pool_handle()
+                keeper = _capture(lambda: torch.zeros(1, device="cuda"), stream, pool)
+                self._of[device] = stream, keeper
+            stream, keeper = self._of[device]
+            return _capture(work, stream, keeper.pool()).replay
+
+    def close(self) -> None:
+        """Give up the pools. Those that graphs still use stay as long as they do."""
+        self._of.clear()
 
 
 def _capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
@@ -60,8 +68,11 @@ def _capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any) -
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # that the recording is broken: the cause is the error at hand
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
     return graph
 

@@ -208,7 +208,7 @@ class Bucket:
     def wait(self) -> None:
         """Wait until the device has done all that it was given."""
         if self._done is not None:
-            self._done.record()
+            self._done.record(torch.cuda.current_stream(self.hidden.device))
             self._done.synchronize()
 
     def _layer(self, stack: Stack, index: int, keep: Callable[[AttentionInputs], None]) -> Tensor:

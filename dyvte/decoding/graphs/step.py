@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakMethod, ref
 
+import torch
 from torch import Tensor
 
 from dyvte.decoding.cache.ragged import RaggedCache
@@ -74,9 +75,10 @@ class Step:
     def prepare(self, stack: Stack, row: PackedRow, cache: RaggedCache, run: RunLayers) -> Callable[[], None]:
         """What is to be recorded."""
         self.hidden, self.positions = row.hidden.clone(), row.layout.positions.clone()
+        self.out = torch.empty_like(self.hidden)  # of its own: the graphs' memory is any other graph's too
         layout = Layout.of_single_tokens(self.positions)
 
         def work() -> None:
-            self.out = run(stack, PackedRow(self.hidden, layout), cache=cache).hidden
+            self.out.copy_(run(stack, PackedRow(self.hidden, layout), cache=cache).hidden)
 
         return work
