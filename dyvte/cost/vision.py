@@ -3,6 +3,8 @@
 For LLaVA's CLIP there is a formula (:func:`dyvte.cost.flops.vision_flops`); other towers differ too much.
 :mod:`dyvte.decoding.attach` puts a :class:`VisionMeter` on them. Counting slows a forward, so it is done once per
 shape of the inputs: FLOPs must depend on nothing that ``_shape`` leaves out.
+
+Called by :mod:`dyvte.decoding.attach` and :mod:`llava.model.multimodal_encoder.eagle_encoder`.
 """
 
 from __future__ import annotations
