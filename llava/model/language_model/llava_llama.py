@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from dyvte.decoding.attach import is_attached
 from dyvte.families.base import Adapter, register_adapter
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -68,6 +69,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, vocabulary), and the loss where ``labels`` are given.
 
+        In training with labels the logits are those of the N positions that predict a learned token, (N, vocabulary):
+        prompts and images have no loss, and a large vocabulary makes their logits the largest tensor of a step.
+
         Args:
             input_ids: (B, S) with ``IMAGE_TOKEN_INDEX`` where images belong; or ``inputs_embeds`` (B, L, D) that
                 were spliced before, with ``visual_mask`` (B, L) saying where the images are.
@@ -93,6 +97,16 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             past_key_values is not None
         ):  # else it may be among the others as `cache`, its name since transformers 5.24
             kwargs["past_key_values"] = past_key_values
+        if labels is not None and self.training:
+            return self._loss_of_answers(
+                labels,
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
         ids: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
         return super().forward(
             attention_mask=attention_mask,
@@ -101,6 +115,29 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             logits_to_keep=logits_to_keep,
             **ids,
             **kwargs,
+        )
+
+    @can_return_tuple
+    def _loss_of_answers(self, labels: Tensor, num_items_in_batch=None, **inputs) -> CausalLMOutputWithPast:
+        """The same loss as over all logits, with those of learned tokens only."""
+        output = self.model(**inputs)
+        hidden = output.last_hidden_state
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
+        learned = following != IGNORE_INDEX
+        logits = self.lm_head(hidden[learned])
+        loss = self.loss_function(
+            logits=logits,
+            labels=None,
+            shift_labels=following[learned],
+            vocab_size=self.config.vocab_size,
+            num_items_in_batch=num_items_in_batch,
+        )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
     @torch.no_grad()
