@@ -40,7 +40,9 @@ def pack(lora: Path, tower: Path, out: Path) -> int:
     save_file(_halved(load_file(lora / ADAPTER)), out / ADAPTER, metadata={"format": "pt"})
     torch.save(_halved(load_tensors(lora / PROJECTOR)), out / PROJECTOR)
     adapter = read_json_object(lora / "adapter_config.json")
-    write_json(out / "adapter_config.json", {**adapter, "base_model_name_or_path": None}, indent=2)
+    adapter.pop("base_model_name_or_path", None)  # a folder of the machine
+    # without the defaults of options that other versions of peft may not know
+    write_json(out / "adapter_config.json", {k: v for k, v in adapter.items() if v is not None}, indent=2)
     config = read_json_object(lora / "config.json")
     config.pop("_name_or_path", None)
     changes = {"mm_vision_tower": TOWER_FOLDER, "conversation_template": TEMPLATE, "dtype": "bfloat16"}
