@@ -35,7 +35,7 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
     places = sorted({(r.model, r.benchmark) for r in records if r.method == "fixed"})
     if not places:
         raise ValueError("None of the records is of a fixed exit; run python -m dyvte.study.fixed_exits.")
-    size = 6.4, 2.8 * len(places) + 0.4
+    size = 6.4, 2.8 * len(places) + 0.8
     figure, grid = pyplot.subplots(len(places), 1, figsize=size, squeeze=False, layout="constrained")
     oracle_of = {(o.manifest["model"], o.manifest["benchmark"]): o for o in reversed(oracles)}
     for panel, (model, benchmark) in zip(grid[:, 0], places, strict=True):
@@ -44,6 +44,12 @@ def manual_exit_figure(records: Sequence[ResultRecord], oracles: Sequence[Oracle
         panel.set_title(f"{title_of(benchmark)}, {model_title(model)}", loc="left", fontsize=10)
     axis = "layer after which the visual tokens exit (mean over questions for DyVTE and the oracle)"
     grid[-1, 0].set_xlabel(axis)
+    shown = {
+        label: handle
+        for panel in grid[:, 0]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }  # below the panels: curves may run anywhere in them
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -71,4 +77,3 @@ def _draw(panel: Axes, records: Sequence[ResultRecord], oracle: OracleStudy | No
         second.spines["right"].set_visible(True)
     panel.set_ylabel("score")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.legend(frameon=False, loc="lower right", fontsize=7)
