@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from dyvte import FixedExit
+from dyvte import ExitGates, FixedExit
 from dyvte.engine.answer import Answerer
 from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
@@ -178,6 +178,27 @@ def test_train_goes_from_data_to_gates_and_keeps_what_is_done(base, tmp_path):
     assert first.returncode == 0, first.stderr[-2000:]
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "making" not in again.stdout and again.stdout.count("kept: ") == 8
+
+
+def test_what_is_shipped_fits_together_and_is_small():
+    shipped = ROOT / "playground/small"
+    assert (
+        sum(path.stat().st_size for name in ("parts", "gates") for path in (shipped / name).rglob("*")) < 18e6
+    )
+    config, gates = (
+        json.loads((shipped / "parts/config.json").read_text()),
+        ExitGates.from_pretrained(shipped / "gates"),
+    )
+    assert (
+        (gates.num_layers, gates.hidden_size)
+        == (config["num_hidden_layers"], config["hidden_size"])
+        == (30, 576)
+    )
+    adapter = load_file(shipped / "parts/adapter_model.safetensors")
+    places = {name.rpartition(".lora_")[0] for name in adapter}
+    assert len(places) == 30 * 7 and len(adapter) == 2 * len(places)
+    projector = torch.load(shipped / "parts/non_lora_trainables.bin", weights_only=True)
+    assert {tuple(weight.shape) for weight in projector.values()} == {(576, 96), (576,), (576, 576)}
 
 
 @pytest.mark.slow
