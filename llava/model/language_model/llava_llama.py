@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from dyvte.decoding.attach import is_attached
 from dyvte.families.base import Adapter, register_adapter
@@ -125,13 +125,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
         learned = following != IGNORE_INDEX
         logits = self.lm_head(hidden[learned])
-        loss = self.loss_function(
-            logits=logits,
-            labels=None,
-            shift_labels=following[learned],
-            vocab_size=self.config.vocab_size,
-            num_items_in_batch=num_items_in_batch,
-        )
+        total = torch.nn.functional.cross_entropy(logits.float(), following[learned], reduction="sum")
+        count = learned.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = total / count.to(total.device)  # the number is of all batches that make up a step
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
