@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from dyvte.cli import one_line_errors
@@ -32,6 +33,9 @@ def told(action: Callable[[], Any], largest: int | None = None) -> str:
         try:
             sys.stdout = sys.stderr = open(writer, "w", closefd=False)  # noqa: SIM115 - of the process
             tqdm.set_lock(threading.RLock())  # the default one is shared with processes that may hold it
+            torch.set_num_threads = lambda count: (
+                None
+            )  # torch may find its pool of threads broken after a fork
             _as_anybody()
             if largest is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
