@@ -48,27 +48,27 @@ fi
 
 # what a card is judged by, the most telling rows first
 main_rows() {
-    local batched="" model=${MODEL:-7b} extra="--attn auto ${EXTRA:-}" one="" static="" middle=1 more="0"
-    if [ "$DEVICE" != cpu ]; then one="one-graph" static="static" middle=15 more="7 15 23" batched="graphs"; fi
+    local replayed="" model=${MODEL:-7b} extra="--attn auto ${EXTRA:-}" one="" static="" middle=1 more="0"
+    if [ "$DEVICE" != cpu ]; then one="one-graph" static="static" middle=15 more="7 15 23" replayed="graphs"; fi
     # compiled layers are the newest, and take the longest to begin: rows of their own, so that nothing waits for them
     # shellcheck disable=SC2086 # the lists are several words each
     {
         bench "prefill-$model" prefill --model "$model" --batch 1 --exit-layers $more $extra \
-            --variants baseline $one packed never gates fixed $batched
+            --variants baseline $one packed never gates fixed $replayed
         bench "ttft-$model" ttft --model "$model" --batch 1 --exit-layers $middle $extra \
-            --variants baseline packed gates $batched
+            --variants baseline packed gates $replayed
         bench "decode-$model" decode --model "$model" --batch 1 --exit-layers $middle $extra \
-            --variants baseline packed gates $batched
+            --variants baseline packed gates $replayed
         bench "prefill-$model-batch" prefill --model "$model" --batch $large --exit-layers $middle mixed $extra \
-            --variants baseline packed gates $batched
+            --variants baseline packed gates $replayed
         bench "generate-$model" generate --model "$model" --batch 1 --exit-layers $middle $extra \
-            --rounds 3 --answer-tokens 64 --variants baseline $static packed gates $batched
+            --rounds 3 --answer-tokens 64 --variants baseline $static packed gates $replayed
         if [ "$DEVICE" != cpu ]; then
             bench "prefill-$model-compiled" prefill --model "$model" --batch 1 --exit-layers $more $extra \
                 --variants baseline $one compiled
         fi
         bench "throughput-$model" throughput --model "$model" --batch ${large##* } --exit-layers $middle $extra \
-            --questions 64 --rounds 2 --variants baseline gates $batched
+            --questions 64 --rounds 2 --variants baseline gates $replayed
     }
 }
 
