@@ -67,6 +67,10 @@ main_rows() {
             bench "prefill-$model-compiled" prefill --model "$model" --batch 1 --exit-layers $more $extra \
                 --variants baseline $one compiled
         fi
+        if [ "$DEVICE" != cpu ]; then # torch's variable-length kernel or SDPA: which is the better default?
+            bench "prefill-$model-sdpa" prefill --model "$model" --batch 1 $large --exit-layers $middle mixed $extra \
+                --attn sdpa --variants baseline packed $replayed
+        fi
         bench "throughput-$model" throughput --model "$model" --batch ${large##* } --exit-layers $middle $extra \
             --questions 64 --rounds 2 --variants baseline gates $replayed
     }

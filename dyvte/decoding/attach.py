@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from dyvte.cost.vision import VisionMeter
 from dyvte.decoding.attention.plan import AUTO, check_kernel, choose_kernel
 from dyvte.decoding.cache.ragged import RaggedCache
 from dyvte.decoding.generation import Generation, refuse_continuous_batching
-from dyvte.decoding.graphs import Graphs
+from dyvte.decoding.graphs import Graphs, default_graphs
 from dyvte.decoding.inputs import DecoderCall, step_row, tokens_row
 from dyvte.decoding.loop import run_layers
 from dyvte.decoding.packed import PackedRow, unpack
@@ -71,8 +71,8 @@ def handle_of(model: nn.Module) -> Handle | None:
 def attach(
     model: nn.Module,
     policy: Policy,
-    graphs: Graphs | None = None,
-    kernel: str | None = None,
+    graphs: Graphs | Literal["auto"] | None = "auto",
+    kernel: str | None = AUTO,
 ) -> Handle:
     """Run the model's prefills under ``policy`` until the handle's ``detach``, or the end of its ``with`` block.
 
@@ -80,10 +80,13 @@ def attach(
         model: of a family in :mod:`dyvte.families`, as LLaVA's own class here or as transformers has it; peft may
             have wrapped it.
         policy: ``NoExit()``, ``FixedExit(layer)``, ``LearnedExit(gates)``, ...
-        graphs: what records layers and decoding steps as CUDA graphs, and replays them; models may share one. By
-            default every kernel is launched by itself.
-        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`; "auto" takes the fastest that fits
-            (:func:`~dyvte.decoding.attention.plan.choose_kernel`). By default the model's own.
+        graphs: what records layers and decoding steps as CUDA graphs, and replays them; models may share one. "auto"
+            makes one on a CUDA device where the decoder can be recorded, and goes on without, after a warning, if a
+            recording fails (:func:`~dyvte.decoding.graphs.default_graphs`). With None every kernel is launched by
+            itself.
+        kernel: of attention, see :data:`~dyvte.decoding.attention.plan.KERNELS`. "auto" takes, on a CUDA device, the
+            fastest that fits in place of SDPA (:func:`~dyvte.decoding.attention.plan.choose_kernel`); None is the
+            model's own.
 
     Raises:
         ValueError: when the model family has no adapter, the policy does not fit the model's depth or width, a
@@ -91,12 +94,8 @@ def attach(
             decoder cannot be recorded.
     """
     model = unwrapped(model)
-    adapter = adapter_for(model)
-    stack = adapter.stack(adapter.decoder(model))
     if is_attached(model):
         raise ValueError("a policy is attached to this model already: call detach() on its handle first")
-    if graphs is not None:
-        graphs.check(stack)
     return Handle(model, policy, graphs, kernel)
 
 
@@ -148,7 +147,11 @@ class Handle:
     """
 
     def __init__(
-        self, model: nn.Module, policy: Policy, graphs: Graphs | None = None, kernel: str | None = None
+        self,
+        model: nn.Module,
+        policy: Policy,
+        graphs: Graphs | Literal["auto"] | None = "auto",
+        kernel: str | None = AUTO,
     ) -> None:
         adapter = adapter_for(model)
         self._model = model
@@ -200,9 +203,9 @@ class Handle:
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy of the model."""
-        own = {"_local", "_graphs", "traces"}
+        own = {"_local", "_graphs", "_asked_graphs", "traces"}
         state = {name: value for name, value in vars(self).items() if name not in own}
-        return {**state, "_graphs": None, "run": replace(self.run, graphs=False)}
+        return {**state, "_graphs": None, "_asked_graphs": None, "run": replace(self.run, graphs=False)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In the copy."""
@@ -226,11 +229,20 @@ class Handle:
 
     @property
     def graphs(self) -> Graphs | None:
-        """What replays recorded work; may be replaced between prefills."""
+        """What replays recorded work; may be replaced between prefills, also by "auto".
+
+        Raises:
+            ValueError: on replacing it where the decoder cannot be recorded.
+        """
         return self._graphs
 
     @graphs.setter
-    def graphs(self, graphs: Graphs | None) -> None:
+    def graphs(self, graphs: Graphs | Literal["auto"] | None) -> None:
+        self._asked_graphs = graphs
+        if graphs == "auto":
+            graphs = default_graphs(self._stack)
+        elif graphs is not None:
+            graphs.check(self._stack)
         self._graphs = graphs
         self.run = replace(self.run, graphs=graphs is not None)
 
@@ -406,6 +418,7 @@ class Handle:
 
     def _prefill(self, row: PackedRow, cache: RaggedCache | None) -> PackedRow:
         self._follow()
+        graphs = self._usable_graphs()
         trace = ExitTrace(len(self._decoder.layers), row.layout, self._model, self.run)
         if self._meter is not None:
             trace.vision_flops = self._meter.take()
@@ -415,7 +428,7 @@ class Handle:
             policy=self.policy,
             trace=trace,
             cache=cache,
-            graphs=self._usable_graphs(),
+            graphs=graphs,
             kernel=self.kernel,
         )
         collected = self._local.traces
@@ -438,8 +451,7 @@ class Handle:
         if where == self._where:
             return
         self._stack = adapter_for(self._model).stack(self._decoder)
-        if self._graphs is not None:
-            self._graphs.check(self._stack)
+        self.graphs = self._asked_graphs
         self._policy.place(self._devices())
         now = run_info(self._model)
         self.run = replace(self.run, dtype=now.dtype, device=now.device)
@@ -457,7 +469,9 @@ class Handle:
 
     def _usable_graphs(self) -> Graphs | None:
         """Recorded work has no gradients."""
-        return None if torch.is_grad_enabled() else self.graphs
+        if self._graphs is not None and self._graphs.failed:
+            self.graphs = None  # so that reports say so
+        return None if torch.is_grad_enabled() else self._graphs
 
 
 def run_info(model: nn.Module) -> RunInfo:

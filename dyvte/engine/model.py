@@ -49,7 +49,7 @@ class ModelOptions:
         gates: folder of exit gates, or a name on the hub; by default those in the checkpoint, if any.
         device: "cuda" becomes "cpu", with a warning, where there is no GPU.
         dtype: "auto" is float16 on a GPU and float32 on a CPU.
-        attn_implementation: one of :data:`~dyvte.decoding.attention.plan.KERNELS`.
+        attn_implementation: one of :data:`~dyvte.decoding.attention.plan.KERNELS`, or "auto", the default.
         load_8bit, load_4bit: quantize with bitsandbytes.
         shard_model: the processes of this run share the decoder's layers, see :mod:`dyvte.decoding.sharding`.
         evaluator: the command line that asks (``model_vqa``), for models whose own one prepares images differently.

@@ -94,14 +94,20 @@ def open_model(options: ModelOptions, family: str | None = None) -> ChatModel:
     if options.gates:
         options = replace(options, gates=gates_folder(options.gates))
     if not options.shard_model:
-        return opener(options)
+        return _with_kernel(opener(options), options)
     kind = torch.device(options.device).type  # which GPU follows from the process
     device = PartialState(cpu=kind == "cpu").device
     assert device is not None
     check_processes()
-    chat = opener(replace(options, device=kind))
+    chat = _with_kernel(opener(replace(options, device=kind)), options)
     shard_layers(chat.model, device)
     if chat.handle is not None:
         chat.handle.policy = chat.handle.policy  # puts gates where the layers are now
         chat.handle.run = replace(chat.handle.run, device=run_info(chat.model).device)
+    return chat
+
+
+def _with_kernel(chat: ChatModel, options: ModelOptions) -> ChatModel:
+    if chat.handle is not None and options.attn_implementation is not None:
+        chat.handle.kernel = options.attn_implementation
     return chat

@@ -15,7 +15,6 @@ from dyvte.decoding.graphs import Graphs
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import DefaultTemplate, Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.families.base import stack_of
 from dyvte.gates.exit import LearnedExit
 from dyvte.gates.hub import gates_folder
 from dyvte.methods import METHODS, OWN_FLAGS, make_policy, parse_method
@@ -93,8 +92,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs",
-        action="store_true",
-        help="record layers and decoding steps as CUDA graphs, and replay them: faster at small batches",
+        action=argparse.BooleanOptionalAction,
+        help="record layers and decoding steps as CUDA graphs, and replay them: faster at small batches; default: on "
+        "a GPU, where the decoder can be recorded",
     )
     parser.add_argument(
         "--compile",
@@ -110,8 +110,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attn-implementation",
         choices=[*KERNELS, AUTO],
-        help="attention kernel (sdpa); auto: on a GPU in half precision torch_varlen or flash_attention_2, whichever "
-        "is there, else sdpa",
+        help="attention kernel; auto, the default: on a GPU in half precision torch_varlen or flash_attention_2, "
+        "whichever is there, else sdpa",
     )
 
 
@@ -166,6 +166,9 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
     if options.gates and names and "dyvte" not in names:
         raise ValueError(f"--gates has no use with --method {method}")
     # what does not fit together is refused before a model is loaded
+    wanted, compiled = getattr(args, "cuda_graphs", None), bool(getattr(args, "compile", False))
+    if compiled and wanted is False:
+        raise ValueError("--compile compiles layers within CUDA graphs: leave out --no-cuda-graphs")
     generation = flags_of(Generation, args)
     make_policy([name for name in names if name != "dyvte"] or ["none"], settings, exit_layer=exit_layer)
     chat = open_model(options)
@@ -180,12 +183,10 @@ def open_answerer(args: Any, template: str | None) -> Answerer:
         handle.policy = make_policy(
             names, settings, gates=learned, threshold=threshold, exit_layer=exit_layer
         )
-        compiled = bool(getattr(args, "compile", False))
-        graphs = Graphs(compile=compiled) if compiled or getattr(args, "cuda_graphs", False) else None
-        if graphs is not None:
-            graphs.check(stack_of(chat.model))
-        handle.graphs = graphs
-        handle.kernel = options.attn_implementation
+        if wanted is False:
+            handle.graphs = None
+        elif wanted or compiled:
+            handle.graphs = Graphs(compile=compiled)
     except ValueError:
         handle.detach()  # a refused method leaves the model as it was
         raise

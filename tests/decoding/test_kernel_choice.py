@@ -8,12 +8,13 @@ import warnings
 import pytest
 import torch
 
-from dyvte import FixedExit, NoExit, attach
+from dyvte import FixedExit, LearnedExit, NoExit, attach
+from dyvte.decoding.attach import is_attached
 from dyvte.decoding.attention import plan, varlen
 from dyvte.decoding.graphs import Graphs
 from dyvte.families.base import stack_of
 from dyvte.reduction import ToMe
-from tests.conftest import MIXED, Prompts, tiny_hf_llava
+from tests.conftest import LAYERS, MIXED, Prompts, tiny_hf_llava
 from tests.fixtures.tape import record
 
 CUDA, HALF = torch.device("cuda"), torch.bfloat16
@@ -111,25 +112,35 @@ def _by_sdpa(query, key, value, offsets, longest, scaling):
     return torch.cat(parts)
 
 
-def test_graphs_and_the_fastest_kernel_are_asked_for(hf_llava, monkeypatch, card):
-    """Neither is a default: the model's own kernel runs, launched one by one."""
-
+def test_graphs_and_the_fastest_kernel_are_defaults_on_a_card(hf_llava, monkeypatch, card):
     class OnCuda:
         device, dtype = CUDA, HALF
         is_floating_point = staticmethod(lambda: True)
 
-    own = Graphs(record)
+    own, decoder = Graphs(record), stack_of(hf_llava).decoder
     with attach(hf_llava, NoExit()) as handle:
-        assert handle.graphs is None and handle.kernel == "sdpa"
-        monkeypatch.setattr(type(stack_of(hf_llava).decoder), "parameters", lambda self: iter([OnCuda]))
-        handle.kernel = "auto"
-        assert handle.kernel == "torch_varlen"
-    monkeypatch.undo()
-    with attach(hf_llava, NoExit(), own, kernel="auto") as handle:
+        assert handle.graphs is None and not handle.run.graphs and handle.kernel == "sdpa"
+    with monkeypatch.context() as on_card:
+        on_card.setattr(type(decoder), "parameters", lambda self: iter([OnCuda]))
+        with attach(hf_llava, NoExit()) as handle:
+            assert handle.kernel == handle.run.attention == "torch_varlen"
+            assert handle.graphs is not None and handle.graphs.fallback and handle.run.graphs
+        with attach(hf_llava, NoExit(), None, kernel=None) as handle:
+            assert handle.graphs is None and not handle.run.graphs and handle.kernel == "sdpa"
+        on_card.setattr(decoder.rotary_emb, "rope_type", "dynamic")
+        with attach(hf_llava, NoExit()) as handle:
+            assert handle.graphs is None
+    with attach(hf_llava, NoExit(), own) as handle:
         assert handle.graphs is own and handle.run.graphs and handle.kernel == "sdpa"
-    monkeypatch.setattr(stack_of(hf_llava).decoder.rotary_emb, "rope_type", "dynamic")
+        handle.graphs = "auto"
+        assert handle.graphs is None and not handle.run.graphs
+        monkeypatch.setattr(decoder.rotary_emb, "rope_type", "dynamic")
+        with pytest.raises(ValueError, match="dynamic"):
+            handle.graphs = own
+    assert not is_attached(hf_llava)
     with pytest.raises(ValueError, match="dynamic"):
         attach(hf_llava, NoExit(), own)
+    assert not is_attached(hf_llava)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,67 @@ def test_a_layer_that_cannot_be_recorded_is_one_clear_error(hf_llava, monkeypatc
     with torch.no_grad(), attach(hf_llava, NoExit(), Graphs(record)):
         hf_llava(**Prompts(MIXED[0]).hf())
         with pytest.raises(
-            RuntimeError, match="work cannot be recorded as CUDA graphs .* attach without graphs"
+            RuntimeError, match="work cannot be recorded as CUDA graphs .* attach with graphs=None"
         ):
             hf_llava(**Prompts(MIXED[0]).hf())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fails_at", [1, 2, LAYERS + 1])
+def test_by_default_work_that_cannot_be_recorded_runs_as_usual(hf_llava, gates, fails_at):
+    """The image encoder comes first, then layers, then, in the second answer, a decoding step."""
+    graphs, inputs = Graphs(fails(fails_at), fallback=True), Prompts(MIXED[0], MIXED[5]).hf()
+    run = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+    with attach(hf_llava, LearnedExit(gates), None) as handle:
+        expected, exits = hf_llava.generate(**inputs, **run), handle.traces[-1].exit_layers
+    with attach(hf_llava, LearnedExit(gates), graphs) as handle, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            assert torch.equal(hf_llava.generate(**inputs, **run), expected)
+            assert handle.traces[-1].exit_layers == exits
+        assert graphs.failed and graphs.recorded == fails_at and graphs.nbytes == 0
+        assert handle.graphs is None and not handle.run.graphs
+    assert [str(one.message) for one in said if "recorded" in str(one.message)] == [
+        "this model's work cannot be recorded as CUDA graphs (out of memory): it runs without"
+    ]
+
+
+@torch.no_grad()
+def test_a_step_that_cannot_be_recorded_is_taken_as_usual(hf_llava):
+    """Its recording fails in the last layer, when all others have noted the new token."""
+    inputs, down, failed = Prompts(MIXED[0], MIXED[5]).hf(), stack_of(hf_llava).layers[-1].mlp.down_proj, []
+
+    def no_memory(module, args):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+
+    def decoded(graphs):
+        with attach(hf_llava, NoExit(), graphs):
+            cache = hf_llava(**inputs, use_cache=True).past_key_values
+            tokens = [torch.full((2, 1), token) for token in (5, 6, 7, 8, 9)]
+            logits = [hf_llava(input_ids=token, past_key_values=cache).logits for token in tokens]
+        return torch.cat(logits, 1), cache.kv_lengths
+
+    expected, lengths = decoded(None)
+    hook = down.register_forward_pre_hook(no_memory)
+    try:
+        with pytest.warns(match="it runs without"):
+            found, found_lengths = decoded(Graphs(record, fallback=True))
+    finally:
+        hook.remove()
+    assert failed and found_lengths == lengths
+    torch.testing.assert_close(found, expected)
+
+
+def fails(at):
+    """A tape that has no memory for its ``at``-th recording."""
+    asked = []
+
+    def recorder(work):
+        asked.append(work)
+        if len(asked) >= at:
+            raise torch.OutOfMemoryError("out of memory")
+        return record(work)
+
+    return recorder

@@ -365,6 +365,23 @@ def test_rows_whose_keys_and_values_pass_the_budget_run_as_usual(hf_llava):
     assert graphs.recorded == 0 and graphs.nbytes <= 50_000
 
 
+def test_a_shape_is_recorded_after_as_many_rows_as_asked_for(hf_llava):
+    """Also one that was given up."""
+    short, long = ({"input_ids": torch.randint(3, 190, (1, length))} for length in (20, 90))
+    graphs, counts = Graphs(record, after=3), []
+    for _ in range(5):
+        prefill(hf_llava, NoExit(), short, graphs)
+        counts.append(graphs.recorded)
+    assert counts == [0, 0, 0, LAYERS, LAYERS]
+    graphs.most_bytes = graphs.nbytes * 5 // 4  # room for one bucket
+    for inputs in (long, short):
+        recorded, counts = graphs.recorded, []
+        for _ in range(4):
+            prefill(hf_llava, NoExit(), inputs, graphs)
+            counts.append(graphs.recorded - recorded)
+        assert counts == [0, 0, 0, LAYERS]
+
+
 def test_long_rows_run_as_usual(hf_llava, gates, monkeypatch, prompts):
     monkeypatch.setattr(graphs_file, "MOST_TOKENS", 60)
     graphs = Graphs(record)

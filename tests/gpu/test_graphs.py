@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dyvte import ExitGates, FixedExit, LearnedExit, NoExit, attach
 from dyvte.decoding.graphs import Graphs
+from dyvte.decoding.graphs.graphs import PAYS_AFTER
 from tests.conftest import LAYERS, MIXED, Prompts, tiny_hf_llava
 
 pytestmark = pytest.mark.gpu
@@ -112,11 +113,16 @@ def test_nothing_is_launched_between_two_replays(learned):
     ]
 
 
-def test_the_variable_length_kernel_is_the_fastest_that_fits(learned):
-    for dtype, kernel in ((torch.bfloat16, "torch_varlen"), (torch.float32, "sdpa")):
-        with attach(tiny_hf_llava().to("cuda", dtype), learned, kernel="auto") as handle:
-            if torch.cuda.get_device_capability() >= (8, 0):
-                assert handle.kernel == handle.run.attention == kernel
+def test_graphs_and_the_fastest_kernel_are_defaults(model, learned):
+    inputs = on_card(Prompts(MIXED[0]), model)
+    with torch.no_grad(), attach(model, learned) as handle:
+        for _ in range(PAYS_AFTER + 2):
+            model(**inputs)
+        assert handle.graphs is not None and handle.graphs.replayed >= 2 * LAYERS and not handle.graphs.failed
+        assert handle.run.graphs
+        if torch.cuda.get_device_capability() >= (8, 0):
+            kernel = "torch_varlen" if model.dtype == torch.bfloat16 else "sdpa"
+            assert handle.kernel == handle.run.attention == kernel
 
 
 def test_compiled_layers_give_what_layers_give(learned):

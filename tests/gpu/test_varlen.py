@@ -56,7 +56,7 @@ def test_chunks_and_steps_of_ragged_caches(kv_heads):
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     turns = []
     for kernel in ("sdpa", "torch_varlen"):
-        with attach(model, policy, kernel=kernel):
+        with attach(model, policy, None, kernel=kernel):
             cache = model(**inputs, use_cache=True).past_key_values
             more = torch.full((len(MIXED), 2), 7, device="cuda")
             mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)

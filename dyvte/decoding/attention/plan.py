@@ -31,7 +31,7 @@ kernels of the flash-attn package and of torch."""
 
 
 AUTO = "auto"
-"""In place of a kernel: the fastest that fits (:func:`choose_kernel`). No default: not measured on a GPU yet."""
+"""In place of a kernel: the fastest that fits (:func:`choose_kernel`)."""
 STOCK = {"torch_varlen": "sdpa", AUTO: "sdpa"}
 """What transformers' own forward runs, and a model is loaded with, in place of a kernel that transformers lacks."""
 
@@ -42,7 +42,8 @@ def choose_kernel(
     """The kernel of a model whose attention implementation is ``own``.
 
     In place of SDPA, transformers' default, it is the first that fits of torch's variable-length kernel, that of the
-    flash-attn package, and SDPA; other implementations were asked for, and stay.
+    flash-attn package, and SDPA; other implementations were asked for, and stay. On an H100 torch's kernel took
+    0.48 ms for 32 sequences of 60 and 636 tokens, and SDPA, called for each, 1.33 ms (docs/benchmarks/h100-before).
     """
     if own not in (None, "sdpa"):
         return own

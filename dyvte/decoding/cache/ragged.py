@@ -194,6 +194,16 @@ class RaggedCache(Cache):
         for layer in self.layers:
             layer.buffer.count_step()
 
+    def forget_step(self, kv_lengths: Sequence[Sequence[int]]) -> None:
+        """Note that the layers hold what they held before: a step was noted while its recording failed.
+
+        Args:
+            kv_lengths: :attr:`kv_lengths` before the step.
+        """
+        for layer, lengths in zip(self.layers, kv_lengths, strict=True):
+            if layer.lengths != lengths:
+                layer.buffer.crop(1)
+
     @property
     def kv_lengths(self) -> list[list[int]]:
         """Tokens held, [layer][sample]."""

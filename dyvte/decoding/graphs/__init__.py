@@ -12,7 +12,7 @@ recording.
 - :mod:`step`: a decoding step, one graph for all layers.
 """
 
-from dyvte.decoding.graphs.graphs import Graphs
+from dyvte.decoding.graphs.graphs import Graphs, default_graphs
 from dyvte.decoding.graphs.record import CudaGraphs
 
-__all__ = ["CudaGraphs", "Graphs"]
+__all__ = ["CudaGraphs", "Graphs", "default_graphs"]

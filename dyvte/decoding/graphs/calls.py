@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from dyvte.decoding.graphs.record import Replay, address_of, ordinary_tensors
+from dyvte.decoding.graphs.record import NotRecorded, Replay, address_of, ordinary_tensors
 
 MOST_INPUTS = 4
 """Longer batches run as usual. CLIP-L at 336 pixels is some 300 launches (5 ms at the 16 us of the decoder's, see
@@ -58,7 +58,10 @@ class Calls:
             self._known.move_to_end(key)
             call = self._known[key]
             if call is None:
-                call = self._known[key] = _Call(function, value, record)
+                try:
+                    call = self._known[key] = _Call(function, value, record)
+                except NotRecorded:
+                    return function(value)
                 while len(self._known) > MOST_SHAPES:
                     self._known.popitem(last=False)
             call.input.copy_(value)

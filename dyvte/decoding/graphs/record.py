@@ -17,6 +17,10 @@ Record = Callable[[Callable[[], None]], Replay]
 """Records the device's work of a function without doing it; gives a function that does it."""
 
 
+class NotRecorded(RuntimeError):
+    """Work could not be recorded: it runs as usual from now on."""
+
+
 @contextmanager
 def ordinary_tensors() -> Generator[None]:
     """Within it tensors are neither inference tensors nor part of an autograd graph.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dyvte.decoding.attention.interface import AttentionInputs, PackedContext
 from dyvte.decoding.attention.plan import make_filled_plan
-from dyvte.decoding.graphs.record import Replay, ordinary_tensors
+from dyvte.decoding.graphs.record import NotRecorded, Replay, ordinary_tensors
 from dyvte.decoding.loop import Layers
 from dyvte.decoding.packed import Layout, PackedRow
 from dyvte.decoding.policy import Probe
@@ -250,7 +250,11 @@ class RecordedLayers:
             self._out.copy_(hidden)
         self._loaded = None
         asking = tuple(at for at, probe in enumerate(self._probes) if probe.asks(index))
-        self._play(bucket.replay(self._plain.stack, index, asking, self._store, self._record))
+        try:
+            replay = bucket.replay(self._plain.stack, index, asking, self._store, self._record)
+        except NotRecorded:
+            return self._plain(index, hidden)
+        self._play(replay)
         self._replayed.append(index)
         if asking:
             bucket.wait()
