@@ -238,7 +238,7 @@ class Handle:
 
     @graphs.setter
     def graphs(self, graphs: Graphs | Literal["auto"] | None) -> None:
-        self._asked_graphs = graphs
+        self._asked_graphs: Graphs | Literal["auto"] | None = graphs
         if graphs == "auto":
             graphs = default_graphs(self._stack)
         elif graphs is not None:
