@@ -89,7 +89,7 @@ class LearnedExit(Policy):
             Probe(
                 owner=self,
                 weights=gates,
-                inputs=(means.tokens, means.order, means.starts),
+                inputs=(means.tokens, means.order, means.starts, means.counts),
                 answers=len(layout.may_exit),
                 asks=lambda layer: self._asks(layer, layout),
                 compute=compute,

@@ -57,18 +57,21 @@ class Means:
         tokens: (m,) long, those of the first mean, of the second one, and so on.
         order: (m,) long, 0, 1, ...
         starts: (n * K,) long, where each mean's tokens begin.
+        counts: (n * K, 1) float32, how many they are.
     """
 
     tokens: Tensor
     order: Tensor
     starts: Tensor
+    counts: Tensor
 
     def of(self, hidden: Tensor) -> Tensor:
         """Means of states (T, D), (n * K, D). Sums run in float32."""
+        # divided here: in the mode "mean" the function also makes a list of each token's bag
         if hidden.dtype == torch.float32:
-            return embedding_bag(self.tokens, hidden, self.starts, mode="mean")
+            return embedding_bag(self.tokens, hidden, self.starts, mode="sum") / self.counts
         some = hidden.index_select(0, self.tokens).float()
-        return embedding_bag(self.order, some, self.starts, mode="mean").to(hidden.dtype)
+        return (embedding_bag(self.order, some, self.starts, mode="sum") / self.counts).to(hidden.dtype)
 
 
 _MEANS: WeakKeyDictionary[Layout, dict[tuple[tuple[str, ...], bool], Means]] = WeakKeyDictionary()
@@ -106,8 +109,9 @@ def means_of(layout: Layout, states: tuple[str, ...], filled: bool = False) -> M
         starts = np.searchsorted(row_of[sort], np.arange(means + filled))
         if filled:
             listed = np.concatenate([listed, np.zeros(-len(listed) % FILL, np.int64)])
-        to_device = layout.to_device
-        made[states, filled] = Means(to_device(listed), to_device(np.arange(len(listed))), to_device(starts))
+        counts = np.diff(starts, append=len(listed)).astype(np.float32)[:, None]
+        parts = listed, np.arange(len(listed)), starts, counts
+        made[states, filled] = Means(*map(layout.to_device, parts))
     return made[states, filled]
 
 
