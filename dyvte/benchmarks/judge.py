@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from dyvte.benchmarks import mmvet
 from dyvte.benchmarks import mmvet_grades as grading
-from dyvte.benchmarks.endpoint import Endpoint, Reply
-from dyvte.benchmarks.reply_store import ReplyStore
+from dyvte.benchmarks.endpoint import Endpoint, Reply, ReplyStore
 from dyvte.cli import run
 from dyvte.io import write_whole
 
@@ -143,7 +142,7 @@ def judge(options: argparse.Namespace) -> None:
     samples = mmvet.read_samples(options.data_dir)
     predictions = mmvet.predictions_for(options.data_dir, options.answers)
     model = os.environ.get("MMVET_JUDGE_MODEL") or DEFAULT_MODEL
-    endpoint = Endpoint(model, say=tqdm.write)
+    endpoint = Endpoint(model)
     digest = hashlib.sha256(instruction.encode()).hexdigest()
     if digest != OFFICIAL_SHA256:
         print("The judge's instruction is not MM-Vet's own: grades may not compare with published ones.")
