@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dyvte.engine.questions import JSON_LINES, QuestionFormat
+
+Name, Value = TypeVar("Name"), TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def grouped(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+def grouped(pairs: Iterable[tuple[Name, Value]]) -> dict[Name, list[Value]]:
     """The values of each group; groups are in the order of their first values."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[Name, list[Value]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups
