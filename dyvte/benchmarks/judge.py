@@ -127,10 +127,10 @@ def start_grades(path: Path, source: dict[str, str]) -> bool:
     sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():
         raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
-    stale = sidecar.is_file() and sidecar.read_text(encoding="utf-8") != json.dumps(source, indent=1)
-    if stale:
+    content = json.dumps(source, indent=1)
+    if stale := sidecar.is_file() and sidecar.read_text(encoding="utf-8") != content:
         path.unlink(missing_ok=True)
-    write_whole(sidecar, json.dumps(source, indent=1))
+    write_whole(sidecar, content)
     return stale
 
 
@@ -150,12 +150,8 @@ def judge(options: argparse.Namespace) -> None:
     folder = options.output_dir or options.answers.parent / mmvet.GRADES
     name = options.name or default_name(options.answers)
     path = grading.grade_path(folder, name, model, options.rounds)
-    source = {
-        "model": name,
-        "answers_sha256": mmvet.fingerprint(predictions.texts),
-        "instruction_sha256": digest,
-        "judge": model,
-    }
+    source = {"model": name, "answers_sha256": mmvet.fingerprint(predictions.texts)}
+    source |= {"instruction_sha256": digest, "judge": model}
     store = ReplyStore(options.store or options.data_dir / STORE, endpoint)
     with store.lock:
         if start_grades(path, source):
@@ -167,7 +163,7 @@ def judge(options: argparse.Namespace) -> None:
     )
     for file, row in zip(grading.csv_paths(path), totals.rows, strict=True):
         write_whole(file, grading.csv_text(name, row))
-    print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
+    print(f"{totals.report(name)}\nGrades: {path}")
 
 
 def default_name(answers: Path) -> str:
