@@ -13,8 +13,7 @@ import base64
 import binascii
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,26 +36,6 @@ LETTER_PROMPTS = {
     "cn": "请直接回答选项字母。",
 }
 """What ``--single-pred-prompt`` adds to a question, by ``--lang``; an answer's ``prompt`` is without it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table, as it is asked.
-
-    Attributes:
-        question: with the hint in front.
-        options: those that are asked, see :func:`asked_options`.
-        lost_options: whether an option that is not asked has text in the file.
-        image: bytes of an image file.
-        place: file and row, for error messages.
-    """
-
-    index: int
-    question: str
-    options: list[str]
-    lost_options: bool
-    image: bytes
-    place: str
 
 
 def table_file(data_dir: Path) -> Path:
@@ -97,8 +76,12 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     return table
 
 
-def read_questions(path: Path) -> list[Row]:
-    """The rows in the order of the table.
+def read_questions(path: Path, suffix: str = "", all_rounds: bool = False) -> tuple[list[Item], list[int]]:
+    """The questions in the order of the table, and the indices of those with text in an option that is not asked.
+
+    Args:
+        suffix: asked behind each question, but not part of its ``prompt``.
+        all_rounds: ask each question also with each rotation of its options to the left.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_table`; also naming the row that has no question, or no image
@@ -107,7 +90,7 @@ def read_questions(path: Path) -> list[Row]:
     table = read_table(path, dtype=str, keep_default_na=False)
     # keep_default_na=False keeps texts such as "None", but pandas fills up a line that was cut with missing cells.
     cells = table.astype(object).where(table.notna(), "").to_dict("records")
-    rows = []
+    items, cut = [], []
     for number, row in enumerate(cells, 1):
         place = f"{path}, row {number}"
         hint, question = row.get("hint", ""), row["question"]
@@ -117,9 +100,21 @@ def read_questions(path: Path) -> list[Row]:
             question = f"{hint}\n{question}"
         image = _image(row.get("image", ""), f"{place}: the image of question {row['index']}")
         options = asked_options(row)
-        lost = any(row.get(letter) for letter in LETTERS[len(options) :])
-        rows.append(Row(row["index"], question, options, lost, image, place))
-    return rows
+        if any(row.get(letter) for letter in LETTERS[len(options) :]):
+            cut.append(row["index"])
+        letters = list(LETTERS[: len(options)])
+        for shift in range(len(options) if all_rounds else 1):
+            turned = options[shift:] + options[:shift]
+            prompt = "\n".join([question, *map("{}. {}".format, letters, turned)])
+            head = {
+                "question_id": row["index"],
+                "round_id": shift,
+                "prompt": prompt,
+                "options": turned,
+                "option_char": letters[shift:] + letters[:shift],
+            }
+            items.append(Item(head, prompt + suffix, (image,), place))
+    return items, cut
 
 
 def asked_options(row: Mapping[str, Any]) -> list[str]:
@@ -156,33 +151,16 @@ def read_items(args: argparse.Namespace) -> list[Item]:
     suffix = ""
     if getattr(args, "single_pred_prompt", False):
         suffix = "\n" + LETTER_PROMPTS[getattr(args, "lang", "en")]
-    all_rounds = getattr(args, "all_rounds", False)
-    rows = read_questions(Path(args.question_file).expanduser())
-    if cut := [row.index for row in rows if row.lost_options]:
+    path, all_rounds = Path(args.question_file).expanduser(), getattr(args, "all_rounds", False)
+    items, cut = read_questions(path, suffix, all_rounds)
+    if cut:
         logger.warning(
             '%d questions lose options, as in LLaVA, because one reads as an empty cell ("None", "N/A"); '
             "the first is question %s",
             len(cut),
             cut[0],
         )
-    return [item for row in rows for item in _rounds(row, suffix, all_rounds)]
-
-
-def _rounds(row: Row, suffix: str, all_rounds: bool) -> Iterator[Item]:
-    """The question with its options as they are; with ``all_rounds`` also with each rotation to the left."""
-    letters = list(LETTERS[: len(row.options)])
-    for shift in range(len(letters) if all_rounds else 1):
-        options = row.options[shift:] + row.options[:shift]
-        listed = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
-        prompt = "\n".join([row.question, *listed])
-        head = {
-            "question_id": row.index,
-            "round_id": shift,
-            "prompt": prompt,
-            "options": options,
-            "option_char": letters[shift:] + letters[:shift],
-        }
-        yield Item(head, prompt + suffix, (row.image,), row.place)
+    return items
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
