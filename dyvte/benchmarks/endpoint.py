@@ -78,9 +78,6 @@ class Endpoint:
     OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
     for servers that need none.
 
-    Args:
-        model: which model is asked.
-
     Raises:
         ValueError: neither variable is set, or the key holds characters that cannot be sent.
     """

@@ -17,7 +17,6 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ MOST_TRIES = 5  # as in MM-Vet's evaluator, like the text below
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 """Of the instruction in MM-Vet's mm-vet_evaluator.py, the same since its first version."""
-
-Ask = Callable[[str, float, int], Reply]
-"""The reply to a message at a temperature, in a round."""
 
 
 def read_instruction(path: Path | None) -> str:
@@ -79,23 +75,28 @@ def message_of(instruction: str, sample: dict[str, Any], prediction: str) -> str
     return instruction + "\n" + " | ".join([sample["question"], truth, prediction, ""])
 
 
-def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float]:
+def grade_answer(store: ReplyStore, message: str, round_index: int) -> tuple[Reply, float]:
     """The reply that is kept, and its score. A reply that does not begin with a number between 0 and 1 is asked for
     again, at temperatures 0, 0.5, 1, ...; after ``MOST_TRIES`` the score is 0.
 
     As in the official evaluator, one last reply is then asked for and kept, but its score is not read.
     """
-    reply = ask(message, 0.0, round_index)
+    reply = store.ask(message, 0.0, round_index)
     for tries in range(MOST_TRIES):
         value = grading.parse_score(reply.content)
         if value is not None:
             return Reply(reply.model, (reply.content or "").split(" ")[0].strip()), value
-        reply = ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
+        reply = store.ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
     return reply, 0.0
 
 
 def grade(
-    samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
+    samples: mmvet.Samples,
+    texts: dict[str, str],
+    instruction: str,
+    store: ReplyStore,
+    path: Path,
+    rounds: int,
 ) -> grading.Grades:
     """Grade all samples ``rounds`` times, round by round. Grades in ``path`` are kept; each new one is saved at once.
 
@@ -110,7 +111,7 @@ def grade(
                 continue
             reply, value = Reply("", ""), 0.0
             if key in texts:
-                reply, value = grade_answer(ask, message_of(instruction, sample, texts[key]), round_index)
+                reply, value = grade_answer(store, message_of(instruction, sample, texts[key]), round_index)
             entry["model"].append(reply.model)
             entry["content"].append(reply.content)
             entry["score"].append(value)
@@ -156,7 +157,7 @@ def judge(options: argparse.Namespace) -> None:
     with store.lock:
         if start_grades(path, source):
             print(f"{path} held grades of other answers or by another instruction: graded anew.")
-        grades = grade(samples, predictions.texts, instruction, store.ask, path, options.rounds)
+        grades = grade(samples, predictions.texts, instruction, store, path, options.rounds)
 
     totals = grading.aggregate(
         {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
