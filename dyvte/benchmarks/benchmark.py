@@ -6,7 +6,7 @@ scorers that give different numbers for the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 
 from dyvte.engine.questions import JSON_LINES, QuestionFormat
 
-Name, Value = TypeVar("Name"), TypeVar("Value")
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,8 @@ class Benchmark:
     check_questions: Callable[[Path], object] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:
-        """The scoring variant of this name, by default the first; empty for a benchmark without variants.
-
-        Raises:
-            ValueError: the name is unknown.
+        """The scoring variant of this name, by default the first; empty for a benchmark without variants. ValueError
+        for an unknown name.
         """
         if not name:
             return self.variants[0] if self.variants else ""
@@ -170,7 +169,7 @@ def sequential_sum(values: Iterable[float]) -> float:
     return reduce(add, values, 0.0)
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     """Mean by the built-in ``sum``, as official scorers have it; 0 for an empty list."""
     return sum(values) / len(values) if values else 0.0
 

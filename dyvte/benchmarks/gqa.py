@@ -59,10 +59,8 @@ def read_records(path: Path) -> Records:
 
 
 def read_choices(path: Path, balanced: Records) -> Records | None:
-    """Valid and plausible answers by question id; None where there is no such file.
-
-    Raises:
-        ValueError: the file has no lists for a balanced question.
+    """Valid and plausible answers by question id; None where there is no such file, ValueError where it has no lists
+    for a balanced question.
     """
     if not path.is_file():
         return None
@@ -92,12 +90,12 @@ def score_predictions(records: Records, predictions: dict[str, str], choices: Re
         parts["distribution"] = distribution
     if (consistency := consistency_of_correct(balanced, records, predictions)) is not None:
         parts["consistency"] = 100 * consistency
-    for part, name in (("validity", "valid"), ("plausibility", "plausible")) if choices else ():
-        fits = [
-            predictions.get(key) in _choices_of(record, choices[key], name)
-            for key, record in balanced.items()
-        ]
-        parts[part] = 100 * mean([*map(float, fits)])
+    for part, name in (("validity", "valid"), ("plausibility", "plausible")):
+        if choices:
+            fits = [
+                predictions.get(key) in _choices_of(balanced[key], choices[key], name) for key in balanced
+            ]
+            parts[part] = 100 * mean([*map(float, fits)])
     return parts
 
 

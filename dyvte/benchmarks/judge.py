@@ -121,9 +121,7 @@ def grade(
 
 def start_grades(path: Path, source: dict[str, str]) -> bool:
     """Remove the grades in ``path`` unless they come from ``source``, which is written beside them; True if removed.
-
-    Raises:
-        ValueError: the grades have no such file beside them.
+    ValueError where the grades have no such file beside them.
     """
     sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():

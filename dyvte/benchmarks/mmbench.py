@@ -118,7 +118,7 @@ def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> 
     figures = {"overall": mean([hits[row["index"]] for row in bases])}
     for column in ("l2-category", "category"):
         named = (row for row in bases if isinstance(row.get(column), str))
-        members = grouped((row[column], hits[row["index"]]) for row in named)
+        members: dict[str, list[float]] = grouped((row[column], hits[row["index"]]) for row in named)
         figures |= {ABBREVIATIONS.get(name, name): mean(members[name]) for name in sorted(members)}
     return figures
 

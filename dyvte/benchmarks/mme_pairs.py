@@ -85,10 +85,8 @@ def says(reply: str) -> str:
 
 
 def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
-    """The score of a task file's lines, and whether each line is right, None for one that is left out.
-
-    Raises:
-        ValueError: the official script crashes on these lines.
+    """The score of a task file's lines, and whether each line is right, None for one that is left out; ValueError
+    where the official script crashes on these lines.
     """
     if len(lines) % 2:
         raise ValueError(f"{len(lines)} lines do not make pairs")
@@ -109,12 +107,7 @@ def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
 
 
 def score_task(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
-    """Score one task as the official script does, or by image where that crashes.
-
-    Args:
-        replies: the answers to the task, in their order.
-        truths: the task's ground truth, of one question at least.
-    """
+    """Score one task, of one question at least, as the official script does, or by image where that crashes."""
     try:
         return _by_position(replies, truths)
     except ValueError as error:

@@ -68,11 +68,8 @@ def _rounded(value: np.floating) -> str:
 
 
 def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:
-    """Totals of the first ``rounds`` grades of each sample, added in the order of the grade file as officially.
-
-    Args:
-        capabilities: what each sample needs; the samples that count.
-        grades: of these samples and perhaps of others, which are ignored.
+    """Totals of the first ``rounds`` grades of each sample in ``capabilities`` (what it needs), added in the order of
+    the grade file as officially. Grades of other samples are ignored.
     """
     single = _percent({key: [*dict.fromkeys(needed)] for key, needed in capabilities.items()}, grades, rounds)
     order = list(single)

@@ -23,11 +23,7 @@ _SOURCE = "https://github.com/AoiDragon/POPE at commit e3e3926 (output/coco); la
 
 
 def read_labels(folder: str | Path) -> Labels:
-    """Labels (True is yes) by split, in file order, of all label files in ``folder``; other files are ignored.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or a label file is broken.
-    """
+    """Labels (True is yes) by split, in file order, of all label files in ``folder``; ValueError for a broken one."""
     return {
         split: [row["label"] != "no" for row in read_json_lines(path, {"label": object})]
         for split, path in label_files(folder).items()
@@ -35,7 +31,9 @@ def read_labels(folder: str | Path) -> Labels:
 
 
 def label_files(folder: str | Path) -> dict[str, Path]:
-    """Label file by split, in the order of their names; FileNotFoundError when there are none."""
+    """Label file by split, in the order of their names; FileNotFoundError when there are none. Other files of the
+    folder are ignored.
+    """
     paths = sorted(Path(folder).glob(f"{LABEL_FILE_PREFIX}*.json"))
     if not paths:
         raise FileNotFoundError(
@@ -45,11 +43,8 @@ def label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def score_files(label_folder: Path, question_file: Path, answers_file: Path, variant: str) -> Outcome:
-    """The outcome of an answers file, with the labels of the splits that the question file asks.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to a labelled question.
+    """The outcome of an answers file, with the labels of the splits that the question file asks; errors as of
+    ``Scorer``.
     """
     rows = read_json_lines(question_file, {"question_id": int | str, "category": str})
     categories = {row["question_id"]: row["category"] for row in rows}

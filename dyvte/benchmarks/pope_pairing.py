@@ -108,10 +108,7 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
     """Each answer gets the label of its question: the label's line is the id less the smallest id of the split.
 
     Of two answers to one question the last one counts; a question without an answer counts as wrong, and not in
-    the yes ratio.
-
-    Raises:
-        ValueError: an id of the question file is no whole number.
+    the yes ratio. ValueError where an id of the question file is no whole number.
     """
     first: dict[str, int] = {}
     for key, split in categories.items():

@@ -93,10 +93,8 @@ def read_items(args: argparse.Namespace) -> list[Item]:
 
 
 def item_of(row: dict[str, Any], place: str, suffix: str = "") -> Item:
-    """A row of LLaVA's ScienceQA files: ``id``, ``conversations`` (the first turn is asked), and ``image`` or none.
-
-    Raises:
-        ValueError: it is no such row.
+    """A row of LLaVA's ScienceQA files: ``id``, ``conversations`` (the first turn is asked), and ``image`` or none;
+    ValueError for any other.
     """
     try:
         name, text = row["id"], row["conversations"][0]["value"].replace(IMAGE_TOKEN, "").strip()
@@ -195,12 +193,7 @@ def report_of(outcomes: list[Outcome], parts: dict[str, float]) -> str:
 def score_file(
     folder: Path, answers_file: Path, split: str = "test", options: Sequence[str] = OPTIONS
 ) -> tuple[Score, list[Outcome]]:
-    """The score of an answers file, and the outcome of each problem.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to a problem of the split.
-    """
+    """The score of an answers file, and the outcome of each problem of the split; errors as of ``Scorer``."""
     problems = read_problems(folder, split, options)
     answers, remarks = read_answers_and_remarks(answers_file)
     last, unused = last_answers(answers, problems)
