@@ -18,7 +18,7 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from dyvte.benchmarks.files import ANSWER, read_json_lines
 from dyvte.benchmarks.mmbench import match_answers
-from dyvte.benchmarks.mmbench_table import read_table
+from dyvte.benchmarks.mmbench_questions import read_table
 from dyvte.cli import run
 
 NOT_UPLOADED = ["hint", "category", "source", "image", "comment", "l2-category"]

@@ -6,14 +6,17 @@ scorers that give different numbers for the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dyvte.engine.questions import JSON_LINES, QuestionFormat
+
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,8 @@ class Benchmark:
     check_questions: Callable[[Path], object] = lambda data_dir: None
 
     def variant(self, name: str = "") -> str:
-        """The scoring variant of this name, by default the first; empty for a benchmark without variants.
-
-        Raises:
-            ValueError: the name is unknown.
+        """The scoring variant of this name, by default the first; empty for a benchmark without variants. ValueError
+        for an unknown name.
         """
         if not name:
             return self.variants[0] if self.variants else ""
@@ -168,14 +169,14 @@ def sequential_sum(values: Iterable[float]) -> float:
     return reduce(add, values, 0.0)
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     """Mean by the built-in ``sum``, as official scorers have it; 0 for an empty list."""
     return sum(values) / len(values) if values else 0.0
 
 
-def grouped(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+def grouped(pairs: Iterable[tuple[Name, Value]]) -> dict[Name, list[Value]]:
     """The values of each group; groups are in the order of their first values."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[Name, list[Value]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups

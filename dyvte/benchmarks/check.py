@@ -6,7 +6,6 @@ Called by ``python -m dyvte.benchmarks check``, which ``scripts/v1_5/eval/common
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,15 @@ class Finding:
 
 def check(benchmark: Benchmark, data_dir: Path) -> list[Finding]:
     """Look for every file of a benchmark and, when all are there, whether questions and annotations fit together."""
-    findings = list(_files(benchmark, data_dir))
+    findings: list[Finding] = []
+    for file in (File(benchmark.question_file, EVAL_ZIP), *benchmark.files):
+        path = data_dir / file.path
+        if any(data_dir.glob(file.path)) if "*" in file.path else path.exists():
+            findings.append(Finding(path, "there"))
+        elif file.needed_for:
+            findings.append(Finding(path, "optional", f"only for {file.needed_for}; from {file.source}"))
+        else:
+            findings.append(Finding(path, "missing", f"from {file.source}"))
     if all(finding.state != "missing" for finding in findings):
         try:
             benchmark.check_questions(data_dir)
@@ -45,14 +52,3 @@ def check(benchmark: Benchmark, data_dir: Path) -> list[Finding]:
 def ready(findings: list[Finding]) -> bool:
     """Whether nothing that is needed is missing or wrong."""
     return all(finding.state in ("there", "optional") for finding in findings)
-
-
-def _files(benchmark: Benchmark, data_dir: Path) -> Iterator[Finding]:
-    for file in (File(benchmark.question_file, EVAL_ZIP), *benchmark.files):
-        path = data_dir / file.path
-        if any(data_dir.glob(file.path)) if "*" in file.path else path.exists():
-            yield Finding(path, "there")
-        elif file.needed_for:
-            yield Finding(path, "optional", f"only for {file.needed_for}; from {file.source}")
-        else:
-            yield Finding(path, "missing", f"from {file.source}")

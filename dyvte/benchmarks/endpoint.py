@@ -1,16 +1,23 @@
-"""A client of chat-completions endpoints in OpenAI's form, with retries; its errors never show address or key.
+"""A client of chat-completions endpoints in OpenAI's form, with retries, and a store of the replies paid for.
 
-Used by :mod:`dyvte.benchmarks.judge` through :mod:`dyvte.benchmarks.reply_store`. Text of a server that is shown or
-kept must pass ``_scrub``.
+Used by :mod:`dyvte.benchmarks.judge`. Errors never show address or key: text of a server that is shown or kept must
+pass ``_scrub``. The key in :meth:`ReplyStore.ask` must stay as it is: another key discards all replies in existing
+stores.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
 
 from dyvte.cli import extra
 
@@ -18,7 +25,7 @@ with extra("eval"):
     import requests
     from tenacity import (
         RetryCallState,
-        Retrying,
+        retry,
         retry_if_exception_type,
         stop_after_attempt,
         wait_random_exponential,
@@ -26,10 +33,10 @@ with extra("eval"):
 
 DEFAULT_URL = "https://api.openai.com/v1"
 TIMEOUT = (10, 120)  # seconds to connect, and between bytes of the reply
+MAX_TOKENS = 3  # of a reply, as in MM-Vet's evaluator: a grade such as 0.5 has three
 ATTEMPTS = 10
-LONGEST_WAIT = (
-    300.0  # seconds; longer waits that a server asks for are cut to this, waits of our own end at 60
-)
+LONGEST_WAIT = 300.0  # seconds; longer waits that a server asks for are cut to this
+LONGEST_OWN_WAIT = 60.0  # seconds
 LONGEST_DETAIL = 300  # characters of a server's message that are shown
 SHORTEST_PART = 4  # characters of a key that are hidden when a server quotes them: some quote the last four
 
@@ -53,23 +60,29 @@ class TryAgain(ConnectionError):
         self.wait = wait
 
 
+def _wait(state: RetryCallState) -> float:
+    trouble = state.outcome and state.outcome.exception()
+    asked = trouble.wait if isinstance(trouble, TryAgain) else 0.0
+    return max(wait_random_exponential(max=LONGEST_OWN_WAIT)(state), min(asked, LONGEST_WAIT))
+
+
+def _announce(state: RetryCallState) -> None:
+    trouble = state.outcome and state.outcome.exception()
+    tqdm.write(f"{trouble} Trying again in {state.upcoming_sleep:.0f} s.")
+
+
 class Endpoint:
     """``POST <base URL>/chat/completions``. Errors hold neither the address nor 4 or more characters
     of the key in a row; replies are scrubbed of the key.
 
     OPENAI_BASE_URL is the address, up to and with ``/v1``; OPENAI_API_KEY is sent as bearer token, and may be missing
-    for servers that need none. A request that fails with :class:`TryAgain` is sent again, at most ``ATTEMPTS`` times,
-    after waits with random exponential backoff.
-
-    Args:
-        model: which model is asked.
-        say: called with a message before each wait.
+    for servers that need none.
 
     Raises:
         ValueError: neither variable is set, or the key holds characters that cannot be sent.
     """
 
-    def __init__(self, model: str, say: Callable[[str], None]) -> None:
+    def __init__(self, model: str) -> None:
         base_url, self._key = (
             os.environ.get(name, "").strip() for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY")
         )
@@ -84,17 +97,17 @@ class Endpoint:
             )
         self.model = model
         self._url = f"{(base_url or DEFAULT_URL).rstrip('/')}/chat/completions"
-        self._say = say
-        self._retrying = Retrying(
-            retry=retry_if_exception_type(TryAgain),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=_wait,
-            before_sleep=self._announce,
-            reraise=True,
-        )
 
-    def ask(self, message: str, temperature: float, max_tokens: int) -> Reply:
-        """The reply to one user message.
+    @retry(
+        retry=retry_if_exception_type(TryAgain),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=_wait,
+        before_sleep=_announce,
+        reraise=True,
+    )
+    def ask(self, message: str, temperature: float) -> Reply:
+        """The reply to one user message. A request that fails with :class:`TryAgain` is sent again, at most
+        ``ATTEMPTS`` times, after waits with random exponential backoff, each of which is announced.
 
         Raises:
             ConnectionError: all attempts failed.
@@ -102,13 +115,10 @@ class Endpoint:
         """
         body = {
             "model": self.model,
-            "max_tokens": max_tokens,
+            "max_tokens": MAX_TOKENS,
             "temperature": temperature,
             "messages": [{"role": "user", "content": message}],
         }
-        return self._retrying(self._post, body)
-
-    def _post(self, body: dict[str, Any]) -> Reply:
         try:
             response = requests.post(
                 self._url, json=body, auth=self._authorise, timeout=TIMEOUT, allow_redirects=False
@@ -125,7 +135,7 @@ class Endpoint:
             what = "too many requests, or no quota left" if response.status_code == 429 else "server trouble"
             raise TryAgain(f"The endpoint answers {response.status_code} ({what}).", _retry_after(response))
         if response.status_code != 200:
-            raise ValueError(f"{_refusal(response.status_code, self.model)}{self._detail(response)}")
+            raise ValueError(self._refusal(response))
         try:
             content = response.json()
             text = content["choices"][0]["message"].get("content")
@@ -136,16 +146,20 @@ class Endpoint:
                 "The endpoint's reply is no chat completion; OPENAI_BASE_URL should end as .../v1 does."
             ) from None
 
-    def _detail(self, response: requests.Response) -> str:
-        """What the server says about a refusal."""
-        if response.status_code in (401, 403):
-            return ""
+    def _refusal(self, response: requests.Response) -> str:
+        """What a refusal means and, unless it is about the key, what the server says."""
+        status = response.status_code
+        if status in (401, 403):
+            return f"The endpoint refuses the key (status {status}); look at OPENAI_API_KEY."
+        meant = f"refuses the request (status {status}); can its model {self.model!r} chat?"
+        if status == 404:
+            meant = f"knows no model {self.model!r}, or is at another address; look at OPENAI_BASE_URL."
         try:
-            text = str(response.json()["error"]["message"])
+            said = str(response.json()["error"]["message"])
         except (ValueError, RecursionError, KeyError, TypeError):
-            return ""
-        text = text.replace(self._url.removesuffix("/chat/completions"), "...")
-        return f" It says: {self._scrub(text)[:LONGEST_DETAIL]}"
+            return f"The endpoint {meant}"
+        said = said.replace(self._url.removesuffix("/chat/completions"), "...")
+        return f"The endpoint {meant} It says: {self._scrub(said)[:LONGEST_DETAIL]}"
 
     def _scrub(self, text: str) -> str:
         """The text with each part of the key, of 4 characters or more, replaced by "..."."""
@@ -162,16 +176,6 @@ class Endpoint:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _announce(self, state: RetryCallState) -> None:
-        trouble = state.outcome.exception() if state.outcome else None
-        self._say(f"{trouble} Trying again in {state.upcoming_sleep:.0f} s.")
-
-
-def _wait(state: RetryCallState) -> float:
-    grown = wait_random_exponential(max=60.0)(state)
-    trouble = state.outcome.exception() if state.outcome else None
-    return max(grown, min(getattr(trouble, "wait", 0.0), LONGEST_WAIT))
-
 
 def _retry_after(response: requests.Response) -> float:
     try:
@@ -180,9 +184,36 @@ def _retry_after(response: requests.Response) -> float:
         return 0.0  # a date: the growing waits will do
 
 
-def _refusal(status: int, model: str) -> str:
-    if status in (401, 403):
-        return f"The endpoint refuses the key (status {status}); look at OPENAI_API_KEY."
-    if status == 404:
-        return f"The endpoint knows no model {model!r}, or is at another address; look at OPENAI_BASE_URL."
-    return f"The endpoint refuses the request (status {status}); can its model {model!r} chat?"
+class ReplyStore:
+    """Replies by model name and request, in an SQLite file, so that no request is paid for twice. The key has no
+    address: servers that serve different models under one name need a file each (``judge --store``).
+
+    A run holds ``lock`` while it asks: of two runs at once, both could pay for the same reply.
+
+    Raises:
+        OSError: the file cannot be read or written; the message names it.
+    """
+
+    def __init__(self, path: Path, endpoint: Endpoint) -> None:
+        self._path = path
+        self._endpoint = endpoint
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._run("CREATE TABLE IF NOT EXISTS replies (asked TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+
+    def ask(self, message: str, temperature: float, round_index: int) -> Reply:
+        """The stored reply, or a new one, stored before it is returned. Each round has replies of its own."""
+        request = json.dumps([self._endpoint.model, message, temperature, MAX_TOKENS, round_index])
+        key = hashlib.sha256(request.encode()).hexdigest()
+        if rows := self._run("SELECT reply FROM replies WHERE asked = ?", key):
+            return Reply(**json.loads(rows[0][0]))
+        reply = self._endpoint.ask(message, temperature)
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, json.dumps(asdict(reply)))
+        return reply
+
+    def _run(self, command: str, *values: str) -> list[tuple[str]]:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=60)) as connection, connection:
+                return connection.execute(command, values).fetchall()
+        except sqlite3.Error as error:
+            raise OSError(f"{self._path} cannot be used as a store of paid replies ({error}).") from None

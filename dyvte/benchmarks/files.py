@@ -108,11 +108,8 @@ def check_known(path: Path, known: Container[Any], complaint: str) -> list[int |
 
 
 def read_answers_and_remarks(path: str | Path, *more: str) -> tuple[list[dict[str, Any]], list[Remark]]:
-    """The answers of a file in LLaVA's format. A ``text`` that is no string becomes "", with a remark: official
-    evaluators crash over it.
-
-    Args:
-        more: fields that answers must have beside ``question_id`` and ``text``.
+    """The answers of a file in LLaVA's format, with ``question_id``, ``text`` and the fields ``more``. A ``text``
+    that is no string becomes "", with a remark: official evaluators crash over it.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -10,7 +10,7 @@ GQA's ``eval.py``.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ QUESTION_FILE = "llava_gqa_testdev_balanced.jsonl"
 QUESTIONS = "data/testdev_balanced_questions.json"
 CHOICES = "data/testdev_balanced_choices.json"
 
-# Parts of the steps of a question's program that the official count of steps leaves out.
 _UNCOUNTED_STEPS = ("exist", "query: name", "choose name")
-
+"""Parts of the steps of a question's program that the official count of steps leaves out."""
 _RECORD = {
     "answer": str,
     "question?": str,
@@ -42,13 +41,8 @@ _RECORD = {
     "entailed?": [str],
 }
 
-# The official breakdowns, in the order in which they are printed.
-_BREAKDOWNS = {
-    "structural": "structural type",
-    "semantic": "semantic type",
-    "steps": "steps number",
-    "words": "words number",
-}
+_BREAKDOWNS = ("structural type", "semantic type", "steps number", "words number")
+"""The official breakdowns, in the order in which they are printed; their first words stand in names of parts."""
 
 Records = dict[str, dict[str, Any]]
 Parts = dict[str, float]
@@ -65,10 +59,8 @@ def read_records(path: Path) -> Records:
 
 
 def read_choices(path: Path, balanced: Records) -> Records | None:
-    """Valid and plausible answers by question id; None where there is no such file.
-
-    Raises:
-        ValueError: the file has no lists for a balanced question.
+    """Valid and plausible answers by question id; None where there is no such file, ValueError where it has no lists
+    for a balanced question.
     """
     if not path.is_file():
         return None
@@ -94,14 +86,12 @@ def score_predictions(records: Records, predictions: dict[str, str], choices: Re
     groups = correct_by_group(balanced, predictions)
     parts = {name: 100 * mean(groups.pop(name, [])) for name in ("accuracy", "binary", "open")}
     parts |= {name: 100 * mean(scores) for name, scores in sorted(groups.items())}
-    distribution = answer_distribution_distance(balanced, predictions)
-    if distribution is not None:
+    if (distribution := answer_distribution_distance(balanced, predictions)) is not None:
         parts["distribution"] = distribution
-    consistency = consistency_of_correct(balanced, records, predictions)
-    if consistency is not None:
+    if (consistency := consistency_of_correct(balanced, records, predictions)) is not None:
         parts["consistency"] = 100 * consistency
-    if choices:
-        for part, name in (("validity", "valid"), ("plausibility", "plausible")):
+    for part, name in (("validity", "valid"), ("plausibility", "plausible")):
+        if choices:
             fits = [
                 predictions.get(key) in _choices_of(balanced[key], choices[key], name) for key in balanced
             ]
@@ -124,22 +114,16 @@ def answer_distribution_distance(records: Records, predictions: dict[str, str]) 
 
     None where no question belongs to a group.
     """
-    gold: dict[str, Counter[str]] = defaultdict(Counter)
-    predicted: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, record in records.items():
-        group = record.get("groups", {}).get("global")
-        if group is not None:
-            gold[group][record["answer"]] += 1
-            if key in predictions:
-                predicted[group][predictions[key]] += 1
-    if not gold:
-        return None
+    groups = grouped((record.get("groups", {}).get("global"), key) for key, record in records.items())
+    groups.pop(None, None)
     weighted, total = 0.0, 0
-    for group, counts in gold.items():
-        distances = (float(predicted[group][answer] - count) ** 2 / count for answer, count in counts.items())
-        weighted += sequential_sum(distances) * counts.total()
-        total += counts.total()
-    return weighted / total / 100
+    for keys in groups.values():
+        gold = Counter(records[key]["answer"] for key in keys)
+        predicted = Counter(predictions.get(key) for key in keys)
+        distances = (float(predicted[answer] - count) ** 2 / count for answer, count in gold.items())
+        weighted += sequential_sum(distances) * len(keys)
+        total += len(keys)
+    return weighted / total / 100 if groups else None
 
 
 def consistency_of_correct(balanced: Records, records: Records, predictions: dict[str, str]) -> float | None:
@@ -172,7 +156,8 @@ def report_of(parts: dict[str, float], sizes: dict[str, int]) -> str:
         if name in parts or name in ("validity", "plausibility"):
             unit = " (lower is better)" if name == "distribution" else "%"
             lines.append(f"{name.capitalize()}: {parts.get(name, 0):.2f}{unit}")
-    for kind, title in _BREAKDOWNS.items():
+    for title in _BREAKDOWNS:
+        kind = title.split()[0]
         lines += ["", f"Accuracy / {title}:"]
         for part in (part for part in parts if part.startswith(f"{kind}.")):
             name = part.removeprefix(f"{kind}.")
@@ -205,8 +190,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
         raise split_error(answers_file, data_dir / QUESTIONS)
     parts = score_predictions(records, predictions, choices)
     sizes = {name: len(scores) for name, scores in correct_by_group(balanced, predictions).items()}
-    scored = [key for key in predictions if key in balanced]
-    scored += [key for key in balanced if key not in predictions]
+    scored = [key for key in (predictions | balanced) if key in balanced]
     questions = [QuestionScore(key, float(predictions.get(key) == records[key]["answer"])) for key in scored]
     remarks += remarks_on(balanced, records, answers)
     report = report_of(parts, sizes)

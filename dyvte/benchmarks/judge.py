@@ -17,7 +17,6 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from tqdm import tqdm
 
 from dyvte.benchmarks import mmvet
 from dyvte.benchmarks import mmvet_grades as grading
-from dyvte.benchmarks.endpoint import Endpoint, Reply
-from dyvte.benchmarks.reply_store import ReplyStore
+from dyvte.benchmarks.endpoint import Endpoint, Reply, ReplyStore
 from dyvte.cli import run
 from dyvte.io import write_whole
 
@@ -37,9 +35,6 @@ MOST_TRIES = 5  # as in MM-Vet's evaluator, like the text below
 ASK_FOR_DIGIT = "\nPredict the correctness of the answer (digit): "
 OFFICIAL_SHA256 = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
 """Of the instruction in MM-Vet's mm-vet_evaluator.py, the same since its first version."""
-
-Ask = Callable[[str, float, int], Reply]
-"""The reply to a message at a temperature, in a round."""
 
 
 def read_instruction(path: Path | None) -> str:
@@ -80,23 +75,28 @@ def message_of(instruction: str, sample: dict[str, Any], prediction: str) -> str
     return instruction + "\n" + " | ".join([sample["question"], truth, prediction, ""])
 
 
-def grade_answer(ask: Ask, message: str, round_index: int) -> tuple[Reply, float]:
+def grade_answer(store: ReplyStore, message: str, round_index: int) -> tuple[Reply, float]:
     """The reply that is kept, and its score. A reply that does not begin with a number between 0 and 1 is asked for
     again, at temperatures 0, 0.5, 1, ...; after ``MOST_TRIES`` the score is 0.
 
     As in the official evaluator, one last reply is then asked for and kept, but its score is not read.
     """
-    reply = ask(message, 0.0, round_index)
+    reply = store.ask(message, 0.0, round_index)
     for tries in range(MOST_TRIES):
         value = grading.parse_score(reply.content)
         if value is not None:
             return Reply(reply.model, (reply.content or "").split(" ")[0].strip()), value
-        reply = ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
+        reply = store.ask(message + ASK_FOR_DIGIT, 0.5 * tries, round_index)
     return reply, 0.0
 
 
 def grade(
-    samples: mmvet.Samples, texts: dict[str, str], instruction: str, ask: Ask, path: Path, rounds: int
+    samples: mmvet.Samples,
+    texts: dict[str, str],
+    instruction: str,
+    store: ReplyStore,
+    path: Path,
+    rounds: int,
 ) -> grading.Grades:
     """Grade all samples ``rounds`` times, round by round. Grades in ``path`` are kept; each new one is saved at once.
 
@@ -111,7 +111,7 @@ def grade(
                 continue
             reply, value = Reply("", ""), 0.0
             if key in texts:
-                reply, value = grade_answer(ask, message_of(instruction, sample, texts[key]), round_index)
+                reply, value = grade_answer(store, message_of(instruction, sample, texts[key]), round_index)
             entry["model"].append(reply.model)
             entry["content"].append(reply.content)
             entry["score"].append(value)
@@ -121,17 +121,15 @@ def grade(
 
 def start_grades(path: Path, source: dict[str, str]) -> bool:
     """Remove the grades in ``path`` unless they come from ``source``, which is written beside them; True if removed.
-
-    Raises:
-        ValueError: the grades have no such file beside them.
+    ValueError where the grades have no such file beside them.
     """
     sidecar = grading.source_path(path)
     if path.is_file() and not sidecar.is_file():
         raise ValueError(f"{path} is not from this command: move it away, or choose another --output-dir.")
-    stale = sidecar.is_file() and sidecar.read_text(encoding="utf-8") != json.dumps(source, indent=1)
-    if stale:
+    content = json.dumps(source, indent=1)
+    if stale := sidecar.is_file() and sidecar.read_text(encoding="utf-8") != content:
         path.unlink(missing_ok=True)
-    write_whole(sidecar, json.dumps(source, indent=1))
+    write_whole(sidecar, content)
     return stale
 
 
@@ -143,7 +141,7 @@ def judge(options: argparse.Namespace) -> None:
     samples = mmvet.read_samples(options.data_dir)
     predictions = mmvet.predictions_for(options.data_dir, options.answers)
     model = os.environ.get("MMVET_JUDGE_MODEL") or DEFAULT_MODEL
-    endpoint = Endpoint(model, say=tqdm.write)
+    endpoint = Endpoint(model)
     digest = hashlib.sha256(instruction.encode()).hexdigest()
     if digest != OFFICIAL_SHA256:
         print("The judge's instruction is not MM-Vet's own: grades may not compare with published ones.")
@@ -151,24 +149,20 @@ def judge(options: argparse.Namespace) -> None:
     folder = options.output_dir or options.answers.parent / mmvet.GRADES
     name = options.name or default_name(options.answers)
     path = grading.grade_path(folder, name, model, options.rounds)
-    source = {
-        "model": name,
-        "answers_sha256": mmvet.fingerprint(predictions.texts),
-        "instruction_sha256": digest,
-        "judge": model,
-    }
+    source = {"model": name, "answers_sha256": mmvet.fingerprint(predictions.texts)}
+    source |= {"instruction_sha256": digest, "judge": model}
     store = ReplyStore(options.store or options.data_dir / STORE, endpoint)
     with store.lock:
         if start_grades(path, source):
             print(f"{path} held grades of other answers or by another instruction: graded anew.")
-        grades = grade(samples, predictions.texts, instruction, store.ask, path, options.rounds)
+        grades = grade(samples, predictions.texts, instruction, store, path, options.rounds)
 
     totals = grading.aggregate(
         {key: sample["capability"] for key, sample in samples.items()}, grades, options.rounds
     )
     for file, row in zip(grading.csv_paths(path), totals.rows, strict=True):
         write_whole(file, grading.csv_text(name, row))
-    print(f"{mmvet.report_of(name, totals)}\nGrades: {path}")
+    print(f"{totals.report(name)}\nGrades: {path}")
 
 
 def default_name(answers: Path) -> str:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks import mmbench_table as tables
+from dyvte.benchmarks import mmbench_questions as tables
 from dyvte.benchmarks.benchmark import Benchmark, QuestionScore, Remark, Score, grouped, mean
 from dyvte.benchmarks.files import ANSWER, read_json_lines
-from dyvte.benchmarks.mmbench_questions import MMBENCH_FORMAT
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 
 ROUND = 1_000_000  # distance between the indices of a question's rotations
@@ -32,21 +31,15 @@ ABBREVIATIONS = {
 }
 """Level-2 categories, by the headings that papers give them."""
 
-_EMPTY_TEXT = "nan"  # what the official matcher reads in an empty cell
-
-
-def plain_letter(reply: str, options: Mapping[str, Any]) -> str | None:
-    """The reply itself, which is right only when it is the letter and nothing else."""
-    return reply
-
-
 VARIANTS: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
-    "letter": plain_letter,
+    "letter": lambda reply, options: reply,
     "vlmevalkit-2024": letter_2024,
     "vlmevalkit": letter_today,
 }
-"""Scoring variants: how a letter is read from a reply. The paper's figures come from MMBench's server, with which all
-three agree on replies that are bare letters, as LLaVA's are."""
+"""Scoring variants: how a letter is read from a reply. "letter": the reply must be the letter and nothing else.
+"vlmevalkit-2024" and "vlmevalkit": the letter that VLMEvalKit's exact matching infers (see ``option_letters``), then
+and today. The paper's figures come from MMBench's server, with which all three agree on replies that are bare
+letters, as LLaVA's are; how it reads other replies is not public."""
 
 
 def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[dict[int, Any], list[Remark]]:
@@ -79,16 +72,12 @@ def match_answers(indices: list[int], answers: list[dict[str, Any]]) -> tuple[di
 def reply_of(text: Any) -> str:
     """The reply as the official matcher reads it from an upload sheet."""
     if tables.is_missing(text) or text in tables.EMPTY_CELLS:
-        return _EMPTY_TEXT
+        return "nan"  # what the official matcher reads in an empty cell
     return str(int(text)) if isinstance(text, float) and text.is_integer() else str(text)
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
     """Circular accuracy: a question counts when all its rotations are answered right.
-
-    Variants: "letter", the reply is the letter and nothing else; "vlmevalkit-2024" and "vlmevalkit", the letter that
-    VLMEvalKit's exact matching infers (see ``option_letters``), then and today. How the server reads other replies is
-    not public.
 
     Raises:
         FileNotFoundError, ValueError: see ``Scorer``; also for a table without answers (test split).
@@ -113,27 +102,15 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
         row["index"]: infer(reply_of(texts.get(row["index"])), _choices(row)) == row["answer"] for row in rows
     }
     bases = [row for row in rows if row["index"] < ROUND]
-    hits = circular_hits(right)
+    missed = {index % ROUND for index, hit in right.items() if not hit}
+    hits = {row["index"]: float(row["index"] not in missed) for row in bases}
     figures = circular_figures(bases, hits)
     parts = {name: 100 * value for name, value in figures.items()}
     parts["row_accuracy"] = 100 * mean([float(hit) for hit in right.values()])
     parts["base_row_accuracy"] = 100 * mean([float(right[row["index"]]) for row in bases])
-    return Score(
-        "mmbench",
-        BENCHMARK.metric,
-        parts["overall"],
-        parts,
-        [QuestionScore(index, hit) for index, hit in hits.items()],
-        report=_report(bases, figures),
-        variant=variant,
-        remarks=[*remarks, *_table_remarks(rows, hits)],
-    )
-
-
-def circular_hits(right: Mapping[int, bool]) -> dict[int, float]:
-    """By question, in the order of the table: 1 where all its rotations are right, else 0."""
-    missed = {index % ROUND for index, hit in right.items() if not hit}
-    return {index: float(index not in missed) for index in right if index < ROUND}
+    questions = [QuestionScore(index, hit) for index, hit in hits.items()]
+    report, remarks = _report(bases, figures), remarks + _table_remarks(rows, hits)
+    return Score("mmbench", BENCHMARK.metric, parts["overall"], parts, questions, report, variant, remarks)
 
 
 def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> dict[str, float]:
@@ -141,7 +118,7 @@ def circular_figures(bases: list[dict[str, Any]], hits: Mapping[int, float]) -> 
     figures = {"overall": mean([hits[row["index"]] for row in bases])}
     for column in ("l2-category", "category"):
         named = (row for row in bases if isinstance(row.get(column), str))
-        members = grouped((row[column], hits[row["index"]]) for row in named)
+        members: dict[str, list[float]] = grouped((row[column], hits[row["index"]]) for row in named)
         figures |= {ABBREVIATIONS.get(name, name): mean(members[name]) for name in sorted(members)}
     return figures
 
@@ -188,6 +165,6 @@ BENCHMARK = Benchmark(
     ground_truth=lambda data_dir: [tables.table_file(data_dir)],
     score=score,
     variants=tuple(VARIANTS),
-    questions=MMBENCH_FORMAT,
+    questions=tables.MMBENCH_FORMAT,
     check_questions=lambda data_dir: tables.read_questions(data_dir / tables.QUESTIONS),
 )

@@ -42,10 +42,8 @@ _SOURCE = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/t
 
 
 def truth_files(release: str | Path, task: str) -> list[Path]:
-    """The texts of a task, in either folder form; none where the task is missing.
-
-    Raises:
-        FileNotFoundError: the task has a folder of images, but none of texts.
+    """The texts of a task, in either folder form; none where the task is missing, FileNotFoundError where it has a
+    folder of images, but none of texts.
     """
     folder = Path(release, task)
     if (folder / "images").exists():
@@ -196,8 +194,7 @@ def check_questions(data_dir: Path) -> None:
                 f"expected {f'{key[0]}/.../{key[1]}'!r} with {key[2]!r}. Is it another release of MME?"
             )
         asked.add(key)
-    unasked = [key for key in truths if key not in asked]
-    if unasked:
+    if unasked := [key for key in truths if key not in asked]:
         raise ValueError(
             f"{data_dir / QUESTIONS} lacks {len(unasked)} of the {len(truths)} questions in {data_dir / RELEASE}, "
             f"for example {unasked[0][2]!r} of {unasked[0][0]}; the missing ones would spoil the pairs."

@@ -85,10 +85,8 @@ def says(reply: str) -> str:
 
 
 def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
-    """The score of a task file's lines, and whether each line is right, None for one that is left out.
-
-    Raises:
-        ValueError: the official script crashes on these lines.
+    """The score of a task file's lines, and whether each line is right, None for one that is left out; ValueError
+    where the official script crashes on these lines.
     """
     if len(lines) % 2:
         raise ValueError(f"{len(lines)} lines do not make pairs")
@@ -109,12 +107,7 @@ def score_lines(lines: list[str]) -> tuple[TaskScore, list[bool | None]]:
 
 
 def score_task(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
-    """Score one task as the official script does, or by image where that crashes.
-
-    Args:
-        replies: the answers to the task, in their order.
-        truths: the task's ground truth, of one question at least.
-    """
+    """Score one task, of one question at least, as the official script does, or by image where that crashes."""
     try:
         return _by_position(replies, truths)
     except ValueError as error:
@@ -127,12 +120,10 @@ def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
     score, right = score_lines([line for _, line in reply_lines])
     questions: list[tuple[float, QuestionScore]] = []
     remarks: list[Remark] = []
-    seen: set[int] = set()
-    for number, (reply, _) in enumerate(reply_lines):
-        if reply.place in seen:  # a further line of a reply with a line break
-            continue
-        seen.add(reply.place)
+    number = 0
+    for reply in replies:
         outcome, partner = right[number], reply_lines[number ^ 1][0]
+        number += len(reply.lines)
         if outcome is not None:
             questions.append((reply.place, QuestionScore(reply.question_id, float(outcome))))
         if partner.key[1] != reply.key[1]:
@@ -143,12 +134,8 @@ def _by_position(replies: list[Reply], truths: dict[Key, str]) -> TaskOutcome:
         if reply.breaks_columns:
             what = "tab or line break in the reply: lines without four columns are left out, and later pairs move"
             remarks.append(Remark(reply.question_id, what, skipped=outcome is None))
-    read = {
-        says(line.split("\t")[3])
-        for (_, line), one in zip(reply_lines, right, strict=True)
-        if one is not None
-    }
-    if read == {"other"}:
+    scored = [line for (_, line), outcome in zip(reply_lines, right, strict=True) if outcome is not None]
+    if all(says(line.split("\t")[3]) == "other" for line in scored):
         what = "neither yes nor no, like all replies of its task: wrong, where the official script stops"
         remarks += [Remark(reply.question_id, what) for reply in replies]
     return TaskOutcome(score, questions, remarks + _remarks_on_counts(replies, truths))

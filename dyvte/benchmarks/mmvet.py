@@ -85,13 +85,10 @@ def read_predictions(answers_file: Path) -> Predictions:
     rows, remarks = read_answers_and_remarks(answers_file)
     texts = {sample_id(row["question_id"]): row["text"] for row in rows}
     ids = {sample_id(row["question_id"]): row["question_id"] for row in rows}
-    times = Counter(sample_id(row["question_id"]) for row in rows)
-    repeated = [
-        Remark(ids[key], f"answered {count} times: the last answer counts")
-        for key, count in times.items()
-        if count > 1
-    ]
-    return Predictions(texts, ids, remarks + repeated)
+    for key, count in Counter(sample_id(row["question_id"]) for row in rows).items():
+        if count > 1:
+            remarks.append(Remark(ids[key], f"answered {count} times: the last answer counts"))
+    return Predictions(texts, ids, remarks)
 
 
 def predictions_for(data_dir: Path, answers_file: Path) -> Predictions:
@@ -127,8 +124,7 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
             "grade file there."
         )
     grades, rounds = grading.read_grades(path), grading.rounds_of(path)
-    ungraded = [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]
-    if ungraded:
+    if ungraded := [key for key in samples if key not in grades or len(grades[key]["score"]) < rounds]:
         raise ValueError(
             f"{path}: {len(ungraded)} of {len(samples)} samples lack grades of {rounds} rounds, the first of them "
             f"{ungraded[0]!r}; run python -m dyvte.benchmarks.judge again, it goes on from there."
@@ -139,21 +135,9 @@ def score(data_dir: Path, answers_file: Path, variant: str = ALL) -> Score:
     questions = [QuestionScore(ids[key], mean(grades[key]["score"][:rounds])) for key in ids]
     judges = sorted({name for grade in grades.values() for name in grade["model"] if name})
     remarks = predictions.remarks + _remarks_on_grades(path, ids, predictions.texts, grades, rounds)
-    return Score(
-        benchmark="mmvet",
-        metric=f"{BENCHMARK.metric} by {', '.join(judges)}" if judges else BENCHMARK.metric,
-        value=float(totals.rounds.mean()),
-        parts=parts_of(totals),
-        questions=questions,
-        report=report_of(grading.graded_model(path), totals),
-        variant=variant,
-        remarks=remarks,
-    )
-
-
-def report_of(name: str, totals: grading.Totals) -> str:
-    """The two official tables, by capability and by exact combination of capabilities."""
-    return "\n".join(grading.table(name, row) for row in totals.rows)
+    metric = f"{BENCHMARK.metric} by {', '.join(judges)}" if judges else BENCHMARK.metric
+    value, report = float(totals.rounds.mean()), totals.report(grading.graded_model(path))
+    return Score("mmvet", metric, value, parts_of(totals), questions, report, variant, remarks)
 
 
 def parts_of(totals: grading.Totals) -> dict[str, float]:
@@ -163,22 +147,21 @@ def parts_of(totals: grading.Totals) -> dict[str, float]:
     parts = {name: float(values.mean()) for name, values in totals.capabilities.items()}
     parts["std"] = float(totals.rounds.std())
     parts |= {f"runs.{index}": float(value) for index, value in enumerate(totals.rounds)}
-    combinations = {name: values for name, values in totals.combinations.items() if name != "total"}
-    return {**parts, **{f"integration.{name}": float(value.mean()) for name, value in combinations.items()}}
+    for name, values in totals.combinations.items():
+        if name != grading.TOTAL:
+            parts[f"integration.{name}"] = float(values.mean())
+    return parts
 
 
 def check_questions(data_dir: Path) -> None:
     """See ``Benchmark``; each question must have a sample, and each sample a question."""
     samples = read_samples(data_dir)
-    asked = Counter(
-        sample_id(row["question_id"])
-        for row in read_json_lines(data_dir / QUESTIONS, {"question_id": ID, "image": object, "text": object})
-    )
+    rows = read_json_lines(data_dir / QUESTIONS, {"question_id": ID, "image": object, "text": object})
+    asked = [sample_id(row["question_id"]) for row in rows]
     for key in asked:
         if key not in samples:
             raise ValueError(f"{data_dir / QUESTIONS} asks for {key!r}, which {SAMPLES} does not have.")
-    missing = [key for key in samples if key not in asked]
-    if missing:
+    if missing := [key for key in samples if key not in asked]:
         raise ValueError(
             f"{data_dir / QUESTIONS} lacks {len(missing)} samples of {SAMPLES}, as {missing[0]!r}."
         )
@@ -200,10 +183,8 @@ def _remarks_on_grades(
             remarks.append(Remark(question_id, "no answer: counted as 0, the judge was not asked"))
             continue
         contents = grades[key]["content"][:rounds]
-        numberless = sum(
-            grading.parse_score(reply) != value for reply, value in zip(contents, scores, strict=True)
-        )
-        if numberless:
+        read = map(grading.parse_score, contents)
+        if numberless := sum(number != value for number, value in zip(read, scores, strict=True)):
             what = f"in {numberless} of {rounds} rounds the judge gave no number: counted as 0"
             remarks.append(Remark(question_id, what))
     return remarks

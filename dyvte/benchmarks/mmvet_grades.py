@@ -32,7 +32,7 @@ Grades = dict[str, dict[str, list[Any]]]
 
 @dataclass(frozen=True)
 class Totals:
-    """Percent of the attainable score in each round; the last entry of each table is ``total``.
+    """Percent of the attainable score in each round; the last entry of each table is ``TOTAL``.
 
     Attributes:
         capabilities: (rounds,) each, the most frequent capability first; a sample counts for each of its own.
@@ -53,17 +53,23 @@ class Totals:
         tables = (self.capabilities, self.combinations)
         return [{name: _rounded(each.mean()) for name, each in table.items()} | total for table in tables]
 
+    def report(self, name: str) -> str:
+        """The two official tables as text, their columns aligned; ``name`` is the graded model's."""
+        lines = []
+        for row in self.rows:
+            widths = [max(map(len, cell)) for cell in row.items()]
+            for start, cells in ((" " * len(name), row.keys()), (name, row.values())):
+                lines.append("  ".join([start, *map(str.rjust, cells, widths)]))
+        return "\n".join(lines)
+
 
 def _rounded(value: np.floating) -> str:
     return str(float(np.round(value, DECIMALS)))
 
 
 def aggregate(capabilities: dict[str, list[str]], grades: Grades, rounds: int) -> Totals:
-    """Totals of the first ``rounds`` grades of each sample, added in the order of the grade file as officially.
-
-    Args:
-        capabilities: what each sample needs; the samples that count.
-        grades: of these samples and perhaps of others, which are ignored.
+    """Totals of the first ``rounds`` grades of each sample in ``capabilities`` (what it needs), added in the order of
+    the grade file as officially. Grades of other samples are ignored.
     """
     single = _percent({key: [*dict.fromkeys(needed)] for key, needed in capabilities.items()}, grades, rounds)
     order = list(single)
@@ -83,16 +89,8 @@ def _percent(groups: dict[str, list[str]], grades: Grades, rounds: int) -> dict[
     return {name: values / sizes[name] * 100 for name, values in sums.items()}
 
 
-def table(name: str, row: dict[str, str]) -> str:
-    """A one-line table as text, its columns aligned."""
-    widths = [max(map(len, cell)) for cell in row.items()]
-    head = "  ".join(column.rjust(width) for column, width in zip(row, widths, strict=True))
-    cells = "  ".join(cell.rjust(width) for cell, width in zip(row.values(), widths, strict=True))
-    return f"{' ' * len(name)}  {head}\n{name}  {cells}"
-
-
 def csv_text(name: str, row: dict[str, str]) -> str:
-    """The same table as the official evaluator's csv file."""
+    """One of these tables as the official evaluator's csv file."""
     return needs("pandas", "eval").DataFrame([row], index=[name]).to_csv()
 
 

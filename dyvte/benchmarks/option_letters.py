@@ -29,14 +29,9 @@ _LAST_WORDS = 4
 def letter_2024(reply: str, options: Mapping[str, Any]) -> str | None:
     """The letter that VLMEvalKit inferred until August 2025 (``can_infer`` in vlmeval/utils/matching_util.py).
 
-    The one option letter that stands in the reply as a word of its own; else the one option whose text the reply
-    contains, in lower case. "Z" for a refusal.
-
-    Args:
-        options: text by letter.
-
-    Returns:
-        A letter, or None where no letter, or more than one, can be read.
+    The one option letter that stands in the reply as a word of its own; else the one of the ``options`` (text by
+    letter) whose text the reply contains, in lower case. "Z" for a refusal; None where no letter, or more than one,
+    can be read.
     """
     declined = _declined(reply)
     if declined is not None:

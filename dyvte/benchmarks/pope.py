@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dyvte.benchmarks.benchmark import Benchmark, File, Remark, Score, mean
 from dyvte.benchmarks.files import numbered_lines, read_answers_and_remarks, read_json_lines, split_error
-from dyvte.benchmarks.pope_pairing import PAIRINGS, Categories, Labels, Outcome, SplitScore
+from dyvte.benchmarks.pope_pairing import PAIRINGS, Labels, Outcome, SplitScore
 
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = "coco"
@@ -23,11 +23,7 @@ _SOURCE = "https://github.com/AoiDragon/POPE at commit e3e3926 (output/coco); la
 
 
 def read_labels(folder: str | Path) -> Labels:
-    """Labels (True is yes) by split, in file order, of all label files in ``folder``; other files are ignored.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or a label file is broken.
-    """
+    """Labels (True is yes) by split, in file order, of all label files in ``folder``; ValueError for a broken one."""
     return {
         split: [row["label"] != "no" for row in read_json_lines(path, {"label": object})]
         for split, path in label_files(folder).items()
@@ -35,7 +31,9 @@ def read_labels(folder: str | Path) -> Labels:
 
 
 def label_files(folder: str | Path) -> dict[str, Path]:
-    """Label file by split, in the order of their names; FileNotFoundError when there are none."""
+    """Label file by split, in the order of their names; FileNotFoundError when there are none. Other files of the
+    folder are ignored.
+    """
     paths = sorted(Path(folder).glob(f"{LABEL_FILE_PREFIX}*.json"))
     if not paths:
         raise FileNotFoundError(
@@ -44,20 +42,12 @@ def label_files(folder: str | Path) -> dict[str, Path]:
     return {path.stem.removeprefix(LABEL_FILE_PREFIX): path for path in paths}
 
 
-def read_categories(path: str | Path) -> Categories:
-    """The split of each question id, in file order; ValueError when a line is broken."""
-    rows = read_json_lines(path, {"question_id": int | str, "category": str})
-    return {row["question_id"]: row["category"] for row in rows}
-
-
 def score_files(label_folder: Path, question_file: Path, answers_file: Path, variant: str) -> Outcome:
-    """The outcome of an answers file, with the labels of the splits that the question file asks.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to a labelled question.
+    """The outcome of an answers file, with the labels of the splits that the question file asks; errors as of
+    ``Scorer``.
     """
-    categories = read_categories(question_file)
+    rows = read_json_lines(question_file, {"question_id": int | str, "category": str})
+    categories = {row["question_id"]: row["category"] for row in rows}
     asked = set(categories.values())
     labels = {split: wanted for split, wanted in read_labels(label_folder).items() if split in asked}
     answers, remarks = read_answers_and_remarks(answers_file)
@@ -78,7 +68,7 @@ def report_of(splits: dict[str, SplitScore]) -> str:
     for split, result in splits.items():
         figures = result.figures
         lines += [
-            f"Category: {split}, # samples: {result.answers}",
+            f"Category: {split}, # samples: {result.replies.total()}",
             "TP\tFP\tTN\tFN\t",
             "\t".join(str(count) for count in result.counts),
             f"Accuracy: {figures['accuracy']}",
@@ -105,9 +95,8 @@ def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:
         names = (f"{split}.{name}" for name in ("tp", "fp", "tn", "fn"))
         parts.update(zip(names, result.counts, strict=True))
     report = report_of(outcome.splits)
-    return Score(
-        "pope", BENCHMARK.metric, parts["f1"], parts, outcome.questions, report, variant, outcome.remarks
-    )
+    questions, remarks = outcome.questions, outcome.remarks
+    return Score("pope", BENCHMARK.metric, parts["f1"], parts, questions, report, variant, remarks)
 
 
 def check_questions(data_dir: Path) -> None:

@@ -18,29 +18,27 @@ Categories = dict[Any, str]
 """Question id -> split, in the order of the question file."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitScore:
-    """Counts of one split ("yes" is positive) and the official figures from them, as fractions.
+    """Counts of one split ("yes", True, is positive) and the official figures from them, as fractions.
 
-    ``answers`` and ``said_yes`` count all answers, also those without a label. A figure whose denominator is 0 is 0
-    here; the official script divides by zero.
+    Attributes:
+        pairs: how many scored questions there are of each (reply, label).
+        replies: how many answers of each reply, also without a label.
     """
 
-    true_positive: int
-    false_positive: int
-    true_negative: int
-    false_negative: int
-    answers: int
-    said_yes: int
+    pairs: Counter[tuple[bool, bool]] = field(default_factory=Counter)
+    replies: Counter[bool] = field(default_factory=Counter)
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
         """TP, FP, TN, FN."""
-        return self.true_positive, self.false_positive, self.true_negative, self.false_negative
+        pairs = self.pairs
+        return pairs[True, True], pairs[True, False], pairs[False, False], pairs[False, True]
 
     @property
     def figures(self) -> dict[str, float]:
-        """By name, in the official order."""
+        """By name, in the official order. One whose denominator is 0 is 0; the official script divides by zero."""
         return {name: _ratio(*terms) for name, terms in self._ratios.items()}
 
     def undefined_figures(self) -> list[str]:
@@ -51,50 +49,28 @@ class SplitScore:
     @property
     def _ratios(self) -> dict[str, tuple[float, float]]:
         """Numerator and denominator of each figure."""
-        predicted = self.true_positive + self.false_positive
-        labeled = self.true_positive + self.false_negative
-        precision, recall = _ratio(self.true_positive, predicted), _ratio(self.true_positive, labeled)
+        tp, fp, tn, fn = self.counts
+        precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
         return {
             "f1": (2 * precision * recall, precision + recall),
-            "accuracy": (self.true_positive + self.true_negative, sum(self.counts)),
-            "precision": (self.true_positive, predicted),
-            "recall": (self.true_positive, labeled),
-            "yes_ratio": (self.said_yes, self.answers),
+            "accuracy": (tp + tn, sum(self.counts)),
+            "precision": (tp, tp + fp),
+            "recall": (tp, tp + fn),
+            "yes_ratio": (self.replies[True], self.replies.total()),
         }
 
 
 @dataclass
 class Outcome:
-    """Scores by split, questions in the order of the answers, and remarks.
+    """Scores by split, questions in the order of the answers, and remarks."""
 
-    Attributes:
-        pairs: how many scored questions there are of each (split, reply, label).
-        replies: how many answers of each (split, reply), also without a label.
-    """
-
+    splits: dict[str, SplitScore]
     remarks: list[Remark]
     questions: list[QuestionScore] = field(default_factory=list)
-    pairs: Counter[tuple[str, bool, bool]] = field(default_factory=Counter)
-    replies: Counter[tuple[str, bool]] = field(default_factory=Counter)
-    splits: dict[str, SplitScore] = field(default_factory=dict)
 
     def add(self, question_id: str | int, split: str, reply: bool, label: bool) -> None:
-        self.pairs[split, reply, label] += 1
+        self.splits[split].pairs[reply, label] += 1
         self.questions.append(QuestionScore(question_id, float(reply == label)))
-
-    def sum_up(self, labels: Labels) -> Outcome:
-        """Compute ``splits``; returns self."""
-        for split in labels:
-            said_yes, said_no = (self.replies[split, reply] for reply in (True, False))
-            self.splits[split] = SplitScore(
-                true_positive=self.pairs[split, True, True],
-                false_positive=self.pairs[split, True, False],
-                true_negative=self.pairs[split, False, False],
-                false_negative=self.pairs[split, False, True],
-                answers=said_yes + said_no,
-                said_yes=said_yes,
-            )
-        return self
 
 
 def says_yes(text: str) -> bool:
@@ -106,16 +82,15 @@ def says_yes(text: str) -> bool:
 def score_by_position(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
     """As LLaVA: the n-th answer of a split gets the split's n-th label, whatever its id; surplus is not scored."""
     asked = {split: [key for key, own in categories.items() if own == split] for split in labels}
-    outcome = Outcome(_missing_and_repeated(labels, categories, answers, by_position=True))
-    given: Counter[str] = Counter()
+    outcome = _unscored(labels, categories, answers, by_position=True)
     for answer in answers:
         question_id = answer["question_id"]
         split = categories.get(question_id, "")
         if split not in labels:
             continue
-        place, reply = given[split], says_yes(answer["text"])
-        given[split] += 1
-        outcome.replies[split, reply] += 1
+        replies, reply = outcome.splits[split].replies, says_yes(answer["text"])
+        place = replies.total()
+        replies[reply] += 1
         if place >= len(labels[split]):
             what = "more answers than labels: counts in the yes ratio alone"
             outcome.remarks.append(Remark(question_id, what, skipped=True))
@@ -126,17 +101,14 @@ def score_by_position(labels: Labels, categories: Categories, answers: list[dict
                 Remark(question_id, f"scored by the label of question {expected_id}, by position")
             )
         outcome.add(question_id, split, reply, labels[split][place])
-    return outcome.sum_up(labels)
+    return outcome
 
 
 def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, Any]]) -> Outcome:
     """Each answer gets the label of its question: the label's line is the id less the smallest id of the split.
 
     Of two answers to one question the last one counts; a question without an answer counts as wrong, and not in
-    the yes ratio.
-
-    Raises:
-        ValueError: an id of the question file is no whole number.
+    the yes ratio. ValueError where an id of the question file is no whole number.
     """
     first: dict[str, int] = {}
     for key, split in categories.items():
@@ -145,7 +117,7 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
         first[split] = min(key, first.get(split, key))
     said = {answer["question_id"]: says_yes(answer["text"]) for answer in answers}
     order = [key for key in said if key in categories] + [key for key in categories if key not in said]
-    outcome = Outcome(_missing_and_repeated(labels, categories, answers, by_position=False))
+    outcome = _unscored(labels, categories, answers, by_position=False)
     for key in order:
         split = categories[key]
         if split not in labels:
@@ -156,9 +128,9 @@ def score_by_id(labels: Labels, categories: Categories, answers: list[dict[str, 
             continue
         label = labels[split][place]
         if key in said:
-            outcome.replies[split, said[key]] += 1
+            outcome.splits[split].replies[said[key]] += 1
         outcome.add(key, split, said.get(key, not label), label)
-    return outcome.sum_up(labels)
+    return outcome
 
 
 PAIRINGS: dict[str, Callable[[Labels, Categories, list[dict[str, Any]]], Outcome]] = {
@@ -168,10 +140,10 @@ PAIRINGS: dict[str, Callable[[Labels, Categories, list[dict[str, Any]]], Outcome
 """The scoring variants; the first is the default."""
 
 
-def _missing_and_repeated(
+def _unscored(
     labels: Labels, categories: Categories, answers: list[dict[str, Any]], by_position: bool
-) -> list[Remark]:
-    """Remarks on questions that are unknown, or not answered exactly once."""
+) -> Outcome:
+    """An outcome to add to, with remarks on questions that are unknown, or not answered exactly once."""
     counts = Counter(answer["question_id"] for answer in answers)
     missing = "no answer: left out; later answers move up" if by_position else "no answer: counted as wrong"
     repeated = "each takes a label; later answers move down" if by_position else "the last answer counts"
@@ -187,7 +159,7 @@ def _missing_and_repeated(
             remarks.append(Remark(key, f"no label file for {categories[key]}: ignored", skipped=True))
         elif count > 1:
             remarks.append(Remark(key, f"answered {count} times: {repeated}"))
-    return remarks
+    return Outcome({split: SplitScore() for split in labels}, remarks)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

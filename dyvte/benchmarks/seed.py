@@ -72,19 +72,13 @@ def read_seed(path: Path) -> Annotations:
     advice = f"download it again from {_SOURCE}"
     content = read_annotations(path, _SHAPE, advice)
     types = {number: name for name, number in content["question_type"].items()}
-    questions = [
-        Question(
-            _number_of(row["question_id"]),
-            row["question_id"],
-            *(row[name] for name in ("question_type_id", "data_type", "answer")),
-        )
-        for row in content["questions"]
-    ]
-    for question in questions:
-        if question.type not in types:
-            raise ValueError(
-                f"{path}: question {question.id!r} is of type {question.type}, which has no name; {advice}."
-            )
+    questions: list[Question] = []
+    for row in content["questions"]:
+        written_id, kind = row["question_id"], row["question_type_id"]
+        name = _number_of(written_id)
+        if kind not in types:
+            raise ValueError(f"{path}: question {name!r} is of type {kind}, which has no name; {advice}.")
+        questions.append(Question(name, written_id, kind, row["data_type"], row["answer"]))
     if not questions:
         raise ValueError(f"{path} holds no questions; {advice}.")
     return Annotations(questions, types)
@@ -99,11 +93,7 @@ def _number_of(question_id: int | str) -> int | str:
 
 
 def score_questions(annotations: Annotations, texts: dict[Any, str]) -> dict[str, float]:
-    """All accuracies, in percent.
-
-    Args:
-        texts: replies by question id; a question without one is wrong.
-    """
+    """All accuracies, in percent, of replies by question id; a question without one is wrong."""
     groups = grouped(
         (name, texts.get(question.id) == question.answer)
         for question in annotations.questions
@@ -182,8 +172,7 @@ def check_questions(data_dir: Path) -> None:
         f"{data_dir / ANNOTATIONS} has {ids.total()} questions, {videos} of them on videos, and {QUESTIONS} "
         f"{len(read_json_lines(path))}. They must be of one revision. {_REVISION}."
     )
-    unasked = ids - Counter(check_known(path, ids, f"has no annotation. {revisions}"))
-    if unasked:
+    if unasked := ids - Counter(check_known(path, ids, f"has no annotation. {revisions}")):
         raise ValueError(f"{path} does not ask question {next(iter(unasked))!r}. {revisions}")
 
 

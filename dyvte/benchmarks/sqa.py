@@ -5,11 +5,14 @@ Files: ``problems.json`` (problems by id), ``pid_splits.json`` (ids by split), `
 image: a question without an answer is wrong in ``accuracy`` and does not count in ``IMG-accuracy``.
 
 The figures by subject, context and grade are those of ScienceQA's own paper, over all questions. Registered in
-``dyvte/benchmarks/__init__.py``; ``llava.eval.eval_science_qa`` is LLaVA's command line, whose numbers must stay.
+``dyvte/benchmarks/__init__.py``; LLaVA's command lines are ``llava.eval.model_vqa_science``, which asks, and
+``llava.eval.eval_science_qa``, whose numbers must stay. Answers must keep their whole prompt, with ``<image>`` where
+there is an image.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,8 @@ from dyvte.benchmarks.files import (
     read_answers_and_remarks,
     split_error,
 )
-from dyvte.benchmarks.sqa_questions import CONVERSATIONS
+from dyvte.engine.questions import IMAGE_TOKEN, Item, QuestionFormat, Troubles, image_names, naming
+from dyvte.io import read_json
 
 PROBLEMS = "problems.json"
 SPLITS = "pid_splits.json"
@@ -32,11 +36,10 @@ QUESTIONS = "llava_test_CQM-A.json"
 OPTIONS = ("A", "B", "C", "D", "E")
 FAILED = "FAILED"  # LLaVA's word for a letter that cannot be read
 NO_PROMPT = "Unknown"
-IMAGE = "<image>"
+LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 
-_SENTENCE = re.compile(
-    "The answer is ([A-Z])."
-)  # LLaVA's pattern: the unescaped period matches any character
+# LLaVA's pattern: the unescaped period matches any character.
+_SENTENCE = re.compile("The answer is ([A-Z]).")
 _GRADES = {"1-6": range(1, 7), "7-12": range(7, 13)}
 _SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
 
@@ -66,7 +69,48 @@ class Outcome:
 
     @property
     def has_image(self) -> bool:
-        return IMAGE in self.prompt
+        return IMAGE_TOKEN in self.prompt
+
+
+def read_items(args: argparse.Namespace) -> list[Item]:
+    """The questions of the file; with ``single_pred_prompt`` they ask for the letter alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a list of conversations; the message names the entries.
+    """
+    path = Path(args.question_file).expanduser()
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is not a list of questions")
+    suffix = f"\n{LETTER_PROMPT}" if getattr(args, "single_pred_prompt", False) else ""
+    items, troubles = [], Troubles()
+    for number, row in enumerate(rows):
+        with troubles.noted():
+            items.append(item_of(row, f"{path}, entry {number}", suffix))
+    troubles.tell()
+    return items
+
+
+def item_of(row: dict[str, Any], place: str, suffix: str = "") -> Item:
+    """A row of LLaVA's ScienceQA files: ``id``, ``conversations`` (the first turn is asked), and ``image`` or none;
+    ValueError for any other.
+    """
+    try:
+        name, text = row["id"], row["conversations"][0]["value"].replace(IMAGE_TOKEN, "").strip()
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: not a question with id and conversations ({error!r})") from error
+    item = Item({"question_id": name}, text, (), place)
+    with naming(item):
+        images = image_names(row.get("image"))
+    prompt = (f"{IMAGE_TOKEN}\n{text}" if images else text) + suffix
+    return Item({"question_id": name, "prompt": prompt}, prompt, images, place)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """LLaVA's flags for ScienceQA."""
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    parser.add_argument("--answer-prompter", action="store_true", help="has no effect, as in LLaVA")
 
 
 def letter_of(text: str, options: Sequence[str] = OPTIONS) -> str:
@@ -149,12 +193,7 @@ def report_of(outcomes: list[Outcome], parts: dict[str, float]) -> str:
 def score_file(
     folder: Path, answers_file: Path, split: str = "test", options: Sequence[str] = OPTIONS
 ) -> tuple[Score, list[Outcome]]:
-    """The score of an answers file, and the outcome of each problem.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to a problem of the split.
-    """
+    """The score of an answers file, and the outcome of each problem of the split; errors as of ``Scorer``."""
     problems = read_problems(folder, split, options)
     answers, remarks = read_answers_and_remarks(answers_file)
     last, unused = last_answers(answers, problems)
@@ -214,6 +253,15 @@ def _remarks_on(outcome: Outcome, answered: bool, prompt: Any) -> list[Remark]:
         return [Remark(name, f"{shown}; {counted} among the images")]
     return []
 
+
+CONVERSATIONS = QuestionFormat(
+    read_items,
+    "Answer ScienceQA's questions.",
+    add_flags,
+    question_file="tables/question.json",
+    conv_mode="llava_v0",
+    max_new_tokens=1024,
+)
 
 BENCHMARK = Benchmark(
     name="sqa",

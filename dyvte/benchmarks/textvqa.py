@@ -59,12 +59,7 @@ def read_humans(path: Path) -> dict[Key, list[str]]:
 
 
 def score_file(annotation_file: Path, answers_file: Path) -> Score:
-    """Score an answers file. Answers to unknown questions are left out; of a question answered twice, both count.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or no answer belongs to an annotated question.
-    """
+    """Score an answers file; errors as of ``Scorer``. Answers to unknown questions are left out."""
     answers, remarks = read_answers_and_remarks(answers_file, "prompt")
     humans = read_humans(annotation_file)
     questions, answered = [], set()

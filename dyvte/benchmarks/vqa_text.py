@@ -84,6 +84,11 @@ def normalise_words(text: str) -> str:
 def leave_one_out_accuracy(prediction: str, human_answers: list[str]) -> float:
     """Mean over the humans of min(1, agreement with the others / 3); all answers come normalised."""
     agree = [answer == prediction for answer in human_answers]
+    return mean_credit([sum(agree) - own for own in agree])
+
+
+def mean_credit(agreeing: list[int]) -> float:
+    """The same, from how many of the others agree with the prediction, for each human."""
     # The whole number 1, as in the original: from Python 3.12 on, sums of floats alone round otherwise.
-    credits = [min(1, (sum(agree) - own) / HUMANS_FOR_FULL_CREDIT) for own in agree]
+    credits = [min(1, others / HUMANS_FOR_FULL_CREDIT) for others in agreeing]
     return sum(credits) / len(credits)

@@ -35,7 +35,7 @@ from dyvte.benchmarks.files import (
 )
 from dyvte.benchmarks.vqa_text import (
     DIGITS_WITH_COMMAS,
-    HUMANS_FOR_FULL_CREDIT,
+    mean_credit,
     normalise,
     normalise_words,
     strip_punctuation,
@@ -96,11 +96,7 @@ def accuracy_of(prediction: str, answers: list[dict[str, Any]], variant: str) ->
     said, humans = VARIANTS[variant](prediction, [answer["answer"] for answer in answers])
     records = [{**answer, "answer": human} for answer, human in zip(answers, humans, strict=True)]
     agreeing = [record for record in records if record["answer"] == said]
-    # The whole number 1, as in the original: sums that hold one round otherwise from Python 3.12 on.
-    credits = [
-        min(1, sum(other != record for other in agreeing) / HUMANS_FOR_FULL_CREDIT) for record in records
-    ]
-    return sum(credits) / len(credits)
+    return mean_credit([sum(other != record for other in agreeing) for record in records])
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -124,33 +120,26 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_results(path: Path) -> tuple[list[dict[str, Any]], list[Remark]]:
-    """The answers of an official results file, each a string.
+def read_predictions(path: Path) -> tuple[list[dict[str, Any]], list[Remark], bool]:
+    """Objects with ``question_id`` and ``answer``, a string, remarks, and whether the file is official results (a
+    JSON array of such objects).
 
     Raises:
-        ValueError: it is not a list of objects with question_id and answer; the message names the entry.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken or empty; the message names the line or entry.
     """
+    official = path.is_file() and path.read_text(encoding="utf-8", errors="replace").lstrip().startswith("[")
+    if not official:
+        answers, remarks = read_answers_and_remarks(path)
+        rows = [{"question_id": row["question_id"], "answer": normalise(row["text"])} for row in answers]
+        return rows, remarks, official
     rows, remarks = read_annotations(path, [{"question_id": ID, "answer": object}], "write it again"), []
     for row in rows:
         if not isinstance(row["answer"], str):
             what = f"answer is {row['answer']!r:.40}, not a string: taken as an empty answer"
             remarks.append(Remark(row["question_id"], what))
             row["answer"] = ""
-    return rows, remarks
-
-
-def read_predictions(path: Path) -> tuple[list[dict[str, Any]], list[Remark], bool]:
-    """Objects with ``question_id`` and ``answer``, remarks, and whether the file is official results (a JSON array).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken or empty; the message names the line or entry.
-    """
-    if path.is_file() and path.read_text(encoding="utf-8", errors="replace").lstrip().startswith("["):
-        return *read_results(path), True
-    answers, remarks = read_answers_and_remarks(path)
-    rows = [{"question_id": answer["question_id"], "answer": normalise(answer["text"])} for answer in answers]
-    return rows, remarks, False
+    return rows, remarks, official
 
 
 def score(data_dir: Path, answers_file: Path, variant: str = "") -> Score:

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from dyvte.benchmarks.sqa_questions import CONVERSATIONS
+from dyvte.benchmarks.sqa import CONVERSATIONS
 from dyvte.cli import run
 from dyvte.engine.run import get_chunk, question_parser, split_list
 from llava.eval.model_vqa_loader import answer_file

@@ -16,7 +16,7 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from dyvte.benchmarks import get_benchmark, mmbench, mmbench_table
+from dyvte.benchmarks import get_benchmark, mmbench, mmbench_questions
 from dyvte.benchmarks.mmbench_questions import read_items
 from dyvte.benchmarks.option_letters import letter_2024, letter_today
 from dyvte.engine.questions import check_items, prepare
@@ -251,21 +251,21 @@ def test_broken_tables_are_found_before_a_run(data, rows, message):
 def test_files_that_are_no_tables(data):
     folder = data([row(1, "xy")], columns=["index", "question", "image"])
     with pytest.raises(ValueError, match="line 1 has no column A"):
-        mmbench_table.read_questions(folder / mmbench_table.QUESTIONS)
-    with (data([row(1, "xy")]) / mmbench_table.QUESTIONS).open("a") as file:
+        mmbench_questions.read_questions(folder / mmbench_questions.QUESTIONS)
+    with (data([row(1, "xy")]) / mmbench_questions.QUESTIONS).open("a") as file:
         file.write("\t".join(["2"] * (len(COLUMNS) + 1)))
     with pytest.raises(ValueError, match=r"mmbench_dev_20230712.tsv is not a table.*line 3"):
         get_benchmark("mmbench").check_questions(folder)
-    (folder / mmbench_table.QUESTIONS).write_bytes(b"index\tquestion\tA\n1\t\xff\xfe\tx\n")
+    (folder / mmbench_questions.QUESTIONS).write_bytes(b"index\tquestion\tA\n1\t\xff\xfe\tx\n")
     with pytest.raises(ValueError, match="is not a table"):
         get_benchmark("mmbench").check_questions(folder)
-    (folder / mmbench_table.QUESTIONS).write_text("")
+    (folder / mmbench_questions.QUESTIONS).write_text("")
     with pytest.raises(ValueError, match="is not a table"):
         get_benchmark("mmbench").check_questions(folder)
 
 
 def items_of(folder, *flags):
-    arguments = ["--question-file", str(folder / mmbench_table.QUESTIONS), *flags]
+    arguments = ["--question-file", str(folder / mmbench_questions.QUESTIONS), *flags]
     return read_items(model_vqa_mmbench.build_parser().parse_args(arguments))
 
 
@@ -304,7 +304,7 @@ def test_all_rounds_turn_the_options_to_the_left(data):
 
 def test_a_missing_flag_means_its_default(data):
     folder = data([row(7, "xy")])
-    plain = argparse.Namespace(question_file=str(folder / mmbench_table.QUESTIONS))
+    plain = argparse.Namespace(question_file=str(folder / mmbench_questions.QUESTIONS))
     assert read_items(plain) == items_of(folder) != items_of(folder, "--single-pred-prompt")
 
 
@@ -343,7 +343,7 @@ def sheet_of(path):
 
 
 def convert(converter, folder, experiment):
-    flags = {"annotation-file": folder / mmbench_table.QUESTIONS, "result-dir": folder / "answers"}
+    flags = {"annotation-file": folder / mmbench_questions.QUESTIONS, "result-dir": folder / "answers"}
     flags |= {"upload-dir": folder / "upload", "experiment": experiment}
     converter.main([part for name, value in flags.items() for part in (f"--{name}", str(value))])
     return folder / "upload" / f"{experiment}.xlsx"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dyvte.benchmarks import sqa, sqa_questions
+from dyvte.benchmarks import sqa
 from llava.eval import model_vqa_science
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def rows_to_ask():
 def test_questions_as_they_are_asked(tmp_path, files, flags, suffix):
     path = files.json(tmp_path / "q.json", rows_to_ask())
     args = model_vqa_science.build_parser().parse_args(["--question-file", str(path), *flags])
-    with_image, without = sqa_questions.read_items(args)
+    with_image, without = sqa.read_items(args)
     assert with_image.head == {"question_id": "7", "prompt": f"<image>\nWhich?\nA. x{suffix}"}
     assert with_image.images == ("7/image.png",)
     assert without.head == {"question_id": "5", "prompt": f"Context: read\nWhich?{suffix}"}
@@ -38,7 +38,7 @@ def test_questions_as_they_are_asked(tmp_path, files, flags, suffix):
 
 def test_a_missing_flag_means_its_default(tmp_path, files):
     path = files.json(tmp_path / "q.json", rows_to_ask())
-    items = sqa_questions.read_items(argparse.Namespace(question_file=str(path)))
+    items = sqa.read_items(argparse.Namespace(question_file=str(path)))
     assert items[0].text == "<image>\nWhich?\nA. x"
 
 
@@ -65,7 +65,7 @@ def test_broken_question_files(tmp_path, content, message):
     (tmp_path / "q.json").write_text(content)
     args = argparse.Namespace(question_file=str(tmp_path / "q.json"))
     with pytest.raises(ValueError, match=message):
-        sqa_questions.read_items(args)
+        sqa.read_items(args)
 
 
 def problem(answer, image, hint):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from dyvte.benchmarks.sqa_questions import CONVERSATIONS
+from dyvte.benchmarks.sqa import CONVERSATIONS
 from dyvte.engine.questions import JSON_LINES, check_items, prepare
 from tests.robustness.inputs import examine, many, right_or_refused
 
