@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dyvte.benchmarks.files import read_annotations
 from dyvte.cli import run
-from dyvte.io import read_json, write_whole
+from dyvte.io import write_whole
 
 PROMPT = "Answer the question using a single word or phrase."
 IMAGES_OF = {"test-dev2015": "test2015"}
@@ -27,22 +28,19 @@ def question_rows(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is not an official question file; the message names the entry.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
-        raise ValueError(f'{path} has no list "questions"; take it from visualqa.org/download.html.')
-    split = content.get("data_subtype")
-    if not isinstance(split, str):
-        raise ValueError(f"{path} has no data_subtype, which names the images' split.")
-    rows = []
-    for number, question in enumerate(content["questions"]):
-        try:
-            image = f"COCO_{IMAGES_OF.get(split, split)}_{question['image_id']:012d}.jpg"
-            text = f"{question['question']}\n{PROMPT}"
-            row = {"question_id": question["question_id"], "image": image, "text": text}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: entry {number} of questions is broken ({error!r}).") from None
-        rows.append({**row, "category": "default"})
-    return rows
+    asked = {"question_id": object, "image_id": int, "question": object}
+    shape = {"data_subtype": str, "questions": [asked]}
+    content = read_annotations(path, shape, "take it from visualqa.org/download.html")
+    split = IMAGES_OF.get(content["data_subtype"], content["data_subtype"])
+    return [
+        {
+            "question_id": question["question_id"],
+            "image": f"COCO_{split}_{question['image_id']:012d}.jpg",
+            "text": f"{question['question']}\n{PROMPT}",
+            "category": "default",
+        }
+        for question in content["questions"]
+    ]
 
 
 def convert(options: argparse.Namespace) -> None:
