@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from dyvte.benchmarks.files import read_annotations
 from dyvte.cli import run
@@ -21,18 +20,18 @@ PROMPT = "Answer the question using a single word or phrase."
 IMAGES_OF = {"test-dev2015": "test2015"}
 
 
-def question_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a question file, in the official order.
+def convert(options: argparse.Namespace) -> None:
+    """Write the question file, in the official order.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an official question file; the message names the entry.
+        FileNotFoundError: there are no official questions.
+        ValueError: they are not in the official form; the message names the entry.
     """
     asked = {"question_id": object, "image_id": int, "question": object}
     shape = {"data_subtype": str, "questions": [asked]}
-    content = read_annotations(path, shape, "take it from visualqa.org/download.html")
+    content = read_annotations(options.src, shape, "take it from visualqa.org/download.html")
     split = IMAGES_OF.get(content["data_subtype"], content["data_subtype"])
-    return [
+    rows = [
         {
             "question_id": question["question_id"],
             "image": f"COCO_{split}_{question['image_id']:012d}.jpg",
@@ -41,11 +40,6 @@ def question_rows(path: Path) -> list[dict[str, Any]]:
         }
         for question in content["questions"]
     ]
-
-
-def convert(options: argparse.Namespace) -> None:
-    """Write the question file."""
-    rows = question_rows(options.src)
     write_whole(options.dst, "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} questions: {options.dst}")
 

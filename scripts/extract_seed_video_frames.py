@@ -34,7 +34,6 @@ def frame_index(question_type: int, num_frames: int, fps: float, segment: list[f
     Args:
         question_type: 10 takes the whole video but its last frame; the segment of 11 is in seconds, that of 12 in
             frames.
-        num_frames: frames of the video.
         fps: frames per second, on average.
         segment: start and end; the end is not in it.
 
