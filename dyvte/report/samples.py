@@ -31,7 +31,7 @@ from dyvte.engine.questions import JSON_LINES, Item, load_visual, naming
 from dyvte.engine.run import default_workers
 from dyvte.engine.video import Video, VideoFile
 from dyvte.io import read_json, write_whole
-from dyvte.report.examples_page import environment, render
+from dyvte.report.examples_page import render
 
 with extra("study"):
     from markupsafe import Markup
@@ -142,7 +142,7 @@ def pages_of(
     side: int,
 ) -> Iterable[str]:
     """The HTML of each page, one for each of the file ``names``; all have equally many questions, but the last."""
-    script = environment().get_template("samples.js").render()
+    script = render("samples.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     size = -(-len(pairs) // len(names))
     for number, name in enumerate(names):
