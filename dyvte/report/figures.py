@@ -38,8 +38,8 @@ def exit_histograms(records: Sequence[ResultRecord]) -> Figure:
     records = [record for record in records if record.method == "dyvte"]
     if not records:
         raise ValueError("None of the records is of DyVTE; run the evaluation with METHOD=dyvte.")
-    size, pyplot = (6.4, 1.9 * len(records) + 0.4), needs("matplotlib.pyplot", "study")
-    figure, grid = pyplot.subplots(
+    size = (6.4, 1.9 * len(records) + 0.4)
+    figure, grid = needs("matplotlib.pyplot", "study").subplots(
         len(records), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     panels = grid[:, 0]
