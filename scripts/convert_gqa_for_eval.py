@@ -16,7 +16,6 @@ from dyvte.io import write_whole
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write the predictions file."""
     predictions = [
         {"questionId": answer["question_id"], "prediction": prediction_of(answer["text"])}
         for answer in read_answers(options.src)

@@ -26,13 +26,6 @@ PREDICTION_COLUMN = 6
 """Behind index, question and the four options."""
 
 
-def answers_file(result_dir: Path, experiment: str) -> Path:
-    """LLaVA's file of this name, or the merged answers in a folder of this name."""
-    merged = result_dir / experiment / "merge.jsonl"
-    plain = result_dir / f"{experiment}.jsonl"
-    return merged if merged.is_file() and not plain.is_file() else plain
-
-
 def upload_sheet(table: pd.DataFrame, texts: dict[int, Any]) -> pd.DataFrame:
     """The table with the raw replies, without images and what the server knows; no answer, an empty cell.
 
@@ -63,7 +56,10 @@ def convert(options: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: a file is missing or broken, or no answer belongs to the table.
     """
-    source = answers_file(options.result_dir, options.experiment)
+    source = options.result_dir / f"{options.experiment}.jsonl"
+    merged = options.result_dir / options.experiment / "merge.jsonl"
+    if merged.is_file() and not source.is_file():
+        source = merged
     table = read_table(options.annotation_file)
     texts, remarks = match_answers(table["index"].tolist(), read_json_lines(source, ANSWER))
     if not texts:

@@ -15,7 +15,6 @@ from dyvte.io import write_whole
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write the predictions file."""
     write_whole(options.dst, json.dumps(read_predictions(options.src).texts, indent=2))
 
 

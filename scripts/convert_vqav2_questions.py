@@ -11,43 +11,35 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
+from dyvte.benchmarks.files import read_annotations
 from dyvte.cli import run
-from dyvte.io import read_json, write_whole
+from dyvte.io import write_whole
 
 PROMPT = "Answer the question using a single word or phrase."
 IMAGES_OF = {"test-dev2015": "test2015"}
 
 
-def question_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a question file, in the official order.
+def convert(options: argparse.Namespace) -> None:
+    """Write the question file, in the official order.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an official question file; the message names the entry.
+        FileNotFoundError: there are no official questions.
+        ValueError: they are not in the official form; the message names the entry.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
-        raise ValueError(f'{path} has no list "questions"; take it from visualqa.org/download.html.')
-    split = content.get("data_subtype")
-    if not isinstance(split, str):
-        raise ValueError(f"{path} has no data_subtype, which names the images' split.")
-    rows = []
-    for number, question in enumerate(content["questions"]):
-        try:
-            image = f"COCO_{IMAGES_OF.get(split, split)}_{question['image_id']:012d}.jpg"
-            text = f"{question['question']}\n{PROMPT}"
-            row = {"question_id": question["question_id"], "image": image, "text": text}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: entry {number} of questions is broken ({error!r}).") from None
-        rows.append({**row, "category": "default"})
-    return rows
-
-
-def convert(options: argparse.Namespace) -> None:
-    """Write the question file."""
-    rows = question_rows(options.src)
+    asked = {"question_id": object, "image_id": int, "question": object}
+    shape = {"data_subtype": str, "questions": [asked]}
+    content = read_annotations(options.src, shape, "take it from visualqa.org/download.html")
+    split = IMAGES_OF.get(content["data_subtype"], content["data_subtype"])
+    rows = [
+        {
+            "question_id": question["question_id"],
+            "image": f"COCO_{split}_{question['image_id']:012d}.jpg",
+            "text": f"{question['question']}\n{PROMPT}",
+            "category": "default",
+        }
+        for question in content["questions"]
+    ]
     write_whole(options.dst, "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} questions: {options.dst}")
 

@@ -34,7 +34,6 @@ def frame_index(question_type: int, num_frames: int, fps: float, segment: list[f
     Args:
         question_type: 10 takes the whole video but its last frame; the segment of 11 is in seconds, that of 12 in
             frames.
-        num_frames: frames of the video.
         fps: frames per second, on average.
         segment: start and end; the end is not in it.
 
@@ -56,21 +55,16 @@ def frame_index(question_type: int, num_frames: int, fps: float, segment: list[f
     return first + int((end - first - 1) / 2)
 
 
-def video_path(question: dict[str, Any], root: Path) -> Path:
-    """Where the video of a question lies."""
-    question_type, name = question["question_type_id"], question["data_id"]
-    if question_type == ACTION_PREDICTION:
-        name = name.split("/")[-1]
-    return root / FOLDERS[question_type] / name
-
-
 def write_frame(question: dict[str, Any], root: Path, target: Path) -> None:
     """Write one question's frame as PNG; an interruption leaves no half of it behind.
 
     Raises:
         OSError, ValueError: the video is missing or broken, or the rule finds no frame in it.
     """
-    path, question_type = video_path(question, root), question["question_type_id"]
+    question_type, name = question["question_type_id"], question["data_id"]
+    if question_type == ACTION_PREDICTION:
+        name = name.split("/")[-1]
+    path = root / FOLDERS[question_type] / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     num_frames, fps = count_frames(path, decode=question_type == PROCEDURE_UNDERSTANDING)

@@ -22,32 +22,6 @@ OUTSIDE = {
     "playground/tiny/README.md": "tiny_llava.md",
     "playground/small/README.md": "small_llava.md",
 }
-# Pages that are not named here follow by name, and then the folders.
-ORDER = [
-    "index",
-    "method",
-    "models",
-    "families",
-    "transformers",
-    "gates",
-    "evaluation",
-    "study",
-    "performance",
-    "demo",
-    "server",
-    "hub",
-    "harnesses",
-    "samples",
-    "first_change",
-    "contributing",
-    "layout",
-    "api",
-    "tiny_llava",
-    "small",
-    "small_llava",
-    "safety",
-    "changelog",
-]
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?")
 
@@ -60,11 +34,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Order the pages; the folders stay at the end."""
+    """Order the pages as in ``extra.order`` of mkdocs.yml, then by name; the folders stay at the end."""
+    order: list[str] = config.extra["order"]
 
     def place(item: object) -> tuple[bool, int, str]:
         name = item.file.src_uri.removesuffix(".md") if isinstance(item, Page) else ""
-        return isinstance(item, Section), ORDER.index(name) if name in ORDER else len(ORDER), name
+        return isinstance(item, Section), order.index(name) if name in order else len(order), name
 
     nav.items.sort(key=place)
     nav.pages.sort(key=lambda page: (page.parent is not None, place(page)))

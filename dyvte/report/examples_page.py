@@ -19,7 +19,6 @@ from dyvte.report.titles import method_title, model_title, title_of
 
 with extra("study"):
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,8 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of a template, with the style sheet inside."""
-    style = Markup(environment().get_template("page.css").render())  # noqa: S704 - our own file
-    return environment().get_template(template).render(style=style, **values)
+    """The text of a template."""
+    return environment().get_template(template).render(**values)
 
 
 def write_page(source: Path, out: Path) -> Path:

@@ -89,7 +89,10 @@ def records_of(
     content = read_json_object(path)
     if trouble := misfit(content, RESULTS, path):
         raise ValueError(f"{trouble}; it is no results file of lmms-eval")
-    reports = reports or _model_args(content["config"]["model_args"]).get("reports")
+    given = content["config"]["model_args"]
+    if isinstance(given, str):  # a program that calls lmms-eval may give a dict
+        given = dict(entry.split("=", 1) for entry in given.split(",") if "=" in entry)
+    reports = reports or given.get("reports")
     if not reports:
         raise ValueError(f"{path}: the run wrote no reports; give reports=PREFIX in its --model_args")
     side = read_side(reports)
@@ -151,28 +154,12 @@ def _record(
     )
 
 
-def _model_args(given: str | Mapping[str, Any]) -> dict[str, str]:
-    """``--model_args``; a program that calls lmms-eval may give them as a dict."""
-    if isinstance(given, str):
-        return dict(entry.split("=", 1) for entry in given.split(",") if "=" in entry)
-    return {name: str(value) for name, value in given.items()}
-
-
 def _version(metadata: Any) -> str:
     """Of a task, whose ``metadata`` is an object, or a list of some."""
     entries = metadata if isinstance(metadata, list) else [metadata]
     return ", ".join(
         str(entry["version"]) for entry in entries if isinstance(entry, Mapping) and "version" in entry
     )
-
-
-def write_records(path: Path, records: Mapping[str, ResultRecord]) -> dict[Path, ResultRecord]:
-    """Write each record into a folder of its own beside the results; returns the files."""
-    stem = path.name.removesuffix("_results.json")
-    files = {path.parent / f"{stem}_{task}" / "record.json": record for task, record in records.items()}
-    for file, record in files.items():
-        record.write(file)
-    return files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -191,8 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{place} holds no *_results.json: run lmms-eval with --output_path {place}"
                 )
             for path in files:
-                written = write_records(path, records_of(path, options.reports, options.metric))
-                for file, record in written.items():
+                for task, record in records_of(path, options.reports, options.metric).items():
+                    file = path.parent / f"{path.name.removesuffix('_results.json')}_{task}" / "record.json"
+                    record.write(file)
                     print(f"{file}: {record.score:.2f} ({record.metric}, {record.num_samples} questions)")
 
     cli.run(parser, action, argv)

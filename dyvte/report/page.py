@@ -173,20 +173,15 @@ def left_out(root: Path) -> list[str]:
 
 def at_a_glance(report: Report) -> list[tuple[str, float, float]]:
     """(method, kept score, saved FLOPs) on average in Table 2, as shares, where both rows are complete."""
-    tables = [part.table for part in report.tables if part.table and part.name == "table2"]
-    averages = {
-        (line["model"], line["method"]): line
-        for table in tables
-        for line in table.lines
-        if line["benchmark"] == AVERAGE
-    }
+    lines = [
+        line for part in report.tables if part.table and part.name == "table2" for line in part.table.lines
+    ]
+    averages = {(line["model"], line["method"]): line for line in lines if line["benchmark"] == AVERAGE}
     return [
         (method, ours["score"] / base["score"], 1 - ours["tflops"] / base["tflops"])
         for (model, method), ours in averages.items()
-        if method != "Baseline"
-        and ours["score"]
-        and (base := averages.get((model, "Baseline")))
-        and base["score"]
+        if method != "Baseline" and ours["score"]
+        if (base := averages.get((model, "Baseline"))) and base["score"]
     ]
 
 

@@ -2,9 +2,8 @@
 
     python -m dyvte.report.rivals_table RECORDS... --out DIR
 
-Writes ``table4.md`` and ``table4.tex`` (methods in rows; score and FLOPs on each benchmark and on average, KV bytes
-and seconds on average), ``table4.csv`` (one line for each method and benchmark, unrounded, with its record) and
-``table4.json``, which :mod:`dyvte.report.page` reads. Run by :mod:`dyvte.reproduce`.
+Writes the same files as :mod:`dyvte.report.paper_table`. In ``table4.md`` and ``table4.tex`` methods are in rows:
+score and FLOPs on each benchmark and on average, KV bytes and seconds on average. Run by :mod:`dyvte.reproduce`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from dyvte.engine.questions import JSON_LINES, Item, load_visual, naming
 from dyvte.engine.run import default_workers
 from dyvte.engine.video import Video, VideoFile
 from dyvte.io import read_json, write_whole
-from dyvte.report.examples_page import environment, render
+from dyvte.report.examples_page import render
 
 with extra("study"):
     from markupsafe import Markup
@@ -52,16 +52,6 @@ class Shown:
     exit: int | None
     measured: bool
     score: float | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question with the answers without and with exit; ``images`` are indices into the page's images."""
-
-    id: int | float | str
-    question: str
-    images: Sequence[int]
-    answers: tuple[Shown, Shown]
 
 
 def keyed(ids: Iterable[Any]) -> list[Key]:
@@ -119,36 +109,29 @@ def pair_up(
     return found
 
 
-class Thumbnails:
+def thumbnails(items: Iterable[Item], folder: str | Path, side: int) -> dict[str | bytes | VideoFile, str]:
     """The images of some questions, and the middle frames of their videos, each once, as base64 JPEGs no larger than
-    ``side``.
+    ``side``, by what the questions call them.
 
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the question.
     """
+    first: dict[str | bytes | VideoFile, Item] = {}
+    for item in items:
+        for source in item.images:
+            first.setdefault(source, item)
 
-    def __init__(self, items: Iterable[Item], folder: str | Path, side: int = LONGEST_SIDE) -> None:
-        self._folder, self._side = folder, side
-        first: dict[str | bytes | VideoFile, Item] = {}
-        for item in items:
-            for image in item.images:
-                first.setdefault(image, item)
-        self._index = {image: number for number, image in enumerate(first)}
-        with ThreadPoolExecutor(default_workers()) as pool:  # Pillow leaves Python's lock to others
-            self.encoded = list(pool.map(self._encode, first.keys(), first.values()))
-
-    def of(self, item: Item) -> list[int]:
-        """Indices into :attr:`encoded`."""
-        return [self._index[image] for image in item.images]
-
-    def _encode(self, source: str | bytes | VideoFile, item: Item) -> str:
+    def encode(source: str | bytes | VideoFile, item: Item) -> str:
         with naming(item):
-            visual = load_visual(source, self._folder)
+            visual = load_visual(source, folder)
         image = visual.frames[len(visual.frames) // 2] if isinstance(visual, Video) else visual
-        image.thumbnail((self._side, self._side))
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=75)
         return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+    with ThreadPoolExecutor(default_workers()) as pool:  # Pillow leaves Python's lock to others
+        return dict(zip(first, pool.map(encode, first.keys(), first.values()), strict=True))
 
 
 def pages_of(
@@ -156,22 +139,29 @@ def pages_of(
     folder: str | Path,
     names: Sequence[str],
     title: str,
-    side: int = LONGEST_SIDE,
+    side: int,
 ) -> Iterable[str]:
     """The HTML of each page, one for each of the file ``names``; all have equally many questions, but the last."""
-    script = environment().get_template("samples.js").render()
+    script = render("samples.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     size = -(-len(pairs) // len(names))
     for number, name in enumerate(names):
         part = pairs[number * size : (number + 1) * size]
-        images = Thumbnails((item for item, _ in part), folder, side)
+        images = thumbnails((item for item, _ in part), folder, side)
+        index = {source: place for place, source in enumerate(images)}
         samples = [
-            Sample(item.head["question_id"], item.text, images.of(item), answers) for item, answers in part
+            {
+                "id": item.head["question_id"],
+                "question": item.text,
+                "images": [index[source] for source in item.images],
+                "answers": [*map(asdict, answers)],  # without exit, with exit
+            }
+            for item, answers in part
         ]
         yield render(
             "samples.html",
             title=title,
-            data={"samples": [asdict(sample) for sample in samples], "images": images.encoded},
+            data={"samples": samples, "images": [*images.values()]},
             first=number * size + 1,
             total=len(pairs),
             pages=names,

@@ -34,7 +34,7 @@ class Column:
         measure: a key of ``Entry.values``.
         form: format of the value times ``factor``.
         compared: format of the paper's value beside ours, with ``reference`` and ``difference`` (ours minus the
-            paper's); empty for a measure that the paper does not have.
+            paper's).
     """
 
     measure: str
@@ -193,7 +193,7 @@ def make_table(
     headings = [*benchmarks, AVERAGE] if averaged else benchmarks
     places = [(benchmark, column) for benchmark in headings for column in columns]
     places += [(AVERAGE, column) for column in average_columns]
-    compared = {column.measure for column in columns if column.compared}
+    compared = {column.measure for column in columns}
     lines, shown, compares = [], [], False
     for row in rows.values():
         if averaged and row.keys() >= set(averaged):

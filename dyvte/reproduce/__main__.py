@@ -44,8 +44,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[str, Settings]:
         parser.error(str(error))
     if name == "list":
         return name, settings
-    chosen = [entry for entry in EXPERIMENTS.values() if name in ("all", entry.name) and entry.in_all]
-    chosen = chosen or [EXPERIMENTS[name]]
+    in_all = [entry for entry in EXPERIMENTS.values() if entry.in_all]
+    chosen = in_all if name == "all" else [EXPERIMENTS[name]]
     known = ALWAYS.union(*(entry.kind.settings for entry in chosen))
     if name == "all":  # each experiment has its own benchmarks
         known = known - {"benchmarks"} | {"steps"}

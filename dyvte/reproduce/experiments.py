@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dyvte.io import read_json
+from dyvte.report.paper import COLUMNS
 from dyvte.reproduce.work import FAST_CPU, TINY_SETS, Work, since, state_of
 
 DATA = ("data_root", "questions")
@@ -261,10 +262,9 @@ def whole_method(entry: Experiment, work: Work) -> None:
 
 _QA = ("gqa", "sqa", "textvqa")
 _STATES = ("gqa", "textvqa", "mmvet", "sqa")
-_MULTIMODAL = ("seed", "mme", "mmbench", "pope", "mmvet")
 _ROWS = (
-    Experiment("table1", "DyVTE on benchmarks for multimodal LLMs", paper_table, _MULTIMODAL),
-    Experiment("table2", "DyVTE on conventional benchmarks", paper_table, ("gqa", "vqav2", "textvqa", "sqa")),
+    Experiment("table1", "DyVTE on benchmarks for multimodal LLMs", paper_table, tuple(COLUMNS["table1"])),
+    Experiment("table2", "DyVTE on conventional benchmarks", paper_table, tuple(COLUMNS["table2"])),
     Experiment("table3", "gates that look at one or two states", state_table, _STATES, "pairs"),
     Experiment("table4", "DyVTE and other methods", method_table, ("sqa", "mmvet", "seed", "mmbench")),
     Experiment("table5", "gates that look at any of four states", state_table, _STATES, "states"),

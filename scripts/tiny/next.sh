@@ -5,11 +5,9 @@
 #
 #   MODEL, OUT   the checkpoint to convert (playground/tiny/model), and where to write (checkpoints/tiny-next)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
-fi
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1
+source "$(dirname "${BASH_SOURCE[0]}")/../project.sh"
+cd "$root"
+export HF_HUB_OFFLINE=1
 OUT=${OUT:-checkpoints/tiny-next}
 if [ -f "$OUT/processor_config.json" ]; then
     echo "kept: $OUT"

@@ -11,11 +11,9 @@
 #   NPROC, BATCH       training processes (2), samples of each per step (8)
 #   PACK               folder of the finished model (OUT/packed); playground/tiny/model is the one shipped
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
-fi
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source "$(dirname "${BASH_SOURCE[0]}")/../project.sh"
+cd "$root"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 OUT=${OUT:-checkpoints/tiny}
 DATA=${DATA:-playground/data/tiny}
 SEED=${SEED:-0}
@@ -25,18 +23,6 @@ PACK=${PACK:-$OUT/packed}
 NPROC=${NPROC:-2}
 # glibc returns freed memory to the system after every step and faults it in again: keeping it doubles a CPU's speed.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-
-# make FILE COMMAND...: run the command unless the file, which it writes last, is there.
-make() {
-    local file=$1
-    shift
-    if [ -f "$file" ]; then
-        echo "kept: $file"
-    else
-        echo "making: $file"
-        "$@"
-    fi
-}
 
 # stage NAME MODEL TEMPLATE DATA STEPS LR MUON_LR: one run of llava.train.train into OUT/NAME, all of the language model
 # and the projector trained, the tower frozen.

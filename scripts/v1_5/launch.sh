@@ -7,11 +7,8 @@
 #   DEEPSPEED  DeepSpeed config, empty for plain DDP
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT         several machines
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
-
-if [[ -z ${PYTHON:-} ]]; then
-    if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/../project.sh"
+cd "$root" || exit
 NPROC=${NPROC:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 if [[ -z ${BF16:-} ]]; then
     # bf16 wherever there is a GPU; float32 on a CPU, where small models train better in it
@@ -55,7 +52,7 @@ launch() {
             --master_addr "${MASTER_ADDR:?set MASTER_ADDR to the first machine}"
             --master_port "${MASTER_PORT:-29500}")
     fi
-    PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m torch.distributed.run "${where[@]}" \
+    "$PYTHON" -m torch.distributed.run "${where[@]}" \
         --nproc_per_node "$NPROC" -m llava.train.train_mem ${DEEPSPEED:+--deepspeed "$DEEPSPEED"} \
         "${COMMON[@]}" "$@"
 }

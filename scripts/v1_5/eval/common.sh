@@ -18,7 +18,7 @@
 # stopped when it is started again with the same settings. Functions share global variables: method_arguments sets
 # method_flags, method_settings and variant; answering sets OUT and chunks, which record_benchmark reads.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/../../project.sh"
 MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
 METHOD=${METHOD:-none}
 METHOD_CONFIG=${METHOD_CONFIG:-}
@@ -31,10 +31,6 @@ VERIFY_EVERY=${VERIFY_EVERY:-100}
 VARIANT=${VARIANT:-}
 SHARDS=${SHARDS:-all}
 RUNNER=llava.eval.model_vqa_loader # a script whose questions another command line answers sets its own
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; else PYTHON=python; fi
-fi
 
 die() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2
