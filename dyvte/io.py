@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that names its file when it cannot be read.
+"""Files that are written whole or not at all, locks, and JSON that names its file when it cannot be read.
 
 Called from most of the project.
 """
@@ -13,6 +13,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8 with a byte-order mark",
@@ -59,6 +61,24 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON, whole or not at all."""
     write_whole(path, json.dumps(content, indent=indent) + "\n")
+
+
+@contextmanager
+def locked(lock: Path, told: str, wait: float = 0.0) -> Generator[None]:
+    """Hold a lock file against other processes.
+
+    Args:
+        told: what one that holds it is doing, for the message.
+        wait: seconds to wait for it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        with FileLock(lock, timeout=wait):
+            yield
+    except Timeout:
+        raise ValueError(f"another run is {told}; wait for it, or stop it") from None
 
 
 def move_aside(path: Path, run: str) -> Path:
