@@ -216,9 +216,8 @@ def writing(path: str | Path) -> Generator[None]:
         raise
     except Exception as error:
         told = " ".join(str(error).split())[:_START]
-        of_a_library = (
-            isinstance(error, SafetensorError) or "inline_container" in told
-        )  # as torch.save has it
+        # torch.save names its inline_container
+        of_a_library = isinstance(error, SafetensorError) or "inline_container" in told
         if _UNWRITTEN in told or not (isinstance(error, OSError) or of_a_library):
             raise
         raise OSError(f"{path} {_UNWRITTEN}; is there space and permission? ({told})") from error

@@ -340,9 +340,8 @@ def _content(question: Question) -> list[dict[str, str]]:
         if number:
             kind = "video" if isinstance(question.images[number - 1], Video) else "image"
             content.append({"type": kind})
-        if text := piece.strip(
-            "\n"
-        ):  # LLaVA sets images on a line of their own; templates have marks for that
+        # LLaVA sets images on a line of their own; templates have marks for that
+        if text := piece.strip("\n"):
             content.append({"type": "text", "text": text})
     return content
 

@@ -62,15 +62,14 @@ def write_card(
         card = ModelCard("---\n\n---\n")
     before, begin, rest = card.text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if begin and end:
-        part = f"{before}{BEGIN}\n{_text(gates, records, name or folder.name)}{END}{after}"
-    elif not card.text.strip():
-        part = f"{BEGIN}\n{_text(gates, records, name or folder.name)}{END}\n"
-    else:
-        logger.warning("%s stays as it is: it is not, or no longer, a card of gates", path)
-        return
-    card.text = part
-    _describe(cast(ModelCardData, card.data), gates, scores, (name or folder.name).rpartition("/")[2])
+    if not (begin and end):
+        if card.text.strip():
+            logger.warning("%s stays as it is: it is not, or no longer, a card of gates", path)
+            return
+        before, after = "", "\n"
+    name = name or folder.name
+    card.text = f"{before}{BEGIN}\n{_text(gates, records, name)}{END}{after}"
+    _describe(cast(ModelCardData, card.data), gates, scores, name.rpartition("/")[2])
     with writing(path):
         write_whole(path, str(card))
 

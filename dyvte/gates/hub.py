@@ -94,27 +94,22 @@ def hub_errors(name: str, revision: str | None, before: str = "") -> Generator[N
     hub, access = constants.ENDPOINT, "log in with hf auth login, or set HF_TOKEN"
     try:
         yield
-    except GatedRepoError as error:
-        raise OSError(
-            f"{before}{hub}/{name} asks for consent to its terms: give it there, and {access}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{before}there is no repository {name} on {hub}; if it is private, {access}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{before}the repository {name} on {hub} has no revision {revision}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        at = f"{name}@{revision}" if revision else name
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} was not reached"
-        raise FileNotFoundError(
-            f"{before}gates {at} are not in the cache {constants.HF_HUB_CACHE} ({why})"
-        ) from error
     except Exception as error:  # connections fail with exceptions of the HTTP library, which changes
-        told = " ".join(str(error).split())[:_TOLD]
-        raise OSError(f"{before}{hub}/{name}: {told or type(error).__name__}") from error
+        kind: type[OSError] = FileNotFoundError
+        if isinstance(error, GatedRepoError):
+            kind, told = OSError, f"{hub}/{name} asks for consent to its terms: give it there, and {access}"
+        elif isinstance(error, RepositoryNotFoundError):
+            told = f"there is no repository {name} on {hub}; if it is private, {access}"
+        elif isinstance(error, RevisionNotFoundError):
+            told = f"the repository {name} on {hub} has no revision {revision}"
+        elif isinstance(error, LocalEntryNotFoundError):
+            at = f"{name}@{revision}" if revision else name
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} was not reached"
+            told = f"gates {at} are not in the cache {constants.HF_HUB_CACHE} ({why})"
+        else:
+            line = " ".join(str(error).split())[:_TOLD]
+            kind, told = OSError, f"{hub}/{name}: {line or type(error).__name__}"
+        raise kind(f"{before}{told}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
