@@ -127,6 +127,22 @@ def check_pointer(start: bytes, path: str | Path) -> None:
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
 
 
+def check_file(path: Path, kind: str = "") -> None:
+    """Find what is wrong with a file that is not text before it is read.
+
+    Args:
+        kind: "image", say, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a Git LFS pointer.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{kind} file not found: {path}" if kind else f"{path} does not exist")
+    with path.open("rb") as file:
+        check_pointer(file.read(64), path)
+
+
 def read_text(path: str | Path) -> str:
     """A UTF-8 file.
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dyvte.io import check_pointer, read_json_object, whole_file
+from dyvte.io import check_file, read_json_object, whole_file
 from dyvte.provenance import WEIGHT_FILES, shards_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -63,7 +63,7 @@ def tensors_in(path: str | Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """
     path = Path(path)
     with reading(path):
-        _check_start(path)
+        check_file(path)
         if path.suffix != ".safetensors":
             for key, value in _tensors_of_bin(path, "cpu").items():
                 yield key, value.clone
@@ -223,13 +223,6 @@ def writing(path: str | Path) -> Generator[None]:
         raise OSError(f"{path} {_UNWRITTEN}; is there space and permission? ({told})") from error
 
 
-def _check_start(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    with path.open("rb") as file:
-        check_pointer(file.read(64), path)
-
-
 def _tensors_of_bin(path: Path, device: str) -> dict[str, Tensor]:
     # files of torch before 1.6 cannot be mapped
     mapped = {"mmap": True} if zipfile.is_zipfile(path) else {}
@@ -242,7 +235,7 @@ def _tensors_of_bin(path: Path, device: str) -> dict[str, Tensor]:
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Shape of each tensor, and whether it is stored as one of :data:`FLOATS`."""
     with reading(path):
-        _check_start(path)
+        check_file(path)
         if path.suffix != ".safetensors":
             values = _tensors_of_bin(path, "meta").items()
             return {key: (tuple(value.shape), value.dtype in FLOATS) for key, value in values}
