@@ -47,25 +47,16 @@ def words_of(argv: Sequence[str] | None) -> list[str]:
     ]
 
 
-class one_line_errors:  # noqa: N801 - reads as a statement
+@contextmanager
+def one_line_errors(prog: str) -> Generator[None]:
     """``with one_line_errors("python -m ..."):`` for command lines that argparse does not parse."""
-
-    def __init__(self, prog: str) -> None:
-        self.prog = command or prog
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, (ValueError, OSError, MissingExtra)):
-            sys.exit(f"{self.prog}: {error}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
+    prog = command or prog
+    try:
+        yield
+    except (ValueError, OSError, MissingExtra) as error:
+        sys.exit(f"{prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 class MissingExtra(ImportError):
@@ -73,7 +64,7 @@ class MissingExtra(ImportError):
 
 
 @contextmanager
-def extra(name: str) -> Generator[None, None, None]:
+def extra(name: str) -> Generator[None]:
     """``with extra("study"): import jinja2`` marks imports of packages that only an extra installs.
 
     It also works at the top of a module: where a command of this project is running, a missing package ends it with

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that names its file when it cannot be read.
+"""Files that are written whole or not at all, locks, and JSON that names its file when it cannot be read.
 
 Called from most of the project.
 """
@@ -13,6 +13,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8 with a byte-order mark",
@@ -61,6 +63,24 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     write_whole(path, json.dumps(content, indent=indent) + "\n")
 
 
+@contextmanager
+def locked(lock: Path, told: str, wait: float = 0.0) -> Generator[None]:
+    """Hold a lock file against other processes.
+
+    Args:
+        told: what one that holds it is doing, for the message.
+        wait: seconds to wait for it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        with FileLock(lock, timeout=wait):
+            yield
+    except Timeout:
+        raise ValueError(f"another run is {told}; wait for it, or stop it") from None
+
+
 def move_aside(path: Path, run: str) -> Path:
     """Rename a file so that another can take its place; returns its new name, which is free.
 
@@ -105,6 +125,22 @@ def check_pointer(start: bytes, path: str | Path) -> None:
     """Raise ValueError where a file's first bytes say that it is a Git LFS pointer."""
     if start.startswith(_LFS_POINTER):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+
+
+def check_file(path: Path, kind: str = "") -> None:
+    """Find what is wrong with a file that is not text before it is read.
+
+    Args:
+        kind: "image", say, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a Git LFS pointer.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{kind} file not found: {path}" if kind else f"{path} does not exist")
+    with path.open("rb") as file:
+        check_pointer(file.read(64), path)
 
 
 def read_text(path: str | Path) -> str:

@@ -9,7 +9,7 @@ A new method is one file under ``dyvte/reduction`` and one line here. Names are 
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -38,8 +38,7 @@ class Method:
 
     def load(self) -> Any:
         """The policy's class, a dataclass whose fields are the settings."""
-        module, name = self.policy.split(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.policy)
 
 
 METHODS = {

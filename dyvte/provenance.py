@@ -19,27 +19,18 @@ from pathlib import Path
 from dyvte.io import read_json_object
 
 _MOST_DIGESTS = 20
-_WEIGHTS = tuple(
+WEIGHT_FILES = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
+"""In the order in which a checkpoint's weights are looked for."""
 _GATES = "visual_gates"  # in the name of the shard that init_weight.py --merge adds to a checkpoint
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDE_A_BASE = ("adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin")
 _BESIDE_WEIGHTS = (
-    "generation_config.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
+    *("generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json"),
+    *("video_preprocessor_config.json",),
 )
 """What is read beside the weights, of whichever family: tokenizer, templates, image processor."""
 PACKAGES = (
@@ -115,17 +106,28 @@ def checkpoint_files(folder: Path, has_base: bool = False) -> list[Path]:
         names += _BESIDE_A_BASE
         names += [name for name in _ADAPTER if (folder / name).is_file()][:1]
     else:
-        weights = [name for name in _WEIGHTS if (folder / name).is_file()][:1]
+        weights = [name for name in WEIGHT_FILES if (folder / name).is_file()][:1]
         for name in weights:
-            shards = _shards(folder / name) if name.endswith(".json") else {name}
+            shards = shards_of(folder / name) if name.endswith(".json") else {name}
             names += sorted(shard for shard in shards if _GATES not in shard)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def _shards(index: Path) -> set[str]:
-    from dyvte.weights import shards_of  # only here: it brings torch
+def shards_of(index: str | Path) -> dict[str, set[str]]:
+    """The files that an index names, each with its keys.
 
-    return set(shards_of(index))
+    Raises:
+        FileNotFoundError, ValueError: there is no such index, or a name leads out of its folder.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: weight_map must say in which file each weight is")
+    shards: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name or "\\" in name:
+            raise ValueError(f"{index}: weight_map names {name!r} for {key}, which is no file beside it")
+        shards.setdefault(name, set()).add(key)
+    return shards
 
 
 def checkpoint_digest(model_path: str, tower: str | None = None, base: str | None = None) -> str:

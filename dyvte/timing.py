@@ -25,13 +25,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def now(device: torch.device) -> float:
+    """Seconds, once the device has finished its work."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     """Wall seconds of one call, the device's work included."""
-    synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     work()
-    synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def interleaved(

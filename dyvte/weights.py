@@ -20,15 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dyvte.io import check_pointer, read_json_object, whole_file
+from dyvte.io import check_file, read_json_object, whole_file
+from dyvte.provenance import WEIGHT_FILES, shards_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What weights may be stored as; others need a ``quantization_config``."""
 _FLOAT_NAMES = ("F16", "BF16", "F32", "F64")
-WEIGHT_FILES = tuple(
-    name + suffix for name in ("model.safetensors", "pytorch_model.bin") for suffix in ("", ".index.json")
-)
-"""In the order in which a checkpoint's weights are looked for."""
 _UNWRITTEN = "cannot be written"
 _START = 200
 """Characters of a library's message that are told."""
@@ -66,7 +63,7 @@ def tensors_in(path: str | Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """
     path = Path(path)
     with reading(path):
-        _check_start(path)
+        check_file(path)
         if path.suffix != ".safetensors":
             for key, value in _tensors_of_bin(path, "cpu").items():
                 yield key, value.clone
@@ -94,23 +91,6 @@ def shapes_in(path: str | Path) -> dict[str, tuple[int, ...]]:
         FileNotFoundError, ValueError: as :func:`tensors_in`.
     """
     return {key: shape for key, (shape, _) in _headers(Path(path)).items()}
-
-
-def shards_of(index: str | Path) -> dict[str, set[str]]:
-    """The files that an index names, each with its keys.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such index, or a name leads out of its folder.
-    """
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: weight_map must say in which file each weight is")
-    shards: dict[str, set[str]] = {}
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name or "\\" in name:
-            raise ValueError(f"{index}: weight_map names {name!r} for {key}, which is no file beside it")
-        shards.setdefault(name, set()).add(key)
-    return shards
 
 
 def check_checkpoint(folder: Path) -> int:
@@ -236,19 +216,11 @@ def writing(path: str | Path) -> Generator[None]:
         raise
     except Exception as error:
         told = " ".join(str(error).split())[:_START]
-        of_a_library = (
-            isinstance(error, SafetensorError) or "inline_container" in told
-        )  # as torch.save has it
+        # torch.save names its inline_container
+        of_a_library = isinstance(error, SafetensorError) or "inline_container" in told
         if _UNWRITTEN in told or not (isinstance(error, OSError) or of_a_library):
             raise
         raise OSError(f"{path} {_UNWRITTEN}; is there space and permission? ({told})") from error
-
-
-def _check_start(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    with path.open("rb") as file:
-        check_pointer(file.read(64), path)
 
 
 def _tensors_of_bin(path: Path, device: str) -> dict[str, Tensor]:
@@ -263,7 +235,7 @@ def _tensors_of_bin(path: Path, device: str) -> dict[str, Tensor]:
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Shape of each tensor, and whether it is stored as one of :data:`FLOATS`."""
     with reading(path):
-        _check_start(path)
+        check_file(path)
         if path.suffix != ".safetensors":
             values = _tensors_of_bin(path, "meta").items()
             return {key: (tuple(value.shape), value.dtype in FLOATS) for key, value in values}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dyvte.cost.layers import LayerCost
+from dyvte.cost.layers import each_layer
 
 
 def decoder_flops_by_exit(
@@ -25,9 +25,7 @@ def decoder_flops_by_exit(
         costs: of the L layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.
         prompt_tokens, visual_tokens: (n,) tokens of each prompt, and how many of them are visual.
     """
-    layers: list[LayerCost] = (
-        costs if isinstance(costs, list) else [LayerCost.of_config(costs)] * costs.num_hidden_layers
-    )
+    layers = each_layer(costs)
     text_tokens = [tokens - images for tokens, images in zip(prompt_tokens, visual_tokens, strict=True)]
     full, text = (
         np.array([[layer.flops(n) for n in tokens] for layer in layers], dtype=np.int64)

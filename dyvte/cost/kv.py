@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dyvte.cost.layers import LayerCost
+from dyvte.cost.layers import each_layer
 
 if TYPE_CHECKING:
     from dyvte.decoding.trace import ExitTrace
@@ -22,10 +22,7 @@ def kv_bytes(costs: Any, trace: ExitTrace, dtype: torch.dtype) -> list[int]:
         costs: of the layers (:func:`~dyvte.cost.layers.layer_costs`), or the config of a dense decoder.
         dtype: of the cache.
     """
-    layers: list[LayerCost] = (
-        costs if isinstance(costs, list) else [LayerCost.of_config(costs)] * trace.num_layers
-    )
-    per_sample = trace.tokens_per_layer.T.tolist()
+    layers, per_sample = each_layer(costs), trace.tokens_per_layer.T.tolist()
     return [
         sum(layer.cached * n for layer, n in zip(layers, tokens, strict=True)) * dtype.itemsize
         for tokens in per_sample

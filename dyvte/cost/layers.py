@@ -88,6 +88,11 @@ def layer_costs(model: Any) -> list[LayerCost]:
     return [LayerCost.of_layer(layer, stack.config, stack.computes_all_experts) for layer in stack.layers]
 
 
+def each_layer(costs: Any) -> list[LayerCost]:
+    """Costs of the layers as they are; of the config of a dense decoder, those of all its layers."""
+    return costs if isinstance(costs, list) else [LayerCost.of_config(costs)] * costs.num_hidden_layers
+
+
 def _first(config: Any, names: tuple[str, ...]) -> int:
     """The first of these config fields that is set; 0 where none is."""
     return next((value for name in names if (value := getattr(config, name, None))), 0)

@@ -5,7 +5,6 @@ Called from most of the project.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -19,6 +18,7 @@ from dyvte.decoding.policy import NoExit
 from dyvte.decoding.report import PrefillReport
 from dyvte.engine.model import Batch, ChatModel, Generation
 from dyvte.engine.questions import Question
+from dyvte.timing import now
 
 BAR_WIDTH = 30
 """Columns of an exit probability of 1."""
@@ -79,20 +79,13 @@ class Answerer:
             return [Answer(text) for text in self.chat.decode(ids)]
         device = self.chat.device
         with self.handle.collect() as traces:
-            start = _now(device)
+            start = now(device)
             ids = self.chat.generate(batch, self.generation, streamer)
-            seconds = (_now(device) - start) / len(batch)
+            seconds = (now(device) - start) / len(batch)
         texts, reports = self.chat.decode(ids), traces[0].report()
         beams = len(reports) // len(texts)
         pairs = zip(texts, reports[::beams], strict=True)
         return [Answer(text, replace(report, seconds=seconds)) for text, report in pairs]
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def describe_exit(report: PrefillReport | None) -> str:

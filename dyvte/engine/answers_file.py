@@ -10,16 +10,15 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
-from dyvte.engine.marker import Run, difference, digest_of, marker_of, read_run
+from dyvte.engine.marker import Run, difference, marker_of, read_run
 from dyvte.engine.model import model_name_of, resolved_dtype
 from dyvte.engine.questions import Item
 from dyvte.gates.files import DESCRIPTION, gates_digest, has_gates
-from dyvte.io import move_aside
+from dyvte.io import locked, move_aside
 from dyvte.provenance import checkpoint_folder, file_sha256, loaded_digest
 
 logger = logging.getLogger(__name__)
@@ -63,11 +62,6 @@ def has_checkpoints(args: argparse.Namespace) -> bool:
     return True
 
 
-def run_settings(args: argparse.Namespace) -> str:
-    """A digest of what :func:`describe_run` tells; raises as it does."""
-    return digest_of(describe_run(args))
-
-
 def _as_text(name: str, value: Any) -> str:
     """A flag's value; a path in its one spelling."""
     if isinstance(value, Path) or (name == "image_folder" and value):
@@ -96,18 +90,17 @@ class AnswersFile:
     def __init__(self, path: str, settings: Mapping[str, str], model_id: str, items: Sequence[Item]) -> None:
         self.path = Path(path).expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"another run is writing {self.path}; wait for it, or stop it") from None
+        self._held = ExitStack()
+        self._held.enter_context(
+            locked(self.path.with_name(f".{self.path.name}.lock"), f"writing {self.path}")
+        )
         try:
             self._run = Run(settings, len(items))
             self._file: BinaryIO | None = None
             self._other = self._other_origin(read_run(self.path))
             self.kept, self._keep_bytes = (0, 0) if self._other else self._keep(model_id, items)
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
 
     def _other_origin(self, run: Run | None) -> str:
@@ -180,7 +173,7 @@ class AnswersFile:
             if exception[0] is None:  # a full disk was reported already
                 raise
         finally:
-            self._lock.release()
+            self._held.close()
 
 
 def _answers(line: bytes, item: Item, model_id: str) -> bool:

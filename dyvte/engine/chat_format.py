@@ -33,30 +33,11 @@ _PLACEHOLDERS = ("image_token", "boi_token", "start_image_token")
 """Attributes of processors with the text that a chat template writes for an image."""
 _STAND_IN = Image.new("RGB", (1, 1))
 _SETTINGS = (
-    "size",
-    "crop_size",
-    "min_pixels",
-    "max_pixels",
-    "patch_size",
-    "merge_size",
-    "max_image_size",
-    "image_grid_pinpoints",
-    "do_image_splitting",
-    "do_pan_and_scan",
-    "crop_to_patches",
-    "min_patches",
-    "max_patches",
-    "max_soft_tokens",
-    "pooling_kernel_size",
-    "max_crops",
-    "overlap_margins",
-    "pooling_size",
-    "split_image",
-    "split_resolutions",
-    "use_covering_area_grid",
-    "patch_expand_factor",
-    "fine_route",
-    "dense_max_patches",
+    *("size", "crop_size", "min_pixels", "max_pixels", "patch_size", "merge_size", "max_image_size"),
+    *("image_grid_pinpoints", "do_image_splitting", "do_pan_and_scan", "crop_to_patches", "min_patches"),
+    *("max_patches", "max_soft_tokens", "pooling_kernel_size", "max_crops", "overlap_margins"),
+    *("pooling_size", "split_image", "split_resolutions", "use_covering_area_grid", "patch_expand_factor"),
+    *("fine_route", "dense_max_patches"),
 )
 """Settings of image processors that change how many visual tokens an image has."""
 
@@ -359,9 +340,8 @@ def _content(question: Question) -> list[dict[str, str]]:
         if number:
             kind = "video" if isinstance(question.images[number - 1], Video) else "image"
             content.append({"type": kind})
-        if text := piece.strip(
-            "\n"
-        ):  # LLaVA sets images on a line of their own; templates have marks for that
+        # LLaVA sets images on a line of their own; templates have marks for that
+        if text := piece.strip("\n"):
             content.append({"type": "text", "text": text})
     return content
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dyvte.io import check_pointer
+from dyvte.io import check_file
 
 MAX_PIXELS = 178_956_970
 """Of a file that is decoded: where Pillow refuses one."""
@@ -53,10 +53,7 @@ def load_image(source: str | Path, folder: str | Path | None = None) -> Image.Im
     if folder is None and source.startswith(("http://", "https://")):
         return decode_image(io.BytesIO(_download(source)), source)
     path = Path(source).expanduser() if folder is None else path_inside(folder, source)
-    if not path.is_file():
-        raise FileNotFoundError(f"image file not found: {path}")
-    with path.open("rb") as file:
-        check_pointer(file.read(64), path)
+    check_file(path, "image")
     return decode_image(path, str(path))
 
 

@@ -11,22 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dyvte.engine.images import path_inside
 from dyvte.engine.json_rows import JsonRows
-from dyvte.engine.questions import IMAGE_TOKEN, check_text, shown
+from dyvte.engine.questions import IMAGE_TOKEN, check_text, image_names, shown
 from dyvte.provenance import sha256_of
+
+if TYPE_CHECKING:
+    from dyvte.engine.model import TrainingSet
 
 PROBLEMS_SHOWN = 5
 """Samples that cannot be used and are named; of the others the number is told."""
-
-
-class WithTargets(Protocol):
-    """Samples of which one can tell, without their images, whether they have a token to learn from."""
-
-    def __len__(self) -> int: ...
-    def has_target(self, index: int) -> bool: ...
 
 
 def read_records(data_path: str | Path) -> Sequence[Any]:
@@ -59,11 +55,9 @@ def image_paths(record: dict[str, Any]) -> list[str]:
         ValueError: ``image`` is neither a file name nor a list of file names.
     """
     image = record.get("image")
-    if image is None or image == "":
-        return []
-    names = image if isinstance(image, list) else [image]
+    names = list(image_names(image))
     for name in names:
-        if not isinstance(name, str) or not name or "\0" in name:
+        if "\0" in name:
             raise ValueError(f"image must be a file name or a list of file names, not {shown(image)}")
         check_text(name, "image")
     return names
@@ -152,7 +146,7 @@ def _check_record(
             raise FileNotFoundError(f"image file not found: {path}")
 
 
-def check_targets(dataset: WithTargets, data_path: str | Path) -> None:
+def check_targets(dataset: TrainingSet, data_path: str | Path) -> None:
     """Raise ValueError when no sample has a token to learn from; the first that has one ends the search."""
     count = len(dataset)
     if not any(dataset.has_target(index) for index in range(count)):

@@ -143,10 +143,8 @@ def _element_end(source: int, start: int) -> int:
             if is_whole:
                 raise
         else:
-            if _next_mark(source, start + length)[1] in (
-                b",",
-                b"]",
-            ):  # else a number may go on behind the window
+            # else a number may go on behind the window
+            if _next_mark(source, start + length)[1] in (b",", b"]"):
                 str(window[:length], "utf-8")
                 return start + length
             if is_whole:

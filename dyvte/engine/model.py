@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,12 +123,7 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The batch on a device, floating-point images in ``dtype``."""
         images = {name: moved(value, device, dtype) for name, value in self.images.items()}
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            images=images,
-        )
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), images)
 
     def inputs(self) -> dict[str, Any]:
         """Keywords of the model's forward."""
@@ -150,6 +145,7 @@ class TrainingSet(Protocol):
     Attributes:
         records: the instruction data.
         modality_lengths: words per sample, negative for text-only ones; LLaVA's sampler groups by them.
+        has_target: whether a sample, told without its images, has a token to learn from.
     """
 
     records: Sequence[dict[str, Any]]
@@ -158,6 +154,7 @@ class TrainingSet(Protocol):
     def modality_lengths(self) -> list[int]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def has_target(self, index: int) -> bool: ...
 
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]

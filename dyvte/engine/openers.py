@@ -11,8 +11,8 @@ Called from :mod:`dyvte.engine`, :mod:`dyvte.gates`, :mod:`dyvte.small`, :mod:`d
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,8 +55,7 @@ def find_opener(family: str) -> Opener:
     if family not in SHIPPED:
         known = ", ".join(sorted({*SHIPPED, *installed}))
         raise ValueError(f"no model family is named {family!r}; there are {known}")
-    module, _, name = SHIPPED[family].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return pkgutil.resolve_name(SHIPPED[family])
 
 
 def family_of(model_path: str, model_base: str | None = None) -> str:

@@ -29,11 +29,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dyvte import cli
 from dyvte.engine.marker import Run, difference, marker_of, read_run
-from dyvte.io import move_aside, whole_file
+from dyvte.io import locked, move_aside, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -185,14 +183,10 @@ def answer_and_merge(command: Sequence[str], args: argparse.Namespace) -> None:
         raise ValueError("name the command that answers, after --")
     args.out.mkdir(parents=True, exist_ok=True)
     alone = args.shards in ("all", "none")
-    lock = FileLock(args.out / (".lock" if alone else f".lock-{args.shards}"))
-    try:
-        with lock.acquire(timeout=0):
-            run_shards(args.out, args.chunks, shards, command)
-            if alone:
-                merge(args.out, args.chunks)
-    except Timeout:
-        raise ValueError(f"another run is at work in {args.out}; wait for it, or stop it") from None
+    with locked(args.out / (".lock" if alone else f".lock-{args.shards}"), f"at work in {args.out}"):
+        run_shards(args.out, args.chunks, shards, command)
+        if alone:
+            merge(args.out, args.chunks)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dyvte.cli import needs
 from dyvte.engine.images import path_inside, to_rgb
-from dyvte.io import check_pointer
+from dyvte.io import check_file
 
 DEFAULT_FRAMES = 8
 """Of a video where nobody says how many: as LLaVA-NeXT-Video was trained."""
@@ -135,10 +135,7 @@ def load_video(source: str | Path, sampling: Sampling, folder: str | Path | None
     """
     av: Any = needs("av", "video")
     path = Path(source).expanduser() if folder is None else path_inside(folder, str(source))
-    if not path.is_file():
-        raise FileNotFoundError(f"video file not found: {path}")
-    with path.open("rb") as file:
-        check_pointer(file.read(64), path)
+    check_file(path, "video")
     try:
         total, fps = count_frames(path)
         wanted = sampling.indices(total, fps)

@@ -51,6 +51,8 @@ class Adapter:
 
 
 _ADAPTERS: dict[str, Adapter] = {}
+WITH_VIDEO = ("image_token_id", "video_token_id")
+"""Fields of configs with the placeholders of families that take videos, too."""
 REFUSED: dict[str, str] = {}
 """Model types that cannot have exits -> why."""
 

@@ -1,10 +1,9 @@
 """Fuyu: patches of an image are projected by one matrix, without a tower, into a Persimmon decoder.
 
 transformers: ``models/fuyu/modeling_fuyu.py``, ``models/persimmon/modeling_persimmon.py``. Tokens that end a line of
-patches are ordinary embeddings, so they are text. Registered by importing ``dyvte.families``; logits must equal those
-of transformers.
+patches are ordinary embeddings, so they are text.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Gemma 3 and 4, PaliGemma 1 and 2: tokens of an image, or of a whole prompt, see each other in both directions.
 
 transformers: ``models/gemma3/modeling_gemma3.py`` (``token_type_ids_mask_function``), ``models/paligemma``,
-``models/gemma4``. Blocks come from the token types that the processor makes. Registered by importing
-``dyvte.families``; masks must equal those of transformers.
+``models/gemma4``. Blocks come from the token types that the processor makes.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; masks must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dyvte.families.base import family
+from dyvte.families.base import WITH_VIDEO, family
 from dyvte.families.protocols import Decoder
 from dyvte.families.rules import LayerRule
 from dyvte.families.stack import Stack, by_slot
@@ -161,7 +160,7 @@ family(
     "gemma4_unified",
     tower="model.embed_vision",
     projector=None,
-    ids=("image_token_id", "video_token_id"),
+    ids=WITH_VIDEO,
     blocks=vision_blocks,
     stack=Gemma4UnifiedStack,
     logits=capped,
@@ -169,7 +168,7 @@ family(
 family(
     "gemma4",
     projector="model.embed_vision",
-    ids=("image_token_id", "video_token_id"),
+    ids=WITH_VIDEO,
     blocks=vision_blocks,
     stack=Gemma4Stack,
     logits=capped,

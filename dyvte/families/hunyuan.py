@@ -2,10 +2,9 @@
 
 transformers: ``models/hunyuan_vl/modeling_hunyuan_vl.py`` (``get_rope_index``). The config's ``mrope_section`` has
 the number of axes. Images are numbered through a batch, so that a prompt may get other positions beside others.
-Features of line ends, begin and end of an image are image features, so they are visual tokens. Registered by
-importing ``dyvte.families``; logits must equal those of transformers.
+Features of line ends, begin and end of an image are image features, so they are visual tokens.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 transformers: ``models/llama4/modeling_llama4.py``. Layers without rotary embedding scale each query by its index in
 the row they are given; in a packed row that is not its place in the prompt, which :meth:`Llama4Stack.rescale`
-corrects. Registered by importing ``dyvte.families``; logits must equal those of transformers.
+corrects.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ class Llama4Stack(Stack):
             return query
 
         def scale(places: Tensor) -> Tensor:
-            return (
-                torch.log1p(torch.floor((places.float() + 1.0) / config.floor_scale)) * config.attn_scale
-                + 1.0
-            )
+            steps = torch.floor((places.float() + 1.0) / config.floor_scale)
+            return torch.log1p(steps) * config.attn_scale + 1.0
 
         wrong = scale(torch.arange(query.shape[2], device=query.device))
         return query * (scale(layout.place_ids) / wrong)[None, None, :, None].to(query)

@@ -10,25 +10,13 @@ Registered in ``dyvte/families/__init__.py``.
 
 from __future__ import annotations
 
-from dyvte.families.base import family
+from dyvte.families.base import WITH_VIDEO, family
 
-WITH_VIDEO = ("image_token_id", "video_token_id")
-
-for name in (
-    "llava",
-    "llava_next",
-    "vipllava",
-    "internvl",
-    "mistral3",
-    "aya_vision",
-    "cohere2_vision",
-    "got_ocr2",
-    "pp_chart2table",
-    "qianfan_ocr",
-    "aria",
-    "fast_vlm",
-    "deepseek_ocr2",
-):
+PLAIN = (
+    *("llava", "llava_next", "vipllava", "internvl", "mistral3", "aya_vision", "cohere2_vision", "got_ocr2"),
+    *("pp_chart2table", "qianfan_ocr", "aria", "fast_vlm", "deepseek_ocr2"),
+)
+for name in PLAIN:
     family(name)
 family("step3p7", tower="model.vision_model")
 family("lighton_ocr", tower="model.vision_encoder", projector="model.vision_projection")

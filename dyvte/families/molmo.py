@@ -1,9 +1,8 @@
 """Molmo 2: all visual tokens of a prompt are one block, and layers have one of two rotary embeddings.
 
-transformers: ``models/molmo2/modeling_molmo2.py``. Features are added to the placeholders' embeddings. Registered by
-importing ``dyvte.families``; logits must equal those of transformers.
+transformers: ``models/molmo2/modeling_molmo2.py``. Features are added to the placeholders' embeddings.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Muse Glimmer and Spark: windows in most layers, and layers without rotary embedding.
 
 transformers: ``models/muse_glimmer/modeling_muse_glimmer.py``, ``models/muse_spark/modeling_muse_spark.py``, whose
-sounds are no visual tokens. Logits are scaled, then squeezed by a tanh. Registered by importing ``dyvte.families``;
-logits must equal those of transformers.
+sounds are no visual tokens. Logits are scaled, then squeezed by a tanh.
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyvte.families.base import family
+from dyvte.families.base import WITH_VIDEO, family
 from dyvte.families.rules import LayerRule
 from dyvte.families.stack import Rope, Stack
 
@@ -47,7 +46,7 @@ for name in ("muse_glimmer", "muse_spark"):
     family(
         name,
         projector=("model.vision_adapter", "model.vision_projection"),
-        ids=("image_token_id", "video_token_id"),
+        ids=WITH_VIDEO,
         stack=MuseStack,
         logits=scaled,
     )

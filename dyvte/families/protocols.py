@@ -14,22 +14,10 @@ import torch
 from torch import Tensor, nn
 
 
-class DecoderConfig(Protocol):
-    """The fields of a decoder's config that costs and the loop read."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    use_cache: bool
-    _attn_implementation: str | None
-    _attn_implementation_internal: str | None
-
-
 class Decoder(Protocol):
     """A Llama-like decoder: embeddings, layers that are called one by one, final norm."""
 
-    config: Any  # a DecoderConfig; transformers types it more loosely
+    config: Any  # each family's own class; costs and the loop read sizes, use_cache and _attn_implementation
     layers: Sequence[Any]  # each family's own layer class
     norm: Callable[[Tensor], Tensor]
     rotary_emb: Callable[..., tuple[Tensor, Tensor]]

@@ -3,10 +3,9 @@
 transformers: ``models/{qwen2_vl,qwen2_5_vl,qwen3_vl,qwen3_vl_moe,glm4v,glm4v_moe}``, and the thinkers of
 ``models/{qwen2_5_omni,qwen3_omni_moe}``, whose sounds are no visual tokens. The tower's merger is the projector. Text
 after an image starts at the largest position on any axis plus one; generated tokens follow likewise. Qwen3-VL adds
-features of lower tower layers to visual tokens after the first decoder layers (deepstack). Registered by importing
-``dyvte.families``; logits must equal those of transformers.
+features of lower tower layers to visual tokens after the first decoder layers (deepstack).
 
-Registered in ``dyvte/families/__init__.py``.
+Registered in ``dyvte/families/__init__.py``; logits must equal those of transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from torch import Tensor
 
-from dyvte.families.base import family
+from dyvte.families.base import WITH_VIDEO, family
 from dyvte.families.stack import Rope, Stack, TokenFeatures
 
 if TYPE_CHECKING:
@@ -51,24 +50,24 @@ class CompassStack(DeepstackStack):
         return {kind: None if given[kind] is None else rotary(hidden, positions, kind) for kind in kinds}
 
 
-VISUAL, IDS = "model.visual", ("image_token_id", "video_token_id")
+VISUAL = "model.visual"
 for name in ("qwen2_vl", "qwen2_5_vl"):
-    family(name, tower=VISUAL, projector=None, ids=IDS)
+    family(name, tower=VISUAL, projector=None, ids=WITH_VIDEO)
 for name in ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"):  # frames have the placeholder of images
-    family(name, tower=VISUAL, projector=None, ids=IDS, mixes_videos=False)
+    family(name, tower=VISUAL, projector=None, ids=WITH_VIDEO, mixes_videos=False)
 for name in ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni"):
-    family(name, tower=VISUAL, projector=None, ids=IDS, stack=DeepstackStack)
+    family(name, tower=VISUAL, projector=None, ids=WITH_VIDEO, stack=DeepstackStack)
 family(
     "cohere_compass",
     tower=VISUAL,
     projector=None,
-    ids=IDS,
+    ids=WITH_VIDEO,
     stack=CompassStack,
     logits=lambda model, logits: logits * (model.logit_scale or 1.0),
 )
 NESTED = "Qwen2_5OmniThinkerModel" in dir(transformers)  # in transformers 5.17 no module holds both
 OMNI = ("model.language_model", VISUAL) if NESTED else ("model", "visual")
 for name, stack in (("qwen2_5_omni_thinker", Stack), ("qwen3_omni_moe_thinker", DeepstackStack)):
-    family(name, *OMNI, projector=None, ids=IDS, entry="model" if NESTED else "", stack=stack)
+    family(name, *OMNI, projector=None, ids=WITH_VIDEO, entry="model" if NESTED else "", stack=stack)
 for name in ("cosmos3_edge", "paddleocr_vl"):
-    family(name, tower=VISUAL, projector="model.projector", ids=IDS)
+    family(name, tower=VISUAL, projector="model.projector", ids=WITH_VIDEO)

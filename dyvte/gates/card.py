@@ -62,15 +62,14 @@ def write_card(
         card = ModelCard("---\n\n---\n")
     before, begin, rest = card.text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if begin and end:
-        part = f"{before}{BEGIN}\n{_text(gates, records, name or folder.name)}{END}{after}"
-    elif not card.text.strip():
-        part = f"{BEGIN}\n{_text(gates, records, name or folder.name)}{END}\n"
-    else:
-        logger.warning("%s stays as it is: it is not, or no longer, a card of gates", path)
-        return
-    card.text = part
-    _describe(cast(ModelCardData, card.data), gates, scores, (name or folder.name).rpartition("/")[2])
+    if not (begin and end):
+        if card.text.strip():
+            logger.warning("%s stays as it is: it is not, or no longer, a card of gates", path)
+            return
+        before, after = "", "\n"
+    name = name or folder.name
+    card.text = f"{before}{BEGIN}\n{_text(gates, records, name)}{END}{after}"
+    _describe(cast(ModelCardData, card.data), gates, scores, name.rpartition("/")[2])
     with writing(path):
         write_whole(path, str(card))
 
@@ -137,28 +136,23 @@ def _text(gates: ExitGates, records: Sequence[ResultRecord], name: str) -> str:
         "Trained on": f"{data.samples} samples, SHA-256 {data.sha256}" if data else None,
         "Threshold": f"{gates.threshold:g} ({_calibration(gates.calibration)})",
     }
-    rows = [["", ""], *([name, str(value)] for name, value in facts.items() if value)]
+    known = [["", ""], *([name, str(value)] for name, value in facts.items() if value)]
     shown = base if origin.base_model else "MODEL"
     parts = [
         f"\n# Exit gates for {_cell(base)}\n",
         "[DyVTE](https://arxiv.org/abs/2411.19628) asks a small gate after each decoder layer whether the model "
         "still needs\nits image; at the first layer whose gate says no, all visual tokens leave. The gates are here, "
         "the model is not.\n",
-        _table(rows),
+        _table(known),
         "## Use\n",
         "```python\nfrom dyvte import ExitGates, LearnedExit, attach\n\n"
         f'handle = attach(model, LearnedExit(ExitGates.from_pretrained("{name}")))\n```\n\n'
         f"On every command line of the project: `--model-path {shown} --gates {name}`.\n",
     ]
     if records:
-        parts += ["## Scores\n", _table([SCORES, *map(_row, records)])]
+        rows = [_row(record) for record in records]
+        parts += ["## Scores\n", _table([[*rows[0]], *([*row.values()] for row in rows)])]
     return "\n".join(parts)
-
-
-SCORES = [
-    *("Benchmark", "Metric", "Score", "Method", "Questions", "Mean exit layer", "Decoder TFLOPs"),
-    "Answered with",
-]
 
 
 def _settings(record: ResultRecord) -> dict[str, str]:
@@ -166,19 +160,20 @@ def _settings(record: ResultRecord) -> dict[str, str]:
     return {key: value for key, value in record.settings.items() if key not in ("gates", "arguments")}
 
 
-def _row(record: ResultRecord) -> list[str]:
+def _row(record: ResultRecord) -> dict[str, str]:
+    """A record's cells in the table of scores, by their heading."""
     runs = dict.fromkeys(f"{by.run.dtype}, {by.run.attention}, {by.run.device}" for by in record.answered)
     commit = f"commit {record.commit[:12]}" if record.commit else "code of an unknown commit"
-    return [
-        " ".join(filter(None, (record.benchmark, record.variant))),
-        record.metric,
-        f"{record.score:.2f}",
-        " ".join([record.method, *(f"{key}={value}" for key, value in _settings(record).items())]),
-        str(record.num_samples),
-        f"{record.mean_exit_layer:.2f} of {record.num_layers}",
-        f"{record.decoder_tflops:.3g}",
-        "; ".join([*runs, commit]),
-    ]
+    return {
+        "Benchmark": " ".join(filter(None, (record.benchmark, record.variant))),
+        "Metric": record.metric,
+        "Score": f"{record.score:.2f}",
+        "Method": " ".join([record.method, *(f"{key}={value}" for key, value in _settings(record).items())]),
+        "Questions": str(record.num_samples),
+        "Mean exit layer": f"{record.mean_exit_layer:.2f} of {record.num_layers}",
+        "Decoder TFLOPs": f"{record.decoder_tflops:.3g}",
+        "Answered with": "; ".join([*runs, commit]),
+    }
 
 
 def _calibration(calibration: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -107,15 +106,12 @@ class LearnedExit(Policy):
             probabilities = self.gates.exit_probability(layer, states)
         samples = [row.layout.samples[sequence] for sequence in sequences]
         trace.record_gate(layer, samples, probabilities, self.gates.flops)
+        # the threshold in the probabilities' precision, so that comparing on the host is comparing on the device
+        limit = float(np.float32(cast(float, self.threshold)))
         # a NaN compares as False: it never exits. Reading the probabilities makes the host wait for the device.
         pairs = zip(sequences, probabilities.tolist(), strict=True)
-        leaving = [sequence for sequence, probability in pairs if probability > self._limit]
+        leaving = [sequence for sequence, probability in pairs if probability > limit]
         return exit_sequences(row, leaving, layer, trace)
-
-    @cached_property
-    def _limit(self) -> float:
-        """The threshold in the probabilities' precision, so that comparing on the host is comparing on the device."""
-        return float(np.float32(cast(float, self.threshold)))
 
     def _asks(self, layer: int, layout: Layout) -> bool:
         """Whether the layer's gate takes part, and some sample has an image that may leave."""

@@ -73,7 +73,7 @@ def save_gates(gates: ExitGates, folder: str | Path) -> None:
 def has_gates(folder: str | Path) -> bool:
     """Whether a local folder holds gates of either kind; reads names only."""
     folder = Path(folder)
-    return (folder / WEIGHTS).is_file() or any(PAPER_KEY.search(key) for key, _ in _checkpoint_keys(folder))
+    return (folder / WEIGHTS).is_file() or any(True for _ in _paper_tensors(folder))
 
 
 def gates_digest(folder: str | Path) -> str:
@@ -82,9 +82,8 @@ def gates_digest(folder: str | Path) -> str:
     if (folder / WEIGHTS).is_file():
         return sha256_of([folder / WEIGHTS], folder)[WEIGHTS]
     parts = {
-        key: hashlib.sha256(read().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for key, read in _checkpoint_keys(folder)
-        if PAPER_KEY.search(key)
+        found.string: hashlib.sha256(read().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for found, read in _paper_tensors(folder)
     }
     return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
@@ -117,10 +116,7 @@ def _load_own(folder: Path) -> ExitGates:
 
 
 def _load_paper(folder: Path) -> ExitGates:
-    weights: dict[str, Tensor] = {}
-    for key, read in _checkpoint_keys(folder):
-        if match := PAPER_KEY.search(key):
-            weights[f"layers.{match[1]}.{match[2]}.weight"] = read()
+    weights = {f"layers.{found[1]}.{found[2]}.weight": read() for found, read in _paper_tensors(folder)}
     if not weights:
         raise FileNotFoundError(
             f"{folder} holds no gates: neither {WEIGHTS} nor a checkpoint with visual_gates_router keys; "
@@ -161,8 +157,8 @@ def _assemble(weights: dict[str, Tensor], place: Path, **sizes) -> ExitGates:
     return gates
 
 
-def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """As :func:`dyvte.weights.tensors_in`, of all weights in a checkpoint folder, shard by shard."""
+def _paper_tensors(folder: Path) -> Iterator[tuple[re.Match[str], Callable[[], Tensor]]]:
+    """(:data:`PAPER_KEY` found in its key, function that reads it) of each tensor of gates in a checkpoint folder."""
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
         shards = shards_of(index).items()
@@ -170,4 +166,6 @@ def _checkpoint_keys(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]
     else:
         bins = set(folder.glob("pytorch_model*.bin"))
     for path in [*sorted(folder.glob("*.safetensors")), *sorted(bins)]:
-        yield from tensors_in(path)
+        for key, read in tensors_in(path):
+            if found := PAPER_KEY.search(key):
+                yield found, read

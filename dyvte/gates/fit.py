@@ -24,10 +24,9 @@ from dyvte.cli import one_line_errors, words_of
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.identity import RunIdentity, settings_of, weights_digest
 from dyvte.gates.options import GateOptions, TrainingArguments, flag
-from dyvte.gates.running import only_run
 from dyvte.gates.store import MEASURED, StateStore
 from dyvte.gates.supervision import Supervision, labels_of
-from dyvte.gates.trainer import log_to_stderr
+from dyvte.gates.trainer import log_to_stderr, only_run
 from dyvte.gates.training import GateTrainer, SupervisedGates, find_gates
 
 PROG = "python -m dyvte.gates.fit"

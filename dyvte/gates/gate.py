@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -267,20 +269,33 @@ class ExitGates(nn.Module):
             OSError: the hub cannot be reached, or refuses.
             ValueError: a record is of other gates.
         """
-        from dyvte.gates.hub import push_gates
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import EntryNotFoundError
 
-        return push_gates(
-            self,
-            repo_id,
-            base_model=base_model,
-            records=records,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            create_pr=create_pr,
-        )
+        from dyvte.gates.card import CARD
+        from dyvte.gates.hub import FILES, hub_errors
+
+        if base_model is not None:
+            self.origin = replace(self.origin, base_model=base_model)
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            with hub_errors(repo_id, revision):
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision and not revision.startswith("refs/"):
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                with suppress(EntryNotFoundError):  # what a person wrote there stays
+                    api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder)
+            self.save_pretrained(folder, records=records, name=repo_id)
+            with hub_errors(repo_id, revision):
+                return api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                    commit_description=commit_description,
+                    create_pr=create_pr,
+                    allow_patterns=[*FILES, CARD],
+                )
 
     @classmethod
     def from_pretrained(

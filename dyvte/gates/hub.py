@@ -15,15 +15,12 @@ import argparse
 import re
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -31,12 +28,8 @@ from huggingface_hub.errors import (
 )
 
 from dyvte.cli import run
-from dyvte.gates.card import CARD, REPOSITORY
+from dyvte.gates.card import REPOSITORY
 from dyvte.gates.files import DESCRIPTION, WEIGHTS
-
-if TYPE_CHECKING:
-    from dyvte.gates.gate import ExitGates
-    from dyvte.report.record import ResultRecord
 
 FILES = [WEIGHTS, DESCRIPTION]
 NAME = re.compile(rf"({REPOSITORY.pattern})(?:@(\S+))?", re.ASCII)
@@ -48,10 +41,7 @@ def gates_folder(
     place: str | Path,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
+    **download: Any,
 ) -> Path:
     """The folder of gates: ``place`` itself, or what was downloaded where it is no folder but a name on the hub.
 
@@ -59,7 +49,8 @@ def gates_folder(
 
     Args:
         place: folder, ``org/name`` or ``org/name@revision``; a folder wins over a name.
-        revision: branch, tag or commit; further arguments are those of ``huggingface_hub.snapshot_download``.
+        revision: branch, tag or commit.
+        download: further arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
         FileNotFoundError: there is no such repository or revision, it holds no gates, or the hub cannot be reached
@@ -74,16 +65,8 @@ def gates_folder(
     if match[2] and revision:
         raise ValueError(f"gates {place}: a second revision, {revision}, is given; leave one of them out")
     name, revision = match[1], revision or match[2]
-    with _one_line(name, revision, f"{place} is no folder here, and "):
-        found = snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=FILES,
-        )
+    with hub_errors(name, revision, f"{place} is no folder here, and "):
+        found = snapshot_download(name, revision=revision, allow_patterns=FILES, **download)
     if missing := [file for file in FILES if not (Path(found) / file).is_file()]:
         raise FileNotFoundError(
             f"the repository {name} on the hub holds no gates ({' and '.join(missing)} missing); gates inside a "
@@ -101,45 +84,8 @@ def hub_name(folder: str | Path) -> str | None:
     return f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"
 
 
-def push_gates(
-    gates: ExitGates,
-    repo_id: str,
-    *,
-    base_model: str | None = None,
-    records: Sequence[ResultRecord] = (),
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload gates",
-    commit_description: str | None = None,
-    create_pr: bool = False,
-) -> CommitInfo:
-    """See :meth:`dyvte.gates.gate.ExitGates.push_to_hub`."""
-    if base_model is not None:
-        gates.origin = replace(gates.origin, base_model=base_model)
-    api = HfApi(token=token)
-    with TemporaryDirectory() as folder:
-        with _one_line(repo_id, revision):
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            with suppress(EntryNotFoundError):  # what a person wrote there stays
-                api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder)
-        gates.save_pretrained(folder, records=records, name=repo_id)
-        with _one_line(repo_id, revision):
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                create_pr=create_pr,
-                allow_patterns=[*FILES, CARD],
-            )
-
-
 @contextmanager
-def _one_line(name: str, revision: str | None, before: str = "") -> Generator[None]:
+def hub_errors(name: str, revision: str | None, before: str = "") -> Generator[None]:
     """What ``huggingface_hub`` raises in the block becomes one line that names the repository.
 
     Raises:
@@ -148,27 +94,22 @@ def _one_line(name: str, revision: str | None, before: str = "") -> Generator[No
     hub, access = constants.ENDPOINT, "log in with hf auth login, or set HF_TOKEN"
     try:
         yield
-    except GatedRepoError as error:
-        raise OSError(
-            f"{before}{hub}/{name} asks for consent to its terms: give it there, and {access}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{before}there is no repository {name} on {hub}; if it is private, {access}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{before}the repository {name} on {hub} has no revision {revision}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        at = f"{name}@{revision}" if revision else name
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} was not reached"
-        raise FileNotFoundError(
-            f"{before}gates {at} are not in the cache {constants.HF_HUB_CACHE} ({why})"
-        ) from error
     except Exception as error:  # connections fail with exceptions of the HTTP library, which changes
-        told = " ".join(str(error).split())[:_TOLD]
-        raise OSError(f"{before}{hub}/{name}: {told or type(error).__name__}") from error
+        kind: type[OSError] = FileNotFoundError
+        if isinstance(error, GatedRepoError):
+            kind, told = OSError, f"{hub}/{name} asks for consent to its terms: give it there, and {access}"
+        elif isinstance(error, RepositoryNotFoundError):
+            told = f"there is no repository {name} on {hub}; if it is private, {access}"
+        elif isinstance(error, RevisionNotFoundError):
+            told = f"the repository {name} on {hub} has no revision {revision}"
+        elif isinstance(error, LocalEntryNotFoundError):
+            at = f"{name}@{revision}" if revision else name
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} was not reached"
+            told = f"gates {at} are not in the cache {constants.HF_HUB_CACHE} ({why})"
+        else:
+            line = " ".join(str(error).split())[:_TOLD]
+            kind, told = OSError, f"{hub}/{name}: {line or type(error).__name__}"
+        raise kind(f"{before}{told}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,14 +40,17 @@ logger = logging.getLogger(__name__)
 def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet) -> Manifest:
     """What the content of the store depends on."""
     config: Any = chat.model.config
-    assert chat.handle is not None and chat.handle.run.model_sha256 is not None, "open_model gives both"
+    made = None if chat.handle is None else chat.handle.run
+    assert made is not None and made.model_sha256 is not None, "open_model gives both"
+    if made.processor is not None:  # what prompts and pixels depend on beside the weights
+        prompts = {"version": made.template, "processor": dict(made.processor)}
+    else:
+        aspect = getattr(config, "image_aspect_ratio", None) or "square"
+        prompts = {"version": args.version, "image_aspect_ratio": aspect}
     return Manifest(
-        model=chat.handle.run.model_sha256,
+        model=made.model_sha256,
         data=data_digest(args.data_path, dataset.records, args.image_folder),
-        settings={
-            **_template_settings(args, chat),
-            "model_max_length": args.model_max_length,
-        },
+        settings={**prompts, "model_max_length": args.model_max_length},
         states=[*STATES, *(ATTENTION_STATES if args.attention else ())],
         dtype=str(chat.model.dtype).removeprefix("torch."),
         num_layers=chat.decoder_config.num_hidden_layers,
@@ -57,16 +60,6 @@ def manifest_of(args: argparse.Namespace, chat: ChatModel, dataset: TrainingSet)
         base_model=short_name(args.model_path),
         model_family=config.model_type,
     )
-
-
-def _template_settings(args: argparse.Namespace, chat: ChatModel) -> dict[str, Any]:
-    """What prompts and pixels depend on beside the weights."""
-    assert chat.handle is not None
-    run = chat.handle.run
-    if run.processor is not None:
-        return {"version": run.template, "processor": dict(run.processor)}
-    aspect = getattr(chat.model.config, "image_aspect_ratio", None)
-    return {"version": args.version, "image_aspect_ratio": aspect or "square"}
 
 
 @torch.no_grad()

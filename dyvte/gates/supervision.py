@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,16 +57,6 @@ class Embedded:
     position_ids: Tensor | None = None
     blocks: Tensor | None = None
     extras: Any = None
-
-
-class FrozenModel(Protocol):
-    """What labels need of a model; every ``dyvte.engine.model.ChatModel`` is one."""
-
-    model: nn.Module
-
-    def embed_samples(self, batch: dict[str, Any]) -> Embedded:
-        """What the model's own collator made -> what :func:`supervise` takes."""
-        ...
 
 
 @dataclass(frozen=True)

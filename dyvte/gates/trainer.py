@@ -1,6 +1,7 @@
 """transformers' Trainer for runs that train, and so write, a part of a model.
 
-Subclasses define how the part is written and read. Runs resume from their newest complete checkpoint.
+Subclasses define how the part is written and read. Runs resume from their newest complete checkpoint. Each output
+folder has one writer, and workers do not outlive what started them.
 
 Called from :mod:`dyvte.gates` and :mod:`llava.train`.
 """
@@ -9,7 +10,12 @@ from __future__ import annotations
 
 import abc
 import logging
+import os
 import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,13 @@ from transformers import Trainer
 from dyvte.gates.identity import RunIdentity
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
-from dyvte.io import read_json
+from dyvte.io import locked, read_json
 from dyvte.weights import reading, writing
 
 logger = logging.getLogger(__name__)
+
+WAIT = 5.0
+"""Seconds to wait for a lock: workers whose launcher was killed hold it until they notice."""
 
 
 class PartTrainer(Trainer, abc.ABC):
@@ -153,3 +162,29 @@ def log_to_stderr(args: TrainingArguments) -> None:
     """Show the log of the first process, and warnings of the others."""
     level = logging.INFO if args.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+
+
+@contextmanager
+def only_run(args: TrainingArguments) -> Generator[None]:
+    """Hold the output folder of a training run, which is made where it is missing, against other runs; the run's
+    processes end when the launcher that started them is killed.
+
+    Raises:
+        ValueError: another process writes to the folder.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # by hand, it may outlive its shell
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if args.process_index != 0:
+        yield
+        return
+    folder = Path(args.output_dir or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", f"writing {folder}", WAIT):
+        yield
+
+
+def _end_with(parent: int) -> None:
+    """End this process at once when its parent is another one than it was; what it writes is whole or not there."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -14,7 +14,7 @@ import abc
 import logging
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,11 @@ from transformers import ProgressCallback
 
 from dyvte.gates.files import has_gates
 from dyvte.gates.gate import ExitGates
-from dyvte.gates.supervision import FrozenModel, Supervision, gate_loss, supervise
+from dyvte.gates.supervision import Supervision, gate_loss, supervise
 from dyvte.gates.trainer import PartTrainer
+
+if TYPE_CHECKING:
+    from dyvte.engine.model import ChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class SupervisedGates(nn.Module, abc.ABC):
 class GateModel(SupervisedGates):
     """Gates supervised by a frozen model on the device where training runs; its batches are its own collator's."""
 
-    def __init__(self, gates: ExitGates, base: FrozenModel, alpha: float = 1.03) -> None:
+    def __init__(self, gates: ExitGates, base: ChatModel, alpha: float = 1.03) -> None:
         super().__init__(gates, alpha, base.model.config)
         base.model.requires_grad_(False).eval()
         self._base = (base,)  # a tuple, so that it is no submodule

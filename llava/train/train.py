@@ -21,8 +21,7 @@ from dyvte.engine.openers import LLAVA, family_of, open_model
 from dyvte.gates.gate import ExitGates
 from dyvte.gates.identity import RunIdentity, settings_of, weights_digest
 from dyvte.gates.origin import Origin, TrainedOn, short_name
-from dyvte.gates.running import only_run
-from dyvte.gates.trainer import log_to_stderr
+from dyvte.gates.trainer import log_to_stderr, only_run
 from dyvte.gates.training import GateModel, GateTrainer, find_gates
 from dyvte.provenance import checkpoint_digest, sha256_of
 from llava.chat_model import LlavaChatModel

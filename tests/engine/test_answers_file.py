@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dyvte import ExitGates
-from dyvte.engine.answers_file import AnswersFile, run_settings
+from dyvte.engine.answers_file import AnswersFile, describe_run
 from dyvte.engine.marker import Run, read_run
 from dyvte.engine.model import ModelOptions, resolved_dtype
 from dyvte.engine.openers import open_model
@@ -29,7 +29,7 @@ def test_a_run_resumes_in_its_own_precision_only(monkeypatch, tmp_path, checkpoi
 
     def settings(**flags):
         given = {"model_path": str(checkpoint), "model_base": None, "question_file": str(tmp_path / "q")}
-        return run_settings(argparse.Namespace(**{**given, "gates": None, "answers_file": "a", **flags}))
+        return describe_run(argparse.Namespace(**{**given, "gates": None, "answers_file": "a", **flags}))
 
     on_cpu = settings(device="cpu", dtype="auto")
     assert on_cpu == settings(device="cuda", dtype="auto"), "there is no GPU here"

@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from dyvte import ExitGates
-from dyvte.gates import files, running, store_states
+from dyvte.gates import files, store_states, trainer
 from dyvte.gates.trainer import newest_checkpoint
 from dyvte.weights import write_tensors
 from llava.train.train import train
@@ -256,7 +256,7 @@ def test_training_and_store_in_a_folder_that_is_read_only(data, tmp_path):
 
 
 def test_second_run_in_a_folder_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "WAIT", 0.1)
+    monkeypatch.setattr(trainer, "WAIT", 0.1)
     output = tmp_path / "out"
     output.mkdir()
     with (
