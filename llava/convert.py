@@ -287,7 +287,6 @@ def _filled(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtyp
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.convert",
         description="Convert a checkpoint between LLaVA's layout and that of transformers' LLaVA class.",

@@ -100,7 +100,6 @@ def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArg
 
 
 def add_lora(model, training_args: TrainingArguments):
-    """Wrap the decoder's linear layers in LoRA adapters."""
     peft: Any = needs("peft", "train")
     config = peft.LoraConfig(
         r=training_args.lora_r,
@@ -192,6 +191,5 @@ def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
 
 
 def log_trainable(model: torch.nn.Module) -> None:
-    """Log how many of the parameters are trained."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("training %d of %d parameters", trained, sum(p.numel() for p in model.parameters()))

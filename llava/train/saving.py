@@ -56,8 +56,9 @@ def load_lora(model, folder: Path) -> None:
     _load_part(model, load_tensors(folder / NON_LORA_FILE))
 
 
-def save_full(model, folder: Path, state: StateDict) -> None:
+def save_full(model, folder: Path, state: StateDict | None = None) -> None:
     """Write the model as safetensors shards, its tower only where that was trained."""
+    state = model.state_dict() if state is None else state
     if not any(TOWER_KEY in name and p.requires_grad for name, p in model.named_parameters()):
         state = {key: value for key, value in state.items() if TOWER_KEY not in key}
     generation = getattr(model, "generation_config", None)

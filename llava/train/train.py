@@ -38,7 +38,6 @@ PROG = "python -m llava.train.train"
 
 
 def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaVATrainer:
-    """Model, data and Trainer from arguments."""
     model_args, data_args, training_args = arguments
     template = conv_templates[template_name(model_args.version or "v0")]
     model = prepare.load_model(model_args, training_args, attn_implementation)
@@ -157,7 +156,6 @@ def check_data(arguments: Arguments) -> None:
 
 
 def digest_of(arguments: Arguments, dataset: TrainingSet) -> str:
-    """SHA-256 of the data."""
     _, data_args, _ = arguments
     return data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
 

@@ -141,6 +141,6 @@ def llava_model(tmp_path_factory, language_model, vision_tower, tokenizer):
         model.get_model().mm_projector[2].weight.mul_(20)
     model.config.image_aspect_ratio = "pad"
     model.config.mm_use_im_start_end = model.config.mm_use_im_patch_token = False
-    save_full(model, folder, model.state_dict())
+    save_full(model, folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -49,7 +49,6 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         self.post_init()
 
     def get_model(self) -> LlavaLlamaModel:
-        """The inner module that holds tower, projector and decoder."""
         return self.model
 
     def forward(
@@ -106,7 +105,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         }
         if labels is not None and self.training:
             return self._loss_of_answers(labels, **inputs)
-        return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        inputs |= {"labels": labels, "logits_to_keep": logits_to_keep}
+        return super().forward(**inputs)
 
     @can_return_tuple
     def _loss_of_answers(self, labels: Tensor, num_items_in_batch=None, **inputs) -> CausalLMOutputWithPast:

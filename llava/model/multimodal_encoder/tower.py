@@ -71,17 +71,14 @@ class VisionTower(nn.Module, abc.ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
         return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return next(self.parameters()).device
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image."""
         return self.num_patches_per_side**2
 
 
