@@ -45,7 +45,6 @@ class Conversation:
     sep: str = "###"
     sep2: str | None = None
     version: str = "Unknown"
-    skip_next: bool = False
     system_head: str = ""  # what the system text begins with, whatever it says
 
     def set_system(self, text: str) -> None:

@@ -46,8 +46,12 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
-PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-"""Layers of an ``mlp2x_gelu`` projector, by their names in LLaVA and in transformers."""
+PREFIXES = {
+    "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
+    "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+    "model.": "model.language_model.",
+}
+"""How weights' names begin in LLaVA (with an ``mlp2x_gelu`` projector) and in transformers; the first that fits."""
 TOWER = "vision_tower"
 """The folder of the vision tower in LLaVA's layout."""
 SELECT = {"patch": "default", "cls_patch": "full"}
@@ -88,20 +92,19 @@ def convert(path: str, out: Path, template: str | None = None) -> str:
 
 
 def _to_transformers(path: str, out: Path, template: str) -> None:
-    dtype = _dtype_of(read_config(path))
+    described = read_config(path)
+    dtype = getattr(torch, described.get("dtype") or described.get("torch_dtype") or "float16")
     loaded: Any = load_pretrained_model(path, None, get_model_name_from_path(path), device="cpu", dtype=dtype)
     tokenizer, model, image_processor, _ = loaded
     if image_processor is None or model.config.model_type != LlavaConfig.model_type:
         raise ValueError(f"{path} is not a LLaVA checkpoint on Llama: only these have a counterpart")
     config, tower = model.config, model.get_vision_tower()
-    if getattr(config, "mm_projector_type", "linear") != "mlp2x_gelu":
+    projector = getattr(config, "mm_projector_type", "linear")
+    if projector != "mlp2x_gelu":
         raise ValueError(
-            f"{path}: transformers' LLaVA has an mlp2x_gelu projector, this checkpoint has "
-            f"{getattr(config, 'mm_projector_type', 'linear')}"
+            f"{path}: transformers' LLaVA has an mlp2x_gelu projector, this checkpoint has {projector}"
         )
-    if not isinstance(tower.config, CLIPVisionConfig) or not isinstance(
-        image_processor, CLIPImageProcessorPil
-    ):
+    if not isinstance(tower.config, CLIPVisionConfig):
         raise ValueError(f"{path}: only checkpoints with a CLIP tower can be converted")
     aspect = getattr(config, "image_aspect_ratio", None) or "square"
     if aspect not in ("pad", "square"):
@@ -133,7 +136,7 @@ def _to_transformers(path: str, out: Path, template: str) -> None:
             continue
         if key in ("lm_head.weight", "model.embed_tokens.weight"):
             value = torch.cat([value, value.mean(0, keepdim=True).expand(rows - len(value), -1)])
-        weights[_renamed(key)] = value
+        weights[_renamed(key, PREFIXES)] = value
     weights |= {f"model.vision_tower.{key}": v for key, v in tower.vision_tower.state_dict().items()}
     hf = _filled(LlavaForConditionalGeneration, converted, weights, dtype)
     own = model.generation_config
@@ -179,10 +182,12 @@ def _to_llava(path: str, out: Path, template: str | None) -> None:
         use_mm_proj=True,
         **({"conversation_template": named} if named else {}),
     )
-    weights = {}
-    for key, value in hf.state_dict().items():
-        if not key.startswith("model.vision_tower."):
-            weights[_renamed(key, back=True)] = value
+    prefixes = {theirs: ours for ours, theirs in PREFIXES.items()}
+    weights = {
+        _renamed(key, prefixes): value
+        for key, value in hf.state_dict().items()
+        if not key.startswith("model.vision_tower.")
+    }
     model = _filled(LlavaLlamaForCausalLM, converted, weights, hf.dtype)
     model.generation_config = hf.generation_config
     model.save_pretrained(out)
@@ -230,16 +235,8 @@ def chat_template(conversation: Conversation, after_image: str = "\n") -> str:
         raise ValueError(f"conversation style {style.name} has no chat template: choose another template")
     if conversation.messages:
         raise ValueError("a conversation template with example turns has no chat template: choose another")
-    quoted = [
-        repr(part)
-        for part in (
-            *starts,
-            *ends,
-            conversation.system + conversation.sep,
-            opened,
-            DEFAULT_IMAGE_TOKEN + after_image,
-        )
-    ]
+    system, image = conversation.system + conversation.sep, DEFAULT_IMAGE_TOKEN + after_image
+    parts = (*starts, *ends, system, opened, image)
     return (
         "{{{{ {4} }}}}"
         "{{% for message in messages %}}"
@@ -252,7 +249,7 @@ def chat_template(conversation: Conversation, after_image: str = "\n") -> str:
         "{{{{ {2} if user else {3} }}}}"
         "{{% endfor %}}"
         "{{% if add_generation_prompt %}}{{{{ {5} }}}}{{% endif %}}"
-    ).format(*quoted)
+    ).format(*map(repr, parts))
 
 
 def _template_of(written: str | None) -> str | None:
@@ -266,18 +263,10 @@ def _template_of(written: str | None) -> str | None:
     return None
 
 
-def _renamed(key: str, back: bool = False) -> str:
-    """A key of the decoder or the projector, in transformers' layout; with ``back``, in LLaVA's."""
-    ours, theirs = "model.mm_projector.", "model.multi_modal_projector."
-    if back:
-        for number, name in PROJECTOR.items():
-            key = key.replace(f"{theirs}{name}.", f"{ours}{number}.")
-        return key.replace("model.language_model.", "model.", 1)
-    for number, name in PROJECTOR.items():
-        key = key.replace(f"{ours}{number}.", f"{theirs}{name}.")
-    if key.startswith(theirs) or not key.startswith("model."):
-        return key
-    return "model.language_model." + key.removeprefix("model.")
+def _renamed(key: str, prefixes: dict[str, str]) -> str:
+    """A key of the decoder or the projector in the other layout."""
+    old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+    return prefixes.get(old, "") + key.removeprefix(old)
 
 
 def _filled(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
@@ -297,12 +286,7 @@ def _filled(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtyp
     return model.to(dtype)
 
 
-def _dtype_of(described: dict[str, Any]) -> torch.dtype:
-    return getattr(torch, described.get("dtype") or described.get("torch_dtype") or "float16")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.convert",
         description="Convert a checkpoint between LLaVA's layout and that of transformers' LLaVA class.",

@@ -104,15 +104,13 @@ def _pinpoints(grid_pinpoints, tile: int) -> list[tuple[int, int]]:
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(grid_pinpoints, str) and "x" in grid_pinpoints:
-        corners = [
-            (int(across), int(down))
-            for across, down in re.findall(r"\((\d{1,2})x(\d{1,2})\)", grid_pinpoints)
-        ]
-        if corners:
-            (left, top), (right, bottom) = corners[0], corners[-1]
-            columns, rows = range(left, right + 1), range(top, bottom + 1)
-            return [(across * tile, down * tile) for across in columns for down in rows]
+    corners = (
+        re.findall(r"\((\d{1,2})x(\d{1,2})\)", grid_pinpoints) if isinstance(grid_pinpoints, str) else ()
+    )
+    if corners:
+        (left, top), (right, bottom) = (map(int, corner) for corner in (corners[0], corners[-1]))
+        columns, rows = range(left, right + 1), range(top, bottom + 1)
+        return [(across * tile, down * tile) for across in columns for down in rows]
     try:
         points = ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
         found = [(int(width), int(height)) for width, height in points]
@@ -208,13 +206,11 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.keywords = keywords
         self.tokenizer = tokenizer
         self.start_len = input_ids.shape[1]
-        self.keyword_ids = []
-        for keyword in keywords:
-            ids = tokenizer(keyword).input_ids
-            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
-                ids = ids[1:]
-            self.keyword_ids.append(ids)
-        self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
+        encoded = [tokenizer(keyword).input_ids for keyword in keywords]
+        self.keyword_ids = [
+            ids[1:] if len(ids) > 1 and ids[0] == tokenizer.bos_token_id else ids for ids in encoded
+        ]
+        self.max_keyword_len = max(map(len, self.keyword_ids), default=0)
 
     def __call__(self, output_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         """(rows,) bool: which rows met a keyword. ``output_ids`` may hold the prompt or only new tokens."""

@@ -14,7 +14,6 @@ from dyvte.cli import run
 
 
 def score(options: argparse.Namespace) -> None:
-    """Print the official lines."""
     outcome = score_files(options.annotation_dir, options.question_file, options.result_file, "position")
     print(report_of(outcome.splits), end="")
 

@@ -8,29 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dyvte.benchmarks.sqa import OPTIONS, Outcome, score_file
+from dyvte.benchmarks.sqa import OPTIONS, score_file
 from dyvte.cli import run
 from dyvte.io import check_output, write_whole
 
 
-def analysis_of(outcome: Outcome, options: Sequence[str]) -> dict[str, Any]:
-    """One question as LLaVA's output file has it."""
-    return {
-        "question_id": outcome.problem_id,
-        "parsed_ans": outcome.letter,
-        "ground_truth": options[outcome.problem["answer"]],
-        "question": outcome.prompt,
-        "pred": outcome.text,
-        "is_multimodal": outcome.has_image,
-    }
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.eval_science_qa", description="Score ScienceQA answers."
     )
@@ -50,7 +36,15 @@ def score(args: argparse.Namespace) -> None:
     score, outcomes = score_file(args.base_dir, args.result_file, args.split, args.options)
     analyses: dict[str, list[dict[str, Any]]] = {"correct": [], "incorrect": []}
     for outcome in outcomes:
-        analyses["correct" if outcome.correct else "incorrect"].append(analysis_of(outcome, args.options))
+        analysis = {
+            "question_id": outcome.problem_id,
+            "parsed_ans": outcome.letter,
+            "ground_truth": args.options[outcome.problem["answer"]],
+            "question": outcome.prompt,
+            "pred": outcome.text,
+            "is_multimodal": outcome.has_image,
+        }
+        analyses["correct" if outcome.correct else "incorrect"].append(analysis)
     results = {
         "acc": score.parts["accuracy"],  # of all questions, in percent
         "correct": len(analyses["correct"]),

@@ -11,7 +11,6 @@ __all__ = ["build_parser", "eval_model", "get_chunk", "split_list"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
     parser = question_parser(OPEN_QUESTIONS)
     parser.set_defaults(evaluator="model_vqa")  # VILA and InternVL do not pad images here
     return parser

@@ -14,7 +14,6 @@ eval_model = partial(answer_file, CONVERSATIONS)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
     parser = question_parser(CONVERSATIONS)
     parser.set_defaults(evaluator="model_vqa_science")  # VILA and InternVL do not pad images here
     return parser

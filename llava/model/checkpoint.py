@@ -33,37 +33,31 @@ from llava.mm_utils import is_aspect_ratio
 MODEL_TYPE = "llava_llama"
 PACKED = 8
 """Most weights that one stored value may stand for, in quantized checkpoints."""
+_ASPECT = Rule("square, pad, anyres or anyres_max_N with a number N", is_aspect_ratio)
 _TOKEN = whole(-1, WIDEST * 100)
-FIELDS = {
-    "architectures": optional(listed(TEXT)),
-    "model_type": optional(TEXT),
-    "rms_norm_eps": optional(number(0, 1)),
-    "bos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
-    "eos_token_id": optional(either(_TOKEN, listed(_TOKEN))),
+_TOKENS = {
+    **dict.fromkeys(("bos_token_id", "eos_token_id"), optional(either(_TOKEN, listed(_TOKEN)))),
     "pad_token_id": optional(_TOKEN),
-    "sliding_window": optional(whole(1, 10**9)),
-    "layer_types": optional(listed(TEXT)),
-    "conversation_template": optional(TEXT),
-    "max_sequence_length": optional(whole(1, 10**9)),
+}
+FIELDS = {
+    **dict.fromkeys(("model_type", "conversation_template", "mm_vision_tower"), optional(TEXT)),
+    **dict.fromkeys(("mm_projector_type", "mm_patch_merge_type", "mm_vision_select_feature"), optional(TEXT)),
+    **dict.fromkeys(("architectures", "layer_types"), optional(listed(TEXT))),
+    **dict.fromkeys(("mm_use_im_start_end", "mm_use_im_patch_token"), optional(FLAG)),
+    **dict.fromkeys(("sliding_window", "max_sequence_length"), optional(whole(1, 10**9))),
+    **_TOKENS,
+    "rms_norm_eps": optional(number(0, 1)),
     "tokenizer_model_max_length": optional(whole(1, 10**30)),  # transformers writes 10^30 for no limit
     "tokenizer_padding_side": optional(one_of("left", "right")),
-    "mm_vision_tower": optional(TEXT),
     "mm_hidden_size": optional(whole(1, WIDEST)),
-    "mm_projector_type": optional(TEXT),
-    "mm_vision_select_feature": optional(TEXT),
-    "mm_patch_merge_type": optional(TEXT),
-    "mm_use_im_start_end": optional(FLAG),
-    "mm_use_im_patch_token": optional(FLAG),
-    "image_aspect_ratio": optional(
-        Rule("square, pad, anyres or anyres_max_N with a number N", is_aspect_ratio)
-    ),
+    "image_aspect_ratio": optional(_ASPECT),
     "image_grid_pinpoints": optional(either(TEXT, listed(listed(whole(1, 100_000), 2)))),
 }
 """What the fields of a checkpoint's ``config.json`` must be that LLaVA's code reads."""
 TOWER_FIELDS = {"mm_vision_select_layer": whole(-MOST_LAYERS, MOST_LAYERS)}
 """The same, where there is a vision tower."""
 GENERATION_FIELDS = {
-    **{name: FIELDS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    **_TOKENS,
     **dict.fromkeys(("max_length", "max_new_tokens", "top_k"), optional(whole(0, 10**9))),
     **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size"), optional(whole(0, 10**6))),
     **dict.fromkeys(("num_beams", "num_return_sequences"), optional(whole(1, 1000))),

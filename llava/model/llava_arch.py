@@ -177,7 +177,7 @@ class LlavaMetaModel:
         elif not tower.is_loaded:
             tower.load_model()
         config.use_mm_proj = True
-        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        config.mm_projector_type = model_args.mm_projector_type
         config.mm_hidden_size = tower.hidden_size
         config.mm_vision_select_layer = model_args.mm_vision_select_layer
         config.mm_vision_select_feature = model_args.mm_vision_select_feature
@@ -188,12 +188,11 @@ class LlavaMetaModel:
             if "unpad" in config.mm_patch_merge_type:
                 scale = config.hidden_size**-0.5
                 self.image_newline = nn.Parameter(torch.randn(config.hidden_size, dtype=self.dtype) * scale)
-        for parameter in self.mm_projector.parameters():
-            parameter.requires_grad = True
+        self.mm_projector.requires_grad_(True)
 
-        if adapter := getattr(model_args, "pretrain_mm_mlp_adapter", None):
-            weights = load_tensors(adapter)
+        if adapter := model_args.pretrain_mm_mlp_adapter:
             marker = "mm_projector."
+            weights = load_tensors(adapter)
             own = {key.split(marker, 1)[1]: value for key, value in weights.items() if marker in key}
             self.mm_projector.load_state_dict(own)
 
@@ -208,7 +207,6 @@ class LlavaMetaForCausalLM:
     get_model: Callable[[], Any]  # the inner module that holds tower, projector and decoder
 
     def get_vision_tower(self):
-        """The vision tower, or None."""
         return self.get_model().get_vision_tower()
 
     def encode_images(self, images: Tensor) -> Tensor:

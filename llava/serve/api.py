@@ -45,6 +45,15 @@ BODY_SECONDS = 60
 """For which a request's body may be on its way."""
 CHARACTERS_PER_TOKEN = 64
 """No tokenizer puts more into a token on average; longer prompts are refused before they are tokenized."""
+MOST = {
+    "batch-size": (16, "requests answered together, at most"),
+    "max-requests": (128, "answered and waiting; more get status 429"),
+    "max-images": (16, "of a request"),
+    "max-megapixels": (32, "of all images of a request together"),
+    "max-held-megapixels": (512, "of all requests together; more get status 429"),
+    "max-body-mb": (32, "size of a request"),
+}
+"""Flags of positive whole numbers: default, and help."""
 
 
 @dataclass(frozen=True)
@@ -361,16 +370,9 @@ def make_server(args: argparse.Namespace) -> uvicorn.Server:
     Raises:
         ValueError, OSError: an argument is wrong, or files are missing.
     """
-    for flag in (
-        "batch_size",
-        "max_requests",
-        "max_images",
-        "max_megapixels",
-        "max_held_megapixels",
-        "max_body_mb",
-    ):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {getattr(args, flag)}")
+    for flag in MOST:
+        if (given := getattr(args, flag.replace("-", "_"))) < 1:
+            raise ValueError(f"--{flag} must be positive, got {given}")
     if args.batch_wait_ms < 0:
         raise ValueError(f"--batch-wait-ms must not be negative, got {args.batch_wait_ms}")
     answerer = open_answerer(args, args.conv_mode)
@@ -400,7 +402,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Flags of the server, of LLaVA's models, and of the exit method."""
     parser = argparse.ArgumentParser(
         description="Serve a model to clients of OpenAI's chat-completions interface."
     )
@@ -418,19 +419,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to listen at; other machines need 0.0.0.0"
     )
     parser.add_argument("--port", type=int, default=8000, help="0: any free one, which is printed")
-    parser.add_argument("--batch-size", type=int, default=16, help="requests answered together, at most")
+    for flag, (default, purpose) in MOST.items():
+        parser.add_argument(f"--{flag}", type=int, default=default, help=purpose)
     parser.add_argument(
         "--batch-wait-ms", type=float, default=5.0, help="how long a request waits for others"
     )
-    parser.add_argument(
-        "--max-requests", type=int, default=128, help="answered and waiting; more get status 429"
-    )
-    parser.add_argument("--max-images", type=int, default=16, help="of a request")
-    parser.add_argument("--max-megapixels", type=int, default=32, help="of all images of a request together")
-    parser.add_argument(
-        "--max-held-megapixels", type=int, default=512, help="of all requests together; more get status 429"
-    )
-    parser.add_argument("--max-body-mb", type=int, default=32, help="size of a request")
     parser.add_argument(
         "--allow-urls", action="store_true", help="open images at http(s) addresses, of public hosts alone"
     )

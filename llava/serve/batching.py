@@ -23,7 +23,6 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from dyvte.cost.layers import layer_costs
 from dyvte.decoding.report import PrefillReport
-from dyvte.decoding.trace import ExitTrace
 from dyvte.engine.answer import Answerer
 from dyvte.engine.model import Generation
 from llava.serve.growing_text import GrowingText
@@ -76,11 +75,10 @@ class _Answer:
         self.job, self.ended, self.begun = job, False, False
         self._text, self._ends, self._count = text, ends, 0
         self._limit = job.generation.max_new_tokens
-        self._usage: Callable[[int], Usage] | None = None
 
-    def start(self, usage: Callable[[int], Usage], context: int, prompt_tokens: int) -> None:
+    def start(self, prompt_tokens: int, measures: Measures | None, context: int) -> None:
         """The prefill is done."""
-        self._usage = usage
+        self._prompt_tokens, self._measures = prompt_tokens, measures
         self._limit = min(self._limit, context - prompt_tokens)
         if self._limit < 1:
             self.fail(_too_long(prompt_tokens, context))
@@ -105,10 +103,15 @@ class _Answer:
         self.job.send(error)
 
     def _finish(self, piece: str, reason: Literal["stop", "length"]) -> None:
-        assert self._usage is not None
         self.ended = True
         piece += self._text.finish()
-        self._send(Piece(piece, "stop" if self._text.stopped else reason, self._usage(self._count)))
+        usage = Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._count,
+            total_tokens=self._prompt_tokens + self._count,
+            x_dyvte=self._measures,
+        )
+        self._send(Piece(piece, "stop" if self._text.stopped else reason, usage))
 
     def _send(self, piece: Piece) -> None:
         self.begun = True
@@ -229,11 +232,12 @@ class Batcher:
         with nullcontext([]) if chat.handle is None else chat.handle.collect() as traces:
 
             def start() -> None:
-                reports = _reports(traces) or [None] * len(jobs)
+                reports = traces[0].report() if traces else [None] * len(jobs)
                 for answer, report, tokens in zip(answers, reports, text_tokens, strict=True):
-                    prompt = tokens if report is None else report.prompt_tokens
-                    usage = _usage_of(prompt, self._measures(report, len(jobs)))
-                    answer.start(usage, self.context, prompt)
+                    if report is None:
+                        answer.start(tokens, None, self.context)
+                    else:
+                        answer.start(report.prompt_tokens, self._measures(report, len(jobs)), self.context)
 
             chat.generate(
                 chat.place(batch), generation, stopping=StoppingCriteriaList([_Answers(answers, start)])
@@ -242,9 +246,7 @@ class Batcher:
     def _decode(self, ids: list[int]) -> str:
         return self.chat.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _measures(self, report: PrefillReport | None, batch_size: int) -> Measures | None:
-        if report is None:
-            return None
+    def _measures(self, report: PrefillReport, batch_size: int) -> Measures:
         held = report.kv_bytes or 0
         return Measures(
             exit_layer=report.exit_layer,
@@ -256,20 +258,6 @@ class Batcher:
             kv_bytes_saved=report.prompt_tokens * self._kv_bytes - held,
             batch_size=batch_size,
         )
-
-
-def _reports(traces: Sequence[ExitTrace]) -> list[PrefillReport]:
-    return traces[0].report() if traces else []
-
-
-def _usage_of(prompt_tokens: int, measures: Measures | None) -> Callable[[int], Usage]:
-    """Number of the answer's tokens -> usage."""
-    return lambda count: Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=count,
-        total_tokens=prompt_tokens + count,
-        x_dyvte=measures,
-    )
 
 
 def _too_long(tokens: int, context: int) -> ApiError:

@@ -34,9 +34,8 @@ def main(args) -> None:
             prompt = chat.prompt(question, history)
             print(f"{model}: ", end="", flush=True)
             (answer,) = answerer.complete(chat.batch([prompt], [image]), streamer)
-        except (
-            ValueError
-        ) as error:  # of this turn alone: <image> typed once more, or the chat has become too long
+        except ValueError as error:
+            # of this turn alone: <image> typed once more, or the chat has become too long
             print(f"[not asked: {error}]")
             continue
         history.append((question, answer.text))
@@ -57,7 +56,6 @@ def _read(prompt: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """LLaVA's flags, and those of the exit method."""
     parser = argparse.ArgumentParser(description="Chat with a model about an image or a video.")
     parser.add_argument(
         "--model-path",

@@ -56,12 +56,11 @@ def costs(turn: Turn, title: str) -> str:
     if plain is None or exiting is None:
         return ""
     factor, flops = flops_unit((plain.tflops, exiting.tflops))
-    scale, unit = _bytes_unit(plain.kv_bytes or 0)
+    held = [report.kv_bytes or 0 for report in (plain, exiting)]
+    scale, unit = _bytes_unit(held[0])
     rows = [
         _row("Prefill, " + flops, factor * plain.tflops, factor * exiting.tflops),
-        _row(
-            "KV cache after prefill, " + unit, (plain.kv_bytes or 0) / scale, (exiting.kv_bytes or 0) / scale
-        ),
+        _row("KV cache after prefill, " + unit, *(count / scale for count in held)),
         _row("Whole answer, seconds", plain.seconds or 0.0, exiting.seconds or 0.0),
     ]
     last = exiting.num_layers - 1
@@ -75,19 +74,13 @@ def costs(turn: Turn, title: str) -> str:
         else f"**{left} of {exiting.visual_tokens} visual tokens** reach the last layer"
     )
     same = "the same answer" if turn.plain.text == turn.exiting.text else "a different answer"
-    lines = [
-        f"{where}: {same}.",
-        "",
-        f"| | Without exit | {title} | Saved |",
-        "| :-- | --: | --: | --: |",
-        *rows,
-    ]
+    table = [f"| | Without exit | {title} | Saved |", "| :-- | --: | --: | --: |", *rows]
+    parts = [f"{where}: {same}.", "\n".join(table)]
     if plain.prompt_tokens != exiting.prompt_tokens:
-        lines += [
-            "",
-            f"Earlier answers differ, so the prompts do: {plain.prompt_tokens} and {exiting.prompt_tokens} tokens.",
-        ]
-    return "\n".join(lines)
+        parts.append(
+            f"Earlier answers differ, so the prompts do: {plain.prompt_tokens} and {exiting.prompt_tokens} tokens."
+        )
+    return "\n\n".join(parts)
 
 
 def _row(name: str, plain: float, exiting: float) -> str:
@@ -102,6 +95,5 @@ def _number(value: float) -> str:
 
 def _bytes_unit(count: int) -> tuple[int, str]:
     """(bytes, name) of the unit in which a count of bytes is easy to read."""
-    return next(
-        ((size, name) for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB")) if count >= size), (1024, "KiB")
-    )
+    units = ((1 << 30, "GiB"), (1 << 20, "MiB"))
+    return next((unit for unit in units if count >= unit[0]), (1024, "KiB"))

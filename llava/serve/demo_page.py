@@ -55,9 +55,8 @@ def page_of(session: Session, model: str, controls: Controls, example: Path | No
         controls: as they stand at first.
         example: an image to offer, with :data:`QUESTIONS`.
     """
-    methods = list(
-        dict.fromkeys([*session.methods, controls.method])
-    )  # the latter may be several joined by +
+    # the latter may be several joined by +
+    methods = list(dict.fromkeys([*session.methods, controls.method]))
     layers = [str(layer) for layer in range(session.num_layers)]
     fitting = _fitting(controls.method)
     bars: Any = {
@@ -170,10 +169,8 @@ def _shown(turns: list[Turn], chosen: Controls) -> Sequence[Any]:
     exiting: list[dict[str, str]] = []
     for turn in turns:
         for side, answer in ((plain, turn.plain), (exiting, turn.exiting)):
-            side += [
-                {"role": "user", "content": turn.question},
-                {"role": "assistant", "content": answer.text},
-            ]
+            side.append({"role": "user", "content": turn.question})
+            side.append({"role": "assistant", "content": answer.text})
     report = turns[-1].exiting.report
     if report is None:
         return plain, exiting, *[gr.skip()] * 4

@@ -57,14 +57,13 @@ class Stopped(Exception):
 
 
 class Pieces(TextIteratorStreamer):
-    """An answer's text in pieces; :meth:`stop` ends its generation at the next token."""
+    """An answer's text in pieces; :meth:`stop` ends its generation at the next token, by an exception."""
 
     def __init__(self, tokenizer) -> None:
         super().__init__(tokenizer, skip_prompt=True, timeout=PATIENCE, skip_special_tokens=True)
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End the generation at its next token, by an exception."""
         self._stopped.set()
 
     def put(self, value: Tensor) -> None:
@@ -145,17 +144,12 @@ class Session:
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"The question has more than {MAX_CHARACTERS} characters.")
         check_text(text, "the question")
-        policy, turn = self.policy(controls), Turn(text)
-        for answer in self._stream(
-            NoExit(), image, [(past.question, past.plain.text) for past in history], text
-        ):
-            turn = replace(turn, plain=answer)
-            yield turn
-        for answer in self._stream(
-            policy, image, [(past.question, past.exiting.text) for past in history], text
-        ):
-            turn = replace(turn, exiting=answer)
-            yield turn
+        turn = Turn(text)
+        for side, policy in (("plain", NoExit()), ("exiting", self.policy(controls))):
+            earlier = [(past.question, getattr(past, side).text) for past in history]
+            for answer in self._stream(policy, image, earlier, text):
+                turn = replace(turn, **{side: answer})
+                yield turn
 
     def _stream(
         self, policy: Policy, image: Image.Image, history: Sequence[tuple[str, str]], text: str

@@ -12,6 +12,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -92,13 +93,10 @@ class _Line:
         with self._lock:
             self.late = f"the file did not come within {self._seconds:g} s"
             for connection in self._open:
-                try:
+                with suppress(OSError):  # not connected yet, or no longer
                     connection.shutdown(socket.SHUT_RDWR)
-                except OSError:  # not connected yet, or no longer
-                    continue
 
     def end(self) -> None:
-        """Forget the connections."""
         self._timer.cancel()
         with self._lock:
             for connection in self._open:
@@ -115,14 +113,12 @@ class _Plain(http.client.HTTPConnection):
         self.sock = self._line.connect(self.host, self.port)
 
 
-class _Tls(http.client.HTTPSConnection):
-    def __init__(self, *args: Any, line: _Line, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._line, self._tls = line, ssl.create_default_context()
+class _Tls(_Plain):
+    default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        plain = self._line.connect(self.host, self.port)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        super().connect()
+        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
 
 class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):

@@ -97,7 +97,6 @@ class SupervisedDataset(Dataset):
 
     @property
     def modality_lengths(self) -> list[int]:
-        """See :func:`dyvte.engine.instructions.modality_lengths`."""
         return modality_lengths(self.records)
 
     def __len__(self) -> int:
@@ -162,12 +161,11 @@ class SupervisedCollator:
             samples = self._with_blank_image(samples, self.blank_image)
         ids = [sample["input_ids"] for sample in samples]
         labels = [sample["labels"] for sample in samples]
+        pad = partial(pad_sequence, batch_first=True)
         batch: dict[str, Tensor | list] = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
-            "attention_mask": pad_sequence(
-                [torch.ones_like(row, dtype=torch.bool) for row in ids], batch_first=True
-            ),
+            "input_ids": pad(ids, padding_value=self.pad_token_id),
+            "labels": pad(labels, padding_value=IGNORE_INDEX),
+            "attention_mask": pad([torch.ones_like(row, dtype=torch.bool) for row in ids]),
         }
         images = [image for sample in samples for image in sample["images"]]
         if images:

@@ -13,21 +13,25 @@ from dyvte.gates.trainer import PartTrainer
 from llava.train import saving
 from llava.train.arguments import TrainingArguments
 
-SAVE = {"full": saving.save_full, "projector": saving.save_projector, "lora": saving.save_lora}
-LOAD = {"full": saving.load_full, "projector": saving.load_projector, "lora": saving.load_lora}
+KINDS = {
+    "full": (saving.save_full, saving.load_full),
+    "projector": (saving.save_projector, saving.load_projector),
+    "lora": (saving.save_lora, saving.load_lora),
+}
+"""What is trained -> how it is written and read."""
 
 
 class LLaVATrainer(PartTrainer):
     """Trains a LLaVA model; what is written follows from what is trained (see ``llava.train.saving``).
 
     Args:
-        trains: what is trained, a key of ``SAVE``.
+        trains: a key of :data:`KINDS`.
     """
 
     args: TrainingArguments
 
-    def __init__(self, *args, trains: str = "full", **kwargs) -> None:
-        self.trains = trains
+    def __init__(self, *args, trains: str, **kwargs) -> None:
+        self._save_kind, self._load_kind = KINDS[trains]
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -68,7 +72,7 @@ class LLaVATrainer(PartTrainer):
         return self.optimizer
 
     def save_part(self, model, folder: Path, state_dict) -> None:
-        SAVE[self.trains](model, folder, state_dict)
+        self._save_kind(model, folder, model.state_dict() if state_dict is None else state_dict)
 
     def load_part(self, model, folder: Path) -> None:
-        LOAD[self.trains](model, folder)
+        self._load_kind(model, folder)

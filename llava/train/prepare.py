@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from dyvte.cli import extra
+from dyvte.cli import needs
 from dyvte.decoding.sharding import check_processes, shard_layers
 from dyvte.weights import check_checkpoint, load_pretrained, reading
 from llava.model import builder
@@ -37,24 +37,22 @@ def load_model(
     Raises:
         ValueError: for a family other than Llama.
     """
-    if "mpt" in model_args.model_name_or_path.lower():
-        raise ValueError("MPT models are not supported: give a Llama model as --model_name_or_path")
     name = model_args.model_name_or_path
+    if "mpt" in name.lower():
+        raise ValueError("MPT models are not supported: give a Llama model as --model_name_or_path")
     takes_images = model_args.vision_tower is not None or model_args.tune_visual_gates
     model_class = LlavaLlamaForCausalLM if takes_images else LlamaForCausalLM
     config_class = LlavaConfig if takes_images else LlamaConfig
-    fields = {
-        **read_config(name),
-        "model_type": config_class.model_type,
-    }  # a plain Llama becomes a LLaVA model here
+    # a plain Llama becomes a LLaVA model here
+    fields = {**read_config(name), "model_type": config_class.model_type}
     with reading(f"{name}/config.json"):
         config = config_class.from_dict(fields)
     if Path(name).is_dir():
         check_size(config, check_checkpoint(Path(name)), name)
-    quantization: dict[str, Any] = {}
+    placed: dict[str, Any] = {}
     if training_args.bits != 16:
-        quantization["device_map"] = {"": training_args.device}
-        quantization["quantization_config"] = quantization_config(
+        placed["device_map"] = {"": training_args.device}
+        placed["quantization_config"] = quantization_config(
             training_args.bits,
             training_args.compute_dtype,
             training_args.double_quant,
@@ -62,7 +60,7 @@ def load_model(
             skip_modules=["mm_projector", "lm_head"],
         )
     if training_args.device_map:
-        quantization["device_map"] = training_args.device_map
+        placed["device_map"] = training_args.device_map
     model, _ = load_pretrained(
         model_class,
         name,
@@ -70,17 +68,15 @@ def load_model(
         cache_dir=training_args.cache_dir,
         attn_implementation=attn_implementation,
         dtype=training_args.weights_dtype,
-        **quantization,
+        **placed,
     )
     model.config.use_cache = False
     if model_args.freeze_backbone:
         model.model.requires_grad_(False)
-    checkpointing = training_args.gradient_checkpointing
-    if training_args.bits in (4, 8):
-        with extra("train"):
-            from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(checkpointing))
+    checkpointing = bool(training_args.gradient_checkpointing)
+    if training_args.bits != 16:
+        peft: Any = needs("peft", "train")
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     if checkpointing:
         model.enable_input_require_grads()
     return model
@@ -104,26 +100,21 @@ def load_tokenizer(model, model_args: ModelArguments, training_args: TrainingArg
 
 
 def add_lora(model, training_args: TrainingArguments):
-    """Wrap the decoder's linear layers in LoRA adapters."""
-    with extra("train"):
-        from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
+    peft: Any = needs("peft", "train")
+    config = peft.LoraConfig(
         r=training_args.lora_r,
         lora_alpha=training_args.lora_alpha,
         target_modules=LORA_TARGETS,
         lora_dropout=training_args.lora_dropout,
-        bias=training_args.lora_bias,  # pyright: ignore[reportArgumentType]
+        bias=training_args.lora_bias,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    return peft.get_peft_model(model, config)
 
 
 def add_vision(model, tokenizer, arguments: Arguments):
-    """Build tower and projector, write LLaVA's fields into the config, and freeze what is not trained.
-
-    Returns:
-        The vision tower.
+    """Build tower and projector, write LLaVA's fields into the config, and freeze what is not trained; returns the
+    tower.
     """
     model_args, data_args, training_args = arguments
     model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp or None)
@@ -132,16 +123,15 @@ def add_vision(model, tokenizer, arguments: Arguments):
     tower.requires_grad_(False)
     projector = model.get_model().mm_projector
 
-    config = model.config
-    config.image_aspect_ratio = data_args.image_aspect_ratio
-    config.image_grid_pinpoints = data_args.image_grid_pinpoints
-    config.tokenizer_padding_side = tokenizer.padding_side
-    config.tokenizer_model_max_length = tokenizer.model_max_length
-    config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
-    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
-    config.mm_projector_lr = training_args.mm_projector_lr
-    config.mm_use_im_start_end = model_args.mm_use_im_start_end
-    config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+    for source, names in (
+        (data_args, ("image_aspect_ratio", "image_grid_pinpoints")),
+        (training_args, ("freeze_mm_mlp_adapter", "mm_projector_lr")),
+        (model_args, ("tune_mm_mlp_adapter", "mm_use_im_start_end", "mm_use_im_patch_token")),
+    ):
+        for name in names:
+            setattr(model.config, name, getattr(source, name))
+    model.config.tokenizer_padding_side = tokenizer.padding_side
+    model.config.tokenizer_model_max_length = tokenizer.model_max_length
 
     if model_args.tune_mm_mlp_adapter:
         model.requires_grad_(False)
@@ -182,9 +172,9 @@ def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
     model = load_model(model_args, training_args, attn_implementation)
     tower = model.get_vision_tower()
     if tower is None:
-        name = model_args.model_name_or_path
         raise ValueError(
-            f"{name} has no vision tower: gates need a finished LLaVA model as --model_name_or_path"
+            f"{model_args.model_name_or_path} has no vision tower: gates need a finished LLaVA model as "
+            "--model_name_or_path"
         )
     tower.load_model()
     if training_args.shard_model:
@@ -201,6 +191,5 @@ def load_frozen_llava(arguments: Arguments, attn_implementation: str | None):
 
 
 def log_trainable(model: torch.nn.Module) -> None:
-    """Log how many of the parameters are trained."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("training %d of %d parameters", trained, sum(p.numel() for p in model.parameters()))

@@ -37,7 +37,6 @@ PROG = "python -m llava.train.train"
 
 
 def build_trainer(arguments: Arguments, attn_implementation: str | None) -> LLaVATrainer:
-    """Model, data and Trainer from arguments."""
     model_args, data_args, training_args = arguments
     template = conv_templates[template_name(model_args.version or "v0")]
     model = prepare.load_model(model_args, training_args, attn_implementation)
@@ -72,8 +71,9 @@ def build_gate_trainer(arguments: Arguments, attn_implementation: str | None) ->
     set_seed(training_args.seed)  # every process draws the same fresh gates
     path, config = model_args.model_name_or_path, base.config
     gates = find_gates(config.num_hidden_layers, config.hidden_size, model_args.visual_gates, path)
-    template = conv_templates[name]
-    data = make_supervised_data_module(tokenizer, data_args, template, tower, config, blank_image=False)
+    data = make_supervised_data_module(
+        tokenizer, data_args, conv_templates[name], tower, config, blank_image=False
+    )
     digest = None
     if training_args.should_save:  # digests take time: only for the process that writes them
         digest = checkpoint_digest(path, getattr(config, "mm_vision_tower", None))
@@ -109,9 +109,7 @@ def build_processor_gate_trainer(arguments: Arguments, attn_implementation: str 
         data_args.data_path or "", data_args.image_folder or "", training_args.model_max_length
     )
     run = chat.handle.run
-    return gate_trainer(
-        arguments, chat, gates, run.model_sha256, run.family, train_dataset=dataset, data_collator=collator
-    )
+    return gate_trainer(arguments, chat, gates, run.model_sha256, run.family, dataset, collator)
 
 
 def gate_trainer(
@@ -152,14 +150,11 @@ def check_data(arguments: Arguments) -> None:
     model_args, data_args, _ = arguments
     path = data_args.data_path or ""
     takes_images = model_args.tune_visual_gates or model_args.vision_tower is not None
-    fit = (
-        {"turns_fit": len} if model_args.version == "plain" else {}
-    )  # which puts other turns into its prompt
+    fit = {"turns_fit": len} if model_args.version == "plain" else {}  # puts other turns into its prompt
     check_records(read_records(path), path, data_args.image_folder, takes_images, **fit)
 
 
 def digest_of(arguments: Arguments, dataset: TrainingSet) -> str:
-    """SHA-256 of the data."""
     _, data_args, _ = arguments
     return data_digest(data_args.data_path or "", dataset.records, data_args.image_folder or "")
 

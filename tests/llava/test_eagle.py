@@ -23,12 +23,15 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder import eagle_encoder
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.eagle_clip import ClipEncoder
 from llava.model.multimodal_encoder.eagle_convnext import ConvNextEncoder
 from llava.model.multimodal_encoder.eagle_encoder import MixtureTower
 from llava.model.multimodal_encoder.eagle_eva import EvaEncoder, join, split
-from llava.model.multimodal_encoder.eagle_pix2struct import Pix2StructEncoder, flattened_patches
-from llava.model.multimodal_encoder.eagle_sam import SamEncoder
+from llava.model.multimodal_encoder.eagle_transformers import (
+    ClipEncoder,
+    Pix2StructEncoder,
+    SamEncoder,
+    flattened_patches,
+)
 from llava.model.multimodal_encoder.tower import MapEncoder
 from tests.fixtures.checkpoints import write_tokenizer
 from tests.fixtures.layouts import language_model, random_like, train_gates, write_weights

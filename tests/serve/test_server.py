@@ -230,7 +230,7 @@ def test_a_fault_of_the_server_is_an_error_without_details(random, monkeypatch, 
     def fails(*args):
         raise RuntimeError("/a/path/of/the/server")
 
-    monkeypatch.setattr(batching, "_reports", fails)
+    monkeypatch.setattr(batching._Answer, "start", fails)
     with pytest.raises(openai.InternalServerError, match="its log says why") as error:
         ask(random, [user("What?")], max_tokens=3, stream=stream)
     assert "/a/path" not in str(error.value) and "/a/path" in caplog.text

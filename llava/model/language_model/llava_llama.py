@@ -49,7 +49,6 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         self.post_init()
 
     def get_model(self) -> LlavaLlamaModel:
-        """The inner module that holds tower, projector and decoder."""
         return self.model
 
     def forward(
@@ -93,29 +92,21 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             raise ValueError("the prompt holds <image>, but no images were given: pass images=")
         if visual_mask is not None and is_attached(self):
             kwargs["visual_mask"] = visual_mask
-        if (
-            past_key_values is not None
-        ):  # else it may be among the others as `cache`, its name since transformers 5.24
+        # else it may be among the others as `cache`, its name since transformers 5.24
+        if past_key_values is not None:
             kwargs["past_key_values"] = past_key_values
-        if labels is not None and self.training:
-            return self._loss_of_answers(
-                labels,
-                input_ids=input_ids,
-                position_ids=position_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        ids: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
-        return super().forward(
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **ids,
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
             **kwargs,
-        )
+        }
+        if labels is not None and self.training:
+            return self._loss_of_answers(labels, **inputs)
+        inputs |= {"labels": labels, "logits_to_keep": logits_to_keep}
+        return super().forward(**inputs)
 
     @can_return_tuple
     def _loss_of_answers(self, labels: Tensor, num_items_in_batch=None, **inputs) -> CausalLMOutputWithPast:

@@ -51,32 +51,23 @@ class CLIPVisionTower(SelectingTower):
         the LLaVA checkpoint that is being loaded brings them.
         """
         super().__init__(args)
-        self.vision_tower_name = vision_tower
+        self.vision_tower_name, self.config = vision_tower, _read_config(vision_tower)
         self.register_load_state_dict_pre_hook(_accept_old_names)
-        if not delay_load:
+        self._brought = delay_load and getattr(args, "unfreeze_mm_vision_tower", False)
+        if self._brought or not delay_load:
             self.load_model()
-            return
-        self.config = _read_config(vision_tower)
-        if getattr(args, "unfreeze_mm_vision_tower", False):
-            self.image_processor = _read_processor(vision_tower, self.config)
-            self.vision_tower = CLIPVisionModel(self.config)
-            self._finish_loading()
 
-    def load_model(self, device_map: Any = None) -> None:
-        """As the base, with weights in float32."""
-        if self.is_loaded:
-            return
+    def _load(self, device_map: Any) -> None:
+        """Weights in float32."""
         name = self.vision_tower_name
-        self.image_processor = _read_processor(name, _read_config(name))
-        options = {"device_map": device_map} if device_map is not None else {}
-        self.vision_tower, _ = load_pretrained(CLIPVisionModel, name, dtype=torch.float32, **options)
-        self._finish_loading()
-
-    def _finish_loading(self) -> None:
-        self.vision_tower.requires_grad_(False)
+        self.image_processor = _read_processor(name, self.config)
+        if self._brought:
+            self.vision_tower = CLIPVisionModel(self.config)
+        else:
+            options = {"device_map": device_map} if device_map is not None else {}
+            self.vision_tower, _ = load_pretrained(CLIPVisionModel, name, dtype=torch.float32, **options)
         self.config = self.vision_tower.config
         self.check_layer(self.config.num_hidden_layers)
-        self.is_loaded = True
 
     def encode(self, images: Tensor) -> Tensor:
         states = self.vision_tower(images, output_hidden_states=True).hidden_states

@@ -2,7 +2,8 @@
 
 Written here because transformers' ``ConvNextModel`` fixes another epsilon and norms the last stage.
 
-Called by :mod:`llava.model.multimodal_encoder.eagle_encoder` and :mod:`llava.model.multimodal_encoder.eagle_sam`.
+Called by :mod:`llava.model.multimodal_encoder.eagle_encoder` and
+:mod:`llava.model.multimodal_encoder.eagle_transformers`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava.model.multimodal_encoder.tower import MapEncoder
+from llava.model.multimodal_encoder.tower import MapEncoder, known_fields
 
 RELEASED: dict[str, Any] = {
     "depths": (3, 4, 30, 3),
@@ -27,20 +28,12 @@ RELEASED: dict[str, Any] = {
 
 
 class ConvNextEncoder(MapEncoder):
-    """The last stage as it is; the classification head of the checkpoint is left out.
-
-    Args:
-        fields: as in :data:`RELEASED`, whose values are those of absent ones.
-    """
+    """The last stage as it is, (N, channels, H / 32, W / 32); the checkpoint's classification head is left out."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
-        self.vision_tower = ConvNext(**{key: fields.get(key, value) for key, value in RELEASED.items()})
-        self.channels = fields.get("dims", RELEASED["dims"])[-1]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> (N, channels, H / 32, W / 32)"""
-        return self.vision_tower(pixels)
+        sizes = known_fields(fields, RELEASED)
+        self.vision_tower, self.channels = ConvNext(**sizes), sizes["dims"][-1]
 
 
 class ConvNext(nn.Module):

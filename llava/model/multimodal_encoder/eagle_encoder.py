@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dyvte.cost.vision import counted_flops
-from llava.model.multimodal_encoder.eagle_clip import ClipEncoder
 from llava.model.multimodal_encoder.eagle_convnext import ConvNextEncoder
 from llava.model.multimodal_encoder.eagle_eva import EvaEncoder
-from llava.model.multimodal_encoder.eagle_pix2struct import Pix2StructEncoder
-from llava.model.multimodal_encoder.eagle_sam import SamEncoder
+from llava.model.multimodal_encoder.eagle_transformers import ClipEncoder, Pix2StructEncoder, SamEncoder
 from llava.model.multimodal_encoder.tower import MapEncoder, VisionTower
 
 ENCODERS: dict[str, type[MapEncoder]] = {
@@ -74,15 +72,11 @@ class MixtureTower(VisionTower):
         self.config = SimpleNamespace(image_size=side, patch_size=side // SIDE, hidden_size=self.hidden_size)
         self.requires_grad_(False)
 
-    def load_model(self, device_map: Any = None) -> None:
-        if self.is_loaded:
-            return
+    def _load(self, device_map: Any) -> None:
         side = self.config.image_size
         self.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-        self.requires_grad_(False)
-        self.is_loaded = True
 
     def encode(self, images: Tensor) -> Tensor:
         maps = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava.model.multimodal_encoder.tower import MapEncoder
+from llava.model.multimodal_encoder.tower import MapEncoder, known_fields
 
 RELEASED: dict[str, Any] = {
     "hidden_dim": 1024,
@@ -33,58 +33,37 @@ RELEASED: dict[str, Any] = {
 
 
 class EvaEncoder(MapEncoder):
-    """The map of the last block.
-
-    Args:
-        fields: as in :data:`RELEASED`, whose values are those of absent ones.
-    """
+    """The map of the last block, (N, channels, H / patch, W / patch)."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
-        sizes: dict[str, Any] = {key: fields.get(key, value) for key, value in RELEASED.items()}
-        self.image_size, self.channels = sizes.pop("image_size"), sizes["hidden_dim"]
-        self.vision_tower = EvaViT(**sizes)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> (N, channels, H / patch, W / patch)"""
-        return self.vision_tower(pixels)
+        sizes = known_fields(fields, RELEASED)
+        self.image_size, self.channels = sizes["image_size"], sizes["hidden_dim"]
+        self.vision_tower = EvaViT(sizes)
 
 
 class EvaViT(nn.Module):
     """Windowed and global attention, rotary positions of two axes beside the learned table, and no final norm.
 
     Checkpoints hold the rotary tables, once or once per block; they are computed here instead.
+
+    Args:
+        sizes: as in :data:`RELEASED`.
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        depth: int,
-        num_heads: int,
-        patch_size: int,
-        window_size: int,
-        window_block_indexes,
-        mlp_ratio: float,
-        pretrain_img_size: int,
-        pt_hw_seq_len: int,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, sizes: Mapping[str, Any]) -> None:
         super().__init__()
-        projection = nn.Conv2d(3, hidden_dim, patch_size, stride=patch_size)
-        self.patch_embed = nn.ModuleDict({"proj": projection})
-        self.side = pretrain_img_size // patch_size
-        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2 + 1, hidden_dim))
-        self.head_size, self.rotary_side = hidden_dim // num_heads, pt_hw_seq_len
-        self.blocks = nn.ModuleList(
-            Block(
-                hidden_dim,
-                num_heads,
-                int(hidden_dim * mlp_ratio),
-                window_size if index in window_block_indexes else 0,
-                norm_eps,
+        width, heads, patch = sizes["hidden_dim"], sizes["num_heads"], sizes["patch_size"]
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, stride=patch)})
+        self.side = sizes["pretrain_img_size"] // patch
+        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2 + 1, width))
+        self.head_size, self.rotary_side = width // heads, sizes["pt_hw_seq_len"]
+        self.blocks = nn.ModuleList()
+        for index in range(sizes["depth"]):
+            window = sizes["window_size"] if index in sizes["window_block_indexes"] else 0
+            self.blocks.append(
+                Block(width, heads, int(width * sizes["mlp_ratio"]), window, sizes["norm_eps"])
             )
-            for index in range(depth)
-        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         states = self.patch_embed["proj"](pixels)

@@ -67,9 +67,7 @@ class InternVisionTower(SelectingTower):
         if self.inside:
             self.vision_tower = InternViT(config)
 
-    def load_model(self, device_map: Any = None) -> None:
-        if self.is_loaded:
-            return
+    def _load(self, device_map: Any) -> None:
         if not self.inside:
             with torch.device("meta"):
                 self.vision_tower = InternViT(replace(self.config, image_size=self._table))
@@ -81,8 +79,6 @@ class InternVisionTower(SelectingTower):
             image_mean=list(IMAGENET_DEFAULT_MEAN),
             image_std=list(IMAGENET_DEFAULT_STD),
         )
-        self.vision_tower.requires_grad_(False)
-        self.is_loaded = True
 
     def _read(self) -> None:
         assert self.folder is not None

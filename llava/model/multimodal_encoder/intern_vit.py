@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.models.clip.modeling_clip import CLIPMLP
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Block(nn.Module):
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         self.attn = Attention(config)
-        self.mlp = Mlp(config)
+        self.mlp = CLIPMLP(config)
         self.norm1 = nn.RMSNorm(width, eps)
         self.norm2 = nn.RMSNorm(width, eps)
         self.ls1 = nn.Parameter(torch.empty(width))
@@ -124,16 +124,3 @@ class Attention(nn.Module):
             for part in (self.q_norm(query), self.k_norm(key), value)
         ]
         return self.proj(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two linear layers."""
-
-    def __init__(self, config: InternViTConfig) -> None:
-        super().__init__()
-        self.act = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(states)))

@@ -38,7 +38,6 @@ class VisionTower(nn.Module, abc.ABC):
     def num_patches_per_side(self) -> int:
         """Features along one side of an image."""
 
-    @abc.abstractmethod
     def load_model(self, device_map: Any = None) -> None:
         """Read weights (in the dtype they are stored in) and image processor; does nothing when they are there.
 
@@ -46,6 +45,14 @@ class VisionTower(nn.Module, abc.ABC):
             FileNotFoundError: when the files cannot be read.
             ValueError: when the files lack weights of the tower.
         """
+        if not self.is_loaded:
+            self._load(device_map)
+            self.requires_grad_(False)
+            self.is_loaded = True
+
+    @abc.abstractmethod
+    def _load(self, device_map: Any) -> None:
+        """What :meth:`load_model` does where nothing is there."""
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -63,28 +70,23 @@ class VisionTower(nn.Module, abc.ABC):
         return self.encode(images.to(self.device, self.dtype)).to(images.dtype)
 
     @property
-    def dummy_feature(self) -> Tensor:
-        """A zero feature, (1, hidden_size)."""
-        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
-
-    @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
         return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return next(self.parameters()).device
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image."""
         return self.num_patches_per_side**2
 
 
 class MapEncoder(nn.Module):
     """One of several towers side by side: pixels (N, 3, H, W) -> a map of features (N, channels, rows, columns).
+
+    Args:
+        fields: its sizes; absent ones are those of the released tower.
 
     Attributes:
         image_size: the pixels' height and width; None where any will do.
@@ -93,9 +95,18 @@ class MapEncoder(nn.Module):
 
     image_size: int | None = None
     channels: int
+    vision_tower: Any
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vision_tower(pixels)
+
+
+def known_fields(fields: Mapping[str, Any], released: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that ``released`` has, with its values for those that are absent."""
+    return {key: fields.get(key, value) for key, value in released.items()}
 
 
 class SelectingTower(VisionTower):
