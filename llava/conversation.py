@@ -45,6 +45,7 @@ class Conversation:
     sep: str = "###"
     sep2: str | None = None
     version: str = "Unknown"
+    skip_next: bool = False  # of LLaVA's own demo; not read here
     system_head: str = ""  # what the system text begins with, whatever it says
 
     def set_system(self, text: str) -> None:

@@ -14,9 +14,19 @@ from llava.chat_model import infer_conv_mode
 from llava.mm_utils import get_model_name_from_path
 
 
+def image_parser(args) -> list[str]:
+    """The image files or addresses, as ``--sep`` divides them."""
+    return args.image_file.split(args.sep)
+
+
+def load_images(image_files: list[str]) -> list:
+    """Read each as RGB."""
+    return [load_image(file) for file in image_files]
+
+
 def eval_model(args) -> Answer:
     """Print the answer to ``args.query``, and what the exit did when one is on."""
-    images = [load_image(file) for file in args.image_file.split(args.sep)] if args.image_file else []
+    images = load_images(image_parser(args)) if args.image_file else []
     videos = [load_video(args.video, sampling_of(args))] if getattr(args, "video", None) else []
     model_name = getattr(args, "model_name", None) or get_model_name_from_path(args.model_path)
     answerer = open_answerer(args, args.conv_mode or infer_conv_mode(model_name, args.model_path))

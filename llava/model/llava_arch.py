@@ -177,7 +177,7 @@ class LlavaMetaModel:
         elif not tower.is_loaded:
             tower.load_model()
         config.use_mm_proj = True
-        config.mm_projector_type = model_args.mm_projector_type
+        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
         config.mm_hidden_size = tower.hidden_size
         config.mm_vision_select_layer = model_args.mm_vision_select_layer
         config.mm_vision_select_feature = model_args.mm_vision_select_feature

@@ -30,7 +30,7 @@ class LLaVATrainer(PartTrainer):
 
     args: TrainingArguments
 
-    def __init__(self, *args, trains: str, **kwargs) -> None:
+    def __init__(self, *args, trains: str = "full", **kwargs) -> None:
         self._save_kind, self._load_kind = KINDS[trains]
         super().__init__(*args, **kwargs)
 

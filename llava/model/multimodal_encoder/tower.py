@@ -70,6 +70,11 @@ class VisionTower(nn.Module, abc.ABC):
         return self.encode(images.to(self.device, self.dtype)).to(images.dtype)
 
     @property
+    def dummy_feature(self) -> Tensor:
+        """A zero feature, (1, hidden_size), as LLaVA's towers have it."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
