@@ -5,7 +5,7 @@ least sum of squared distances from the runs' means, over the curves of ``image_
 to mean 0 and variance 1 over the layers (``text_self`` is 1 minus ``cross`` and would say the same again). Of equal
 cuts the earliest is taken.
 
-Called by :mod:`dyvte.study.attention` and :mod:`dyvte.study.attention_figures`.
+Called by :mod:`dyvte.study.attention` and :mod:`dyvte.study.plot`.
 """
 
 from __future__ import annotations
