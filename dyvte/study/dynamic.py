@@ -34,7 +34,7 @@ from dyvte.report.tables import NOTHING, to_markdown
 from dyvte.report.titles import AVERAGE, BASELINE, flops_unit, model_title, title_of
 from dyvte.study.answered import Answered, fixed_exits, read_all
 from dyvte.study.files import write_result
-from dyvte.study.paired import CONFIDENCE, Interval, Resamples, best_cheaper, interval, score_at
+from dyvte.study.paired import CONFIDENCE, Resamples, best_cheaper, interval, score_at
 
 with extra("study"):
     from matplotlib import pyplot
@@ -47,28 +47,7 @@ COMPARED = {
     "Over it": "over_cheaper",
     "DyVTE over it, equal cost": "gates_over",
 }
-"""Heading -> field of :class:`MethodComparison`, of the table's columns."""
-
-
-@dataclass(frozen=True)
-class MethodComparison:
-    """One method in one scope (a benchmark, or the average over all); costs in TFLOPs of the whole prefill.
-
-    Attributes:
-        fixed_layer: the best fixed exit that costs no more, on all questions; "none" for no exit, None where even
-            layer 0 costs more.
-        gates_over: DyVTE at this method's cost, less this method; None for DyVTE and the oracle, and where every
-            threshold costs more.
-    """
-
-    label: str
-    method: str
-    score: float
-    cost: float
-    over_fixed: Interval
-    fixed_layer: str | None
-    over_cheaper: Interval | None
-    gates_over: Interval | None
+"""Heading of a column -> key of a method in :func:`scope_of`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +84,11 @@ def scope_of(answered: Mapping[str, Sequence[Answered]], resamples: Resamples) -
     Args:
         resamples: of these benchmarks' questions and maybe others'.
 
+    Returns:
+        costs in TFLOPs of the whole prefill; of each method in "rows", "fixed_layer" is the best fixed exit that
+        costs no more, on all questions ("none" for no exit, None where even layer 0 costs more), and "gates_over" is
+        DyVTE at its cost, less it (None for DyVTE and the oracle, and where every threshold costs more).
+
     Raises:
         ValueError: a benchmark lacks the baseline or fixed exits, or has others than the next.
     """
@@ -125,23 +109,24 @@ def scope_of(answered: Mapping[str, Sequence[Answered]], resamples: Resamples) -
         if method.method not in (BASELINE, "fixed") and all(label in other for other in others)
     }
     gates = [means for method, means in found.values() if method == "dyvte"]
+    cheapest = min((own.costs[0] for own in gates), default=np.inf)
     rows = []
     for label, (method, own) in found.items():
         chosen, fits = best_cheaper(fixed.costs, fixed.scores, own.costs)
         cheaper = np.take_along_axis(fixed.scores, chosen[:, None], 1)[:, 0]
-        compared = gates if method not in ("dyvte", "oracle") else []
-        reached = min((curve.costs[0] for curve in compared), default=np.inf) <= own.costs[0]
-        row = MethodComparison(
-            label=label,
-            method=method,
-            score=float(own.scores[0]),
-            cost=float(own.costs[0]),
-            over_fixed=interval(own.scores - fixed.at(own.costs)),
-            fixed_layer=layers[chosen[0]] if fits[0] else None,
-            over_cheaper=interval(own.scores - cheaper) if fits[0] else None,
-            gates_over=interval(Means.curve(gates).at(own.costs) - own.scores) if reached else None,
-        )
-        rows.append(asdict(row))
+        reached = method not in ("dyvte", "oracle") and cheapest <= own.costs[0]
+        gain = interval(Means.curve(gates).at(own.costs) - own.scores) if reached else None
+        row = {
+            "label": label,
+            "method": method,
+            "score": float(own.scores[0]),
+            "cost": float(own.costs[0]),
+            "over_fixed": asdict(interval(own.scores - fixed.at(own.costs))),
+            "fixed_layer": layers[chosen[0]] if fits[0] else None,
+            "over_cheaper": asdict(interval(own.scores - cheaper)) if fits[0] else None,
+            "gates_over": gain and asdict(gain),
+        }
+        rows.append(row)
     return {
         "questions": sum(len(family[0].keys) for family in families.values()),
         "layers": layers,
