@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dyvte.engine.answer import Answerer
 from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.engine.options import add_device_arguments, add_template_arguments
+from dyvte.engine.options import add_device_arguments, add_template_arguments, flags_of
 from dyvte.engine.questions import Question, read_lines
 from dyvte.io import write_json, write_whole
 
@@ -47,14 +48,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """
     rows = [row for _, row in read_lines(str(args.data / "questions.jsonl"))]
     rows.sort(key=lambda row: (len(row["text"]), row["question_id"]))
-    options = ModelOptions(
-        args.model_path,
-        template=args.conv_mode,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-    )
-    chat = open_model(options)
+    chat = open_model(replace(flags_of(ModelOptions, args), template=args.conv_mode))
     assert chat.handle is not None
     depth = chat.decoder_config.num_hidden_layers
     ways = [WITH_IMAGE, BLIND, *(range(depth) if args.layers is None else args.layers)]
