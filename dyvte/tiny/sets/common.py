@@ -24,6 +24,7 @@ _SEEDS = {name: seed for seed, name in enumerate(_SETS.split(), start=1)}
 _PER_SCENE = 4
 
 Form = TypeVar("Form")
+Found = TypeVar("Found")
 
 
 def scenes_of(name: str) -> Iterator[tuple[Scene, np.random.Generator]]:
@@ -40,9 +41,9 @@ def generator_of(name: str) -> np.random.Generator:
 def asked(
     name: str,
     forms: Iterable[Form],
-    ask: Callable[[Scene, Form, np.random.Generator], Question | None],
+    ask: Callable[[Scene, Form, np.random.Generator], Found | None],
     count: int,
-) -> Iterator[tuple[Form, Question, Scene, np.random.Generator]]:
+) -> Iterator[tuple[Form, Found, Scene, np.random.Generator]]:
     """``count`` questions of a set, one form after the other, each about the next scene that allows it."""
     scenes = scenes_of(name)
     for form in islice(cycle(forms), count):

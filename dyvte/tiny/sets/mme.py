@@ -8,7 +8,7 @@ Registered in ``dyvte/tiny/sets/__init__.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from dyvte.io import write_whole
 from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, pick, presence_question
 from dyvte.tiny.scenes import COLORS, Scene, Thing, save_images
-from dyvte.tiny.sets.common import NUMBER_WORDS, row, scenes_of, write_lines
+from dyvte.tiny.sets.common import NUMBER_WORDS, asked, row, write_lines
 from dyvte.tiny.sets.options import wrong_answers
 
 RELEASE = "MME_Benchmark_release_version"
@@ -32,32 +32,23 @@ Task = Callable[[Scene, np.random.Generator], Pair | None]
 
 def write_mme(folder: Path, questions: int) -> None:
     """At least ``questions`` questions: equally many images in each task, two questions each."""
-    release, rows, drawn = folder / RELEASE, [], scenes_of("mme")
-    for task in TASKS:
+    release, rows, scenes = folder / RELEASE, [], {}
+    numbers = range(1, -(-questions // (2 * len(TASKS))) + 1)
+    forms = [(task, f"{number:04d}") for task in TASKS for number in numbers]
+    drawn = asked("mme", forms, lambda scene, form, rng: TASKS[form[0]](scene, rng), len(forms))
+    for (task, number), pair, scene, rng in drawn:
         images = release / task / "images" if task in WITH_SUBFOLDERS else release / task
         texts = release / task / "questions_answers_YN" if task in WITH_SUBFOLDERS else images
-        scenes = {}
-        for number in range(1, -(-questions // (2 * len(TASKS))) + 1):
-            scene, lines = _next_pair(drawn, task)
-            image = images / f"{number:04d}.jpg"
-            scenes[image] = scene
-            told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
-            write_whole(texts / f"{number:04d}.txt", "".join(told))
-            name = image.relative_to(release).as_posix()
-            rows += [row(name, name, f"{text}\n{SHORT_ANSWER}", task) for text, _ in lines]
-        save_images(scenes)
+        image = images / f"{number}.jpg"
+        scenes[image] = scene
+        lines = [*zip(pair, ("Yes", "No"), strict=True)]
+        lines = lines if rng.random() < 0.5 else lines[::-1]
+        told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
+        write_whole(texts / f"{number}.txt", "".join(told))
+        name = image.relative_to(release).as_posix()
+        rows += [row(name, name, f"{text}\n{SHORT_ANSWER}", task) for text, _ in lines]
+    save_images(scenes)
     write_lines(folder / "llava_mme.jsonl", rows)
-
-
-def _next_pair(
-    drawn: Iterator[tuple[Scene, np.random.Generator]], task: str
-) -> tuple[Scene, list[tuple[str, str]]]:
-    """The next scene that allows the task, and its two (question, "Yes" or "No"), in either order."""
-    while True:
-        scene, rng = next(drawn)
-        if pair := TASKS[task](scene, rng):
-            lines: list[tuple[str, str]] = [*zip(pair, ("Yes", "No"), strict=True)]
-            return scene, lines if rng.random() < 0.5 else lines[::-1]
 
 
 def _nothing_shared(scene: Scene, thing: Thing) -> list[str]:
