@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,7 @@ COMPARED = {
 """Heading of a column -> key of a method in :func:`scope_of`."""
 
 
-@dataclass(frozen=True)
-class Means:
+class Means(NamedTuple):
     """Means on every resample: (R + 1,) scores and costs of one setting, (R + 1, P) of a curve of settings."""
 
     scores: NDArray
@@ -60,18 +59,13 @@ class Means:
     @classmethod
     def of(cls, resamples: Resamples, on_each: Mapping[str, Answered]) -> Means:
         """Of one setting, by benchmark."""
-        scores, costs = (
-            resamples.means({name: getattr(method, part) for name, method in on_each.items()})
-            for part in ("scores", "costs")
-        )
-        return cls(scores, costs)
+        parts = ({name: getattr(method, part) for name, method in on_each.items()} for part in cls._fields)
+        return cls(*map(resamples.means, parts))
 
     @classmethod
     def curve(cls, settings: Sequence[Means]) -> Means:
         """Of several settings together."""
-        return cls(
-            np.stack([own.scores for own in settings], 1), np.stack([own.costs for own in settings], 1)
-        )
+        return cls(*(np.stack(part, 1) for part in zip(*settings, strict=True)))
 
     def at(self, costs: NDArray) -> NDArray:
         """(R + 1,) the curve's score at each resample's own cost."""
@@ -230,11 +224,7 @@ def _draw(panel: Axes, scope: Mapping[str, Any], factor: float) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Write all numbers, by scope, with table and figure.
-
-    Raises:
-        FileNotFoundError, ValueError: something is missing, or does not belong together.
-    """
+    """Write all numbers, by scope, with table and figure; raises what ``read_all`` and ``scope_of`` raise."""
     if args.resamples < 1:
         raise ValueError(f"--resamples must be positive, got {args.resamples}")
     model, answered = read_all(args.records, args.oracle)
