@@ -138,7 +138,7 @@ def describe(study: AttentionStudy) -> str:
     second, third = stages.starts
     shown = ", ".join(f"{value:.3f}" for value in stages.cross)
     return (
-        f"{counted}stages: layers 0-{second - 1}, {second}-{third - 1}, {third}-{study.manifest['num_layers'] - 1} "
+        f"{counted}stages: layers 0-{second - 1}, {second}-{third - 1}, {third}-{len(study.count[0]) - 1} "
         f"({stages.explained:.0%} of the variance over layers); cross-attention mass {shown}: "
         f"{'falls, then rises, as in the paper' if stages.as_in_paper else 'not as in the paper'}"
     )
