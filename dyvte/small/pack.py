@@ -12,12 +12,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from dyvte.cli import run
 from dyvte.io import read_json_object, write_json
 from dyvte.tiny.pack import TOWER_FOLDER
-from dyvte.weights import load_tensors
+from dyvte.weights import load_tensors, write_tensors
 
 TEMPLATE = "chatml_direct"
 """The conversation template it was trained with; command lines use it by default, from the config."""
@@ -37,8 +36,8 @@ def pack(lora: Path, tower: Path, out: Path) -> int:
         if not (lora / name).is_file():
             raise FileNotFoundError(f"{lora / name} is missing: train it first with scripts/small/train.sh")
     out.mkdir(parents=True, exist_ok=True)
-    save_file(_halved(load_file(lora / ADAPTER)), out / ADAPTER, metadata={"format": "pt"})
-    torch.save(_halved(load_tensors(lora / PROJECTOR)), out / PROJECTOR)
+    write_tensors(out / ADAPTER, _halved(lora / ADAPTER))
+    torch.save(_halved(lora / PROJECTOR), out / PROJECTOR)
     adapter = read_json_object(lora / "adapter_config.json")
     adapter.pop("base_model_name_or_path", None)  # a folder of the machine
     # without the defaults of options that other versions of peft may not know
@@ -51,8 +50,8 @@ def pack(lora: Path, tower: Path, out: Path) -> int:
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-def _halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
+def _halved(file: Path) -> dict[str, torch.Tensor]:
+    return {name: weight.to(torch.bfloat16).contiguous() for name, weight in load_tensors(file).items()}
 
 
 def main() -> None:

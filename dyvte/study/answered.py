@@ -5,11 +5,9 @@ Called by :mod:`dyvte.study.dynamic`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +15,11 @@ from numpy.typing import NDArray
 from dyvte.benchmarks.files import read_answers
 from dyvte.io import read_json
 from dyvte.report.record import ResultRecord, find_records, reports_of
+from dyvte.report.samples import MERGED, SCORES, Key, keyed
 from dyvte.report.titles import BASELINE, label_of
 from dyvte.study.oracle import OracleStudy
 
 ORACLE, EARLIEST = "Oracle exit", "Earliest exit that keeps the answer"
-Key = tuple[str, int]
-"""A question's id, and how many answers with this id came before (MME asks twice about an image)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +29,7 @@ class Answered:
     Attributes:
         label: the method as tables show it.
         method: its name in records; "oracle" for the oracles.
-        keys: the questions with an image that have a score, n of them.
+        keys: the questions with an image that have a score, n of them, their ids as text.
         scores: (n,) in percent.
         costs: (n,) TFLOPs of the whole prefill.
         exit_layer: of a fixed exit.
@@ -53,15 +50,15 @@ def read_answered(path: Path, record: ResultRecord) -> Answered:
         FileNotFoundError: one is missing.
         ValueError: they do not belong together.
     """
-    scores_file, answers_file = path.with_name("scores.json"), path.with_name("merge.jsonl")
+    scores_file, answers_file = path.with_name(SCORES), path.with_name(MERGED)
     if not scores_file.is_file():
         raise FileNotFoundError(
             f"{scores_file} is missing: start the evaluation again, it keeps its answers and writes the scores"
         )
-    scores = _keyed((str(row["question_id"]), row["score"]) for row in read_json(scores_file))
-    answers = read_answers(answers_file)
-    names = [str(answer["question_id"]) for answer in answers]
-    reports = _keyed(zip(names, reports_of(answers, answers_file), strict=True))
+    scored, answers = read_json(scores_file), read_answers(answers_file)
+    of_scores, of_answers = (keyed(str(row["question_id"]) for row in rows) for rows in (scored, answers))
+    scores = dict(zip(of_scores, [row["score"] for row in scored], strict=True))
+    reports = dict(zip(of_answers, reports_of(answers, answers_file), strict=True))
     keys = tuple(sorted(key for key in scores if key in reports and reports[key].visual_tokens))
     if not keys:
         raise ValueError(f"{scores_file}: none of its questions has an answer with an image in merge.jsonl")
@@ -69,15 +66,6 @@ def read_answered(path: Path, record: ResultRecord) -> Answered:
     costs = np.array([reports[key].tflops for key in keys])
     exit_layer = int(record.settings["exit_layer"]) if record.method == "fixed" else None
     return Answered(label_of(record), record.method, keys, in_percent, costs, exit_layer)
-
-
-def _keyed(pairs: Iterable[tuple[str, Any]]) -> dict[Key, Any]:
-    seen: Counter[str] = Counter()
-    found = {}
-    for name, value in pairs:
-        found[name, seen[name]] = value
-        seen[name] += 1
-    return found
 
 
 def read_all(paths: Sequence[Path], oracles: Sequence[Path] = ()) -> tuple[str, dict[str, list[Answered]]]:
@@ -146,7 +134,7 @@ def oracle_exits(study: OracleStudy, fixed: Sequence[Answered], depth: int) -> l
     keys, costs = fixed[-1].keys, np.stack([method.costs for method in fixed], 1)
     exits = []
     for label, layers in ((ORACLE, study.exit_layers), (EARLIEST, study.earliest_exits)):
-        layer_of: Mapping[Key, int] = _keyed(zip(study.question_id.tolist(), layers.tolist(), strict=True))
+        layer_of = dict(zip(keyed(study.question_id.tolist()), layers.tolist(), strict=True))
         if missing := [key for key in keys if key not in layer_of]:
             raise ValueError(
                 f"the oracle study lacks {len(missing)} of the questions: run it without --limit"

@@ -10,7 +10,8 @@ Only prompts are run; nothing is generated. ``OUTPUT/attention.npz`` and ``atten
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,10 @@ def over_samples(mean: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
     Args:
         mean, variance: (S, ...).
     """
-    defined = np.isfinite(mean)
-    count = np.maximum(defined.sum(0), 1)
-
-    def average(values: NDArray) -> NDArray:
-        total = np.where(defined, values.astype(np.float64), 0.0).sum(0) / count
-        return np.where(defined.any(0), total, np.nan)
-
-    overall = average(mean)
-    return overall, average(variance) + average((mean - overall) ** 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where no sample has a value
+        overall, within = (np.nanmean(values.astype(np.float64), 0) for values in (mean, variance))
+        return overall, within + np.nanmean((mean - overall) ** 2, 0)
 
 
 @torch.inference_mode()
@@ -108,11 +104,7 @@ def prefill_statistics(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
 
 
 def measure_attention(args: argparse.Namespace) -> AttentionStudy:
-    """Measure the questions that are not there yet.
-
-    Raises:
-        FileNotFoundError, ValueError: files are missing or settings do not fit.
-    """
+    """Measure the questions that are not there yet; raises what ``run_study`` raises."""
 
     def prepare(answerer: Answerer) -> dict[str, Any]:
         assert answerer.handle is not None
@@ -128,9 +120,8 @@ def measure_attention(args: argparse.Namespace) -> AttentionStudy:
             },
             "measures": list(MEASURES),
             "kinds": list(KINDS),
-            "heads": getattr(
-                answerer.chat.decoder_config, "num_attention_heads", None
-            ),  # None: layers differ
+            # None: layers differ
+            "heads": getattr(answerer.chat.decoder_config, "num_attention_heads", None),
             **method_of(args, policy),
         }
 
@@ -140,20 +131,17 @@ def measure_attention(args: argparse.Namespace) -> AttentionStudy:
 
 def describe(study: AttentionStudy) -> str:
     """Number of questions, and the stages, in a few lines."""
+    counted = f"{study.manifest['samples']} questions, {int(study.count[1].max())} of them with an image\n"
     stages = study.stages
-    lines = [f"{study.manifest['samples']} questions, {int(study.count[1].max())} of them with an image"]
     if stages is None:
-        lines.append("no stages: some layers computed without any image")
-    else:
-        second, third = stages.starts
-        last = study.manifest["num_layers"] - 1
-        shown = ", ".join(f"{value:.3f}" for value in asdict(stages)["cross"])
-        lines.append(
-            f"stages: layers 0-{second - 1}, {second}-{third - 1}, {third}-{last} ({stages.explained:.0%} of the "
-            f"variance over layers); cross-attention mass {shown}: "
-            f"{'falls, then rises, as in the paper' if stages.as_in_paper else 'not as in the paper'}"
-        )
-    return "\n".join(lines)
+        return f"{counted}no stages: some layers computed without any image"
+    second, third = stages.starts
+    shown = ", ".join(f"{value:.3f}" for value in stages.cross)
+    return (
+        f"{counted}stages: layers 0-{second - 1}, {second}-{third - 1}, {third}-{len(study.count[0]) - 1} "
+        f"({stages.explained:.0%} of the variance over layers); cross-attention mass {shown}: "
+        f"{'falls, then rises, as in the paper' if stages.as_in_paper else 'not as in the paper'}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,9 @@ class AttentionStats(Policy):
         """Note which text tokens follow the image."""
         shape = (trace.num_samples, len(MEASURES), len(KINDS), trace.num_layers)
         statistics = HeadStatistics(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
-        trace.scratch[_SCRATCH] = statistics, _slots_of_queries(row.layout)
+        layout = row.layout
+        queries = layout.text_after_image & (layout.last_visual[layout.owners] >= 0)
+        trace.scratch[_SCRATCH] = statistics, layout.origins[queries]
         return row
 
     def observes(self, layer: int, layout: Layout) -> bool:
@@ -79,8 +82,8 @@ class AttentionStats(Policy):
     def observe(self, layer: int, inputs: AttentionInputs, trace: ExitTrace) -> None:
         """Measure the layer's attention."""
         layout = inputs.layout
-        statistics, text_slots = trace.scratch[_SCRATCH]
-        text_queries = torch.isin(layout.slots, text_slots)
+        statistics, text_origins = trace.scratch[_SCRATCH]
+        text_queries = layout.to_device(np.isin(layout.origins, text_origins))
         for sequence, (sample, origin) in enumerate(zip(layout.samples, layout.forked_at, strict=True)):
             if origin is not None:
                 continue
@@ -139,12 +142,3 @@ def measures_of(logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     # from the logits, since the weights on these keys may all round to zero
     entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
     return torch.stack([mass, mass / seen, entropy])
-
-
-def _slots_of_queries(layout: Layout) -> Tensor:
-    """Slots of each sample's text tokens after its last visual token, in the whole prompt."""
-    token = torch.arange(len(layout.slots), device=layout.slots.device)
-    where = torch.where(layout.is_visual, token, -1)
-    last = torch.full((len(layout.lengths),), -1, device=token.device)
-    last = last.scatter_reduce(0, layout.owner_ids, where, "amax")[layout.owner_ids]
-    return layout.slots[(last >= 0) & (token > last) & ~layout.is_answer]

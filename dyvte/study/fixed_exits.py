@@ -59,19 +59,19 @@ def sweep(args: argparse.Namespace) -> None:
     """Answer at all layers, then score each."""
     items, image_folder = read_items(args)
     answerer = open_with_policy(argparse.Namespace(**{**vars(args), "method": "none"}))
-    config, paths = answerer.chat.decoder_config, {}
-    for layer in args.layers or range(config.num_hidden_layers):
+    config, files = answerer.chat.decoder_config, {}
+    layers = dict.fromkeys(args.layers or range(config.num_hidden_layers))
+    for layer in layers:
         FixedExit(layer).check(config.num_hidden_layers, config.hidden_size)
-        paths[layer] = args.output / f"exit{layer}" / "merge.jsonl"
     with contextlib.ExitStack() as stack:
-        files = {}
-        for layer, path in paths.items():
+        for layer in layers:
             settings = settings_of(args, ("layers", "output"), method="fixed", exit_layer=layer)
-            file = AnswersFile(str(path), settings, model_name_of(args.model_path), items)
+            path = str(args.output / f"exit{layer}" / "merge.jsonl")
+            file = AnswersFile(path, settings, model_name_of(args.model_path), items)
             files[layer] = stack.enter_context(file)
         answer_at_layers(answerer, items, files, image_folder, args)
-    for layer, path in paths.items():
-        score_layer(args, layer, path)
+    for layer, file in files.items():
+        score_layer(args, layer, file.path)
 
 
 def score_layer(args: argparse.Namespace, layer: int, answers: Path) -> None:

@@ -52,16 +52,6 @@ def grid(kind: str, num_layers: int) -> dict[str, list[str]]:
     return {name: flags.split() for name, flags in found.items()}
 
 
-def fit_grid(kind: str, store: Path, output: Path, flags: Sequence[str]) -> None:
-    """Fit what is not there yet.
-
-    Raises:
-        FileNotFoundError, ValueError: the store cannot be used.
-    """
-    for name, own in grid(kind, Manifest.read(store).num_layers).items():
-        fit_once(store, output / name, [*flags, *own])
-
-
 def fit_once(store: Path, folder: Path, flags: Sequence[str]) -> None:
     """Fit gates into a folder, unless they are there from this store with these flags.
 
@@ -90,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the folders of gates")
     args, flags = parser.parse_known_args(argv)
     with one_line_errors(parser.prog):
-        fit_grid(args.grid, args.store, args.output, flags)
+        for name, own in grid(args.grid, Manifest.read(args.store).num_layers).items():
+            fit_once(args.store, args.output / name, [*flags, *own])
 
 
 if __name__ == "__main__":

@@ -96,11 +96,7 @@ def label_batch(answerer: Answerer, batch: Batch) -> dict[str, NDArray]:
 
 
 def find_oracle_exits(args: argparse.Namespace) -> OracleStudy:
-    """Label the questions that are not there yet.
-
-    Raises:
-        FileNotFoundError, ValueError: files are missing or settings do not fit.
-    """
+    """Label the questions that are not there yet; raises what ``run_study`` raises."""
     args.method, args.temperature, args.num_beams = "none", 0.0, 1
     manifest = {
         "definitions": __doc__,

@@ -5,7 +5,7 @@ least sum of squared distances from the runs' means, over the curves of ``image_
 to mean 0 and variance 1 over the layers (``text_self`` is 1 minus ``cross`` and would say the same again). Of equal
 cuts the earliest is taken.
 
-Called by :mod:`dyvte.study.attention` and :mod:`dyvte.study.attention_figures`.
+Called by :mod:`dyvte.study.attention` and :mod:`dyvte.study.plot`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def find_stages(image_self: Sequence[float] | NDArray, cross: Sequence[float] | 
     scaled = (curves - curves.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     total = float((scaled**2).sum())
     cuts = list(combinations(range(1, curves.shape[1]), 2))
-    errors = [_error(scaled, cut) for cut in cuts]
+    errors = [
+        float(sum(((run - run.mean(1, keepdims=True)) ** 2).sum() for run in np.split(scaled, cut, axis=1)))
+        for cut in cuts
+    ]
     best = int(np.argmin(errors))
     first, second, third = (float(part.mean()) for part in np.split(curves[1], cuts[best]))
     return Stages(
@@ -59,11 +62,4 @@ def find_stages(image_self: Sequence[float] | NDArray, cross: Sequence[float] | 
         explained=1 - errors[best] / total if total else 1.0,
         cross=(first, second, third),
         as_in_paper=first > second and second < third,
-    )
-
-
-def _error(curves: NDArray, cut: tuple[int, int]) -> float:
-    """Sum of squared distances from the means of the runs that ``cut`` makes."""
-    return float(
-        sum(((run - run.mean(1, keepdims=True)) ** 2).sum() for run in np.split(curves, cut, axis=1))
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from tqdm import tqdm
 from dyvte import FixedExit, NoExit
 from dyvte.cli import run
 from dyvte.engine.answer import Answerer
-from dyvte.engine.images import load_image
 from dyvte.engine.model import Generation, ModelOptions
 from dyvte.engine.openers import open_model
-from dyvte.engine.options import add_device_arguments, add_template_arguments
-from dyvte.engine.questions import Question, read_lines
+from dyvte.engine.options import add_device_arguments, add_template_arguments, flags_of
+from dyvte.engine.questions import item_of, read_lines
+from dyvte.engine.run import prepared_batches
 from dyvte.io import write_json, write_whole
 
 WITH_IMAGE, BLIND = "image", "blind"
@@ -47,30 +48,20 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """
     rows = [row for _, row in read_lines(str(args.data / "questions.jsonl"))]
     rows.sort(key=lambda row: (len(row["text"]), row["question_id"]))
-    options = ModelOptions(
-        args.model_path,
-        template=args.conv_mode,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-    )
-    chat = open_model(options)
+    chat = open_model(replace(flags_of(ModelOptions, args), template=args.conv_mode))
     assert chat.handle is not None
     depth = chat.decoder_config.num_hidden_layers
     ways = [WITH_IMAGE, BLIND, *(range(depth) if args.layers is None else args.layers)]
-    accuracy, folder = {}, args.data / "images"
+    accuracy, items = {}, [item_of(row) for row in rows]
     answerer = Answerer(chat, Generation(max_new_tokens=8))
     with chat.handle, tqdm(total=len(ways) * len(rows), unit="q") as bar:
         for way in ways:
             bar.set_description(f"exit {way}" if isinstance(way, int) else way)
             chat.handle.policy = FixedExit(way) if isinstance(way, int) else NoExit()
-            answers = []
-            for start in range(0, len(rows), args.batch_size):
-                batch = rows[start : start + args.batch_size]
-                shown = [[] if way == BLIND else [load_image(row["image"], folder)] for row in batch]
-                questions = [Question(row["text"], images) for row, images in zip(batch, shown, strict=True)]
-                answers += [answer.text for answer in answerer.ask(questions)]
-                bar.update(len(questions))
+            asked, answers = [replace(item, images=()) for item in items] if way == BLIND else items, []
+            for _, batch in prepared_batches(asked, args.batch_size, chat, str(args.data / "images")):
+                answers += [answer.text for answer in answerer.complete(batch)]
+                bar.update(len(batch))
             accuracy[str(way)] = accuracy_by_kind(rows, answers)
     return {"questions": len(rows), "layers": depth, "accuracy": accuracy}
 

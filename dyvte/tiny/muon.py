@@ -31,11 +31,9 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step of all groups."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step of all groups; a closure is called first, and its loss returned."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             if group.get("muon"):
                 self._muon_step(group)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
@@ -57,11 +58,8 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
 
 def ask_any(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> Question | None:
     """A question of one of the kinds, tried in random order; None when the scene allows none of them."""
-    for index in rng.permutation(len(kinds)):
-        question = ask(scene, kinds[int(index)], rng)
-        if question:
-            return question
-    return None
+    tried = (ask(scene, kinds[int(index)], rng) for index in rng.permutation(len(kinds)))
+    return next(filter(None, tried), None)
 
 
 def about(things: Things, text: str, answer: Callable[..., object], differ: str = "") -> Kind:
@@ -81,9 +79,8 @@ def about(things: Things, text: str, answer: Callable[..., object], differ: str 
     return kind
 
 
-def every(scene: Scene) -> Sequence[Thing]:
-    """All things; a place singles one out."""
-    return scene.things
+every: Things = attrgetter("things")
+"""All things; a place singles one out."""
 
 
 def only(attribute: str) -> Things:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -72,11 +71,6 @@ class Scene:
     split: str
     key: tuple[int, ...]
     looks: tuple[float, ...]
-
-    @cached_property
-    def at(self) -> dict[int, Thing]:
-        """Things by cell."""
-        return {thing.cell: thing for thing in self.things}
 
     def caption(self) -> str:
         """Everything in reading order, such as "top left red 3, center blue 7"."""

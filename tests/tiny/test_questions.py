@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dyvte.tiny.questions import KINDS, LETTER_ANSWER, SHORT_ANSWER, Question, ask
-from dyvte.tiny.scenes import POSITIONS, Scene, Thing, draw
+from dyvte.tiny.scenes import Scene, Thing, draw
 
 
 def scene_of(*things: tuple[int, int, str]) -> Scene:
@@ -86,7 +86,7 @@ def test_choice_letter_points_to_the_digit() -> None:
         question = ask(SCENE, "choice", np.random.default_rng(seed))
         text, *options = question.text.split("\n")
         position = text.removeprefix("What digit is in the ").removesuffix("?")
-        wanted = SCENE.at[POSITIONS.index(position)].digit
+        (wanted,) = (thing.digit for thing in SCENE.things if thing.position == position)
         letters = dict(option.split(". ") for option in options)
         assert list(letters) == list("ABCD") and len(set(letters.values())) == 4
         assert letters[question.answer] == str(wanted)

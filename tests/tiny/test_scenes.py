@@ -69,7 +69,7 @@ def test_cells_with_a_thing_are_brighter_and_have_its_color(split: str) -> None:
         cells = image.view(3, CELL_SIZE, 3, CELL_SIZE, 3).transpose(1, 2).flatten(0, 1)  # cell, y, x, rgb
         brightest = cells.flatten(1, 2).amax(1)  # cell, rgb
         for cell in range(9):
-            thing = scene.at.get(cell)
+            thing = next((thing for thing in scene.things if thing.cell == cell), None)
             if thing is None:
                 assert brightest[cell].max() < 110
             else:
@@ -81,7 +81,7 @@ def test_distortion_changes_strokes_only() -> None:
     plain, bent = render(scenes), render(scenes, 1.5, torch.Generator().manual_seed(0))
     assert not torch.equal(plain, bent)
     for scene, before, after in zip(scenes, plain, bent, strict=True):
-        for cell in set(range(9)) - set(scene.at):
+        for cell in set(range(9)) - {thing.cell for thing in scene.things}:
             area = (slice(cell // 3 * 24, cell // 3 * 24 + 24), slice(cell % 3 * 24, cell % 3 * 24 + 24))
             assert torch.equal(before[area], after[area])
 

@@ -260,9 +260,9 @@ def test_command_line_refuses(
 
 
 def test_choices() -> None:
-    choice = Choice("What digit is red?", ("3", "5", "7"), 2, "digit_of")
+    choice = Choice("What digit is red?", ("3", "5", "7"), 2)
     assert (choice.letter, choice.prompt()) == ("C", f"What digit is red?\nA. 3\nB. 5\nC. 7\n{LETTER_ANSWER}")
-    assert choice.rotated(1) == Choice("What digit is red?", ("7", "3", "5"), 0, "digit_of")
+    assert choice.rotated(1) == Choice("What digit is red?", ("7", "3", "5"), 0)
     assert wrong_answers(Question("How many digits are red?", "1", "count_color")) == ["0", "2", "3", "4"]
     assert wrong_answers(Question("Which digit is higher, 8 or 7?", "7", "higher")) == ["8"]
     assert wrong_answers(Question("Read the digits in the top row.", "3 7", "read_line"))[:2] == [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, cycle
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ _SEEDS = {name: seed for seed, name in enumerate(_SETS.split(), start=1)}
 _PER_SCENE = 4
 
 Form = TypeVar("Form")
-Questioner = Callable[[Scene, Form, np.random.Generator], Question | None]
+Found = TypeVar("Found")
 
 
 def scenes_of(name: str) -> Iterator[tuple[Scene, np.random.Generator]]:
@@ -39,15 +39,18 @@ def generator_of(name: str) -> np.random.Generator:
 
 
 def asked(
-    name: str, forms: Iterable[Form], ask: Questioner[Form]
-) -> Iterator[tuple[Form, Question, Scene, np.random.Generator]]:
-    """Endless questions of a set, one form after the other, each about the next scene that allows it."""
-    turns = cycle(forms)
-    form = next(turns)
-    for scene, rng in scenes_of(name):
-        if question := ask(scene, form, rng):
-            yield form, question, scene, rng
-            form = next(turns)
+    name: str,
+    forms: Iterable[Form],
+    ask: Callable[[Scene, Form, np.random.Generator], Found | None],
+    count: int,
+) -> Iterator[tuple[Form, Found, Scene, np.random.Generator]]:
+    """``count`` questions of a set, one form after the other, each about the next scene that allows it."""
+    scenes = scenes_of(name)
+    for form in islice(cycle(forms), count):
+        for scene, rng in scenes:
+            if question := ask(scene, form, rng):
+                yield form, question, scene, rng
+                break
 
 
 def asked_together(name: str, kinds: Sequence[str], count: int) -> Iterator[tuple[Scene, list[Question]]]:

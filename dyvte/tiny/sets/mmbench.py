@@ -10,10 +10,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from dyvte.tiny.questions import ask
 from dyvte.tiny.scenes import Scene, encode
-from dyvte.tiny.sets.common import asked, generator_of
-from dyvte.tiny.sets.options import Choice, Letters, choose
+from dyvte.tiny.sets.options import Choice, choices
 from dyvte.tiny.sets.scienceqa import narrowing_hint
 
 COLUMNS = (
@@ -43,15 +41,13 @@ FORMS = (
 
 def write_mmbench(folder: Path, questions: int) -> None:
     """About ``questions`` rows, as whole questions of two to four rotations."""
-    letters, total = Letters(generator_of("mmbench")), 0
-    choices: list[tuple[Choice, dict]] = []
+    chosen: list[tuple[Choice, dict]] = []
     scenes: list[Scene] = []
-    drawn = asked("mmbench", FORMS, lambda scene, form, rng: ask(scene, form[0], rng))
-    for (_, size, hinted, category, level2), question, scene, rng in drawn:
-        choice = choose(question, size, letters, rng)
+    total = 0
+    for (_, _, hinted, category, level2), choice, scene, rng in choices("mmbench", FORMS, questions):
         hint = narrowing_hint(choice, rng) if hinted else ""
         scenes.append(scene)
-        choices.append((choice, {"hint": hint, "category": category, "l2-category": level2}))
+        chosen.append((choice, {"hint": hint, "category": category, "l2-category": level2}))
         total += len(choice.options)
         if total >= questions:
             break
@@ -59,7 +55,7 @@ def write_mmbench(folder: Path, questions: int) -> None:
     rows: list[dict[Any, Any]] = [
         {**about, **_row(choice.rotated(steps), number + steps * ROUND), "image": images[number]}
         for steps in range(4)
-        for number, (choice, about) in enumerate(choices)
+        for number, (choice, about) in enumerate(chosen)
         if steps < len(choice.options)
     ]
     folder.mkdir(parents=True, exist_ok=True)

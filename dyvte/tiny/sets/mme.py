@@ -8,7 +8,7 @@ Registered in ``dyvte/tiny/sets/__init__.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from dyvte.io import write_whole
 from dyvte.tiny.questions import SHORT_ANSWER, Question, absent_mixtures, ask, pick, presence_question
 from dyvte.tiny.scenes import COLORS, Scene, Thing, save_images
-from dyvte.tiny.sets.common import NUMBER_WORDS, row, scenes_of, write_lines
+from dyvte.tiny.sets.common import NUMBER_WORDS, asked, row, write_lines
 from dyvte.tiny.sets.options import wrong_answers
 
 RELEASE = "MME_Benchmark_release_version"
@@ -27,36 +27,28 @@ _FEW, _MANY = 4, 6
 
 Pair = tuple[str, str]
 """A question whose answer is yes, and one whose answer is no."""
+Task = Callable[[Scene, np.random.Generator], Pair | None]
 
 
 def write_mme(folder: Path, questions: int) -> None:
     """At least ``questions`` questions: equally many images in each task, two questions each."""
-    release, rows, drawn = folder / RELEASE, [], scenes_of("mme")
-    for task in TASKS:
+    release, rows, scenes = folder / RELEASE, [], {}
+    numbers = range(1, -(-questions // (2 * len(TASKS))) + 1)
+    forms = [(task, f"{number:04d}") for task in TASKS for number in numbers]
+    drawn = asked("mme", forms, lambda scene, form, rng: TASKS[form[0]](scene, rng), len(forms))
+    for (task, number), pair, scene, rng in drawn:
         images = release / task / "images" if task in WITH_SUBFOLDERS else release / task
         texts = release / task / "questions_answers_YN" if task in WITH_SUBFOLDERS else images
-        scenes = {}
-        for number in range(1, -(-questions // (2 * len(TASKS))) + 1):
-            scene, lines = _next_pair(drawn, task)
-            image = images / f"{number:04d}.jpg"
-            scenes[image] = scene
-            told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
-            write_whole(texts / f"{number:04d}.txt", "".join(told))
-            name = image.relative_to(release).as_posix()
-            rows += [row(name, name, f"{text}\n{SHORT_ANSWER}", task) for text, _ in lines]
-        save_images(scenes)
+        image = images / f"{number}.jpg"
+        scenes[image] = scene
+        lines = [*zip(pair, ("Yes", "No"), strict=True)]
+        lines = lines if rng.random() < 0.5 else lines[::-1]
+        told = [f"{text} {INSTRUCTION}\t{label}\n" for text, label in lines]
+        write_whole(texts / f"{number}.txt", "".join(told))
+        name = image.relative_to(release).as_posix()
+        rows += [row(name, name, f"{text}\n{SHORT_ANSWER}", task) for text, _ in lines]
+    save_images(scenes)
     write_lines(folder / "llava_mme.jsonl", rows)
-
-
-def _next_pair(
-    drawn: Iterator[tuple[Scene, np.random.Generator]], task: str
-) -> tuple[Scene, list[tuple[str, str]]]:
-    """The next scene that allows the task, and its two (question, "Yes" or "No"), in either order."""
-    while True:
-        scene, rng = next(drawn)
-        if pair := TASKS[task](scene, rng):
-            lines: list[tuple[str, str]] = [*zip(pair, ("Yes", "No"), strict=True)]
-            return scene, lines if rng.random() < 0.5 else lines[::-1]
 
 
 def _nothing_shared(scene: Scene, thing: Thing) -> list[str]:
@@ -86,9 +78,16 @@ def presence(task: str, scene: Scene, rng: np.random.Generator) -> Pair | None:
     return (presence_question(thing.name), presence_question(pick(absent, rng))) if absent else None
 
 
-def count(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """How many things there are."""
-    return _claims(ask(scene, "count_all", rng), "Are there {answer} digits in the image?", rng)
+def claims(kind: str, claim: Callable[[str], str]) -> Task:
+    """A task that claims a right and a wrong answer to a question of a kind; ``claim`` makes a text with ``{answer}``
+    of the question's.
+    """
+
+    def task(scene: Scene, rng: np.random.Generator) -> Pair | None:
+        question = ask(scene, kind, rng)
+        return _claimed(question, claim(question.text), rng) if question else None
+
+    return task
 
 
 def position(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -100,26 +99,6 @@ def position(scene: Scene, rng: np.random.Generator) -> Pair | None:
     places = (thing.position, pick(others, rng).position)
     yes, no = (f"Is there a {thing.name} in the {place}?" for place in places)
     return yes, no
-
-
-def line_reads(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """What a row or a column reads; the wrong one differs in one digit."""
-    question = ask(scene, "read_line", rng)
-    line = question.text.removeprefix("Read the digits in the ").rstrip(".") if question else ""
-    return _claims(question, f"Do the digits in the {line} read {{answer}}?", rng)
-
-
-def parity(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Whether the digit at a place is even or odd."""
-    question = ask(scene, "parity", rng)
-    return _claims(question, question.text.replace("even or odd", "{answer}") if question else "", rng)
-
-
-def sum_of_two(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The sum of two digits."""
-    question = ask(scene, "add", rng)
-    claim = question.text.replace("What is", "Is").replace("?", " {answer}?") if question else ""
-    return _claims(question, claim, rng)
 
 
 def digit_in_words(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -137,17 +116,19 @@ def grid_element(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """What an element of the grid is, rows and columns counted from zero."""
     thing = pick(scene.things, rng)
     question = Question("", str(thing.digit), "digit_at")
-    return _claims(question, f"Is grid[{thing.row}][{thing.column}] == {{answer}}?", rng)
+    return _claimed(question, f"Is grid[{thing.row}][{thing.column}] == {{answer}}?", rng)
 
 
-TASKS: dict[str, Callable[[Scene, np.random.Generator], Pair | None]] = {
+TASKS: dict[str, Task] = {
     "existence": partial(presence, "existence"),
-    "count": count,
+    "count": claims("count_all", lambda text: "Are there {answer} digits in the image?"),
     "position": position,
     **{task: partial(presence, task) for task in ABSENT},  # "existence" stays first
-    "OCR": line_reads,
-    "commonsense_reasoning": parity,
-    "numerical_calculation": sum_of_two,
+    "OCR": claims("read_line", lambda text: text.replace("Read", "Do").replace(".", " read {answer}?")),
+    "commonsense_reasoning": claims("parity", lambda text: text.replace("even or odd", "{answer}")),
+    "numerical_calculation": claims(
+        "add", lambda text: text.replace("What is", "Is").replace("?", " {answer}?")
+    ),
     "text_translation": digit_in_words,
     "code_reasoning": grid_element,
 }
@@ -155,8 +136,6 @@ WITH_SUBFOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
 """Tasks whose images and texts lie in folders of their own, as in the original."""
 
 
-def _claims(question: Question | None, claim: str, rng: np.random.Generator) -> Pair | None:
+def _claimed(question: Question, claim: str, rng: np.random.Generator) -> Pair:
     """The claim with the right answer, and with a wrong one."""
-    if not question:
-        return None
     return claim.format(answer=question.answer), claim.format(answer=pick(wrong_answers(question), rng))

@@ -5,7 +5,6 @@ Registered in ``dyvte/tiny/sets/__init__.py``.
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ CAPABILITIES = {
 def write_mmvet(folder: Path, questions: int) -> None:
     """``questions`` questions, each about a scene of its own."""
     rows, records, scenes = [], {}, {}
-    drawn = islice(asked("mmvet", CAPABILITIES, _ask), questions)
+    drawn = asked("mmvet", CAPABILITIES, _ask, questions)
     for number, (kind, question, scene, _) in enumerate(drawn):
         image = f"v1_{number}.png"
         scenes[folder / "images" / image] = scene

@@ -9,24 +9,28 @@ Called throughout :mod:`dyvte.tiny`.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
-from dyvte.tiny.questions import LETTER_ANSWER, Question
-from dyvte.tiny.scenes import COLORS, POSITIONS
+from dyvte.tiny.questions import LETTER_ANSWER, Question, ask
+from dyvte.tiny.scenes import COLORS, POSITIONS, Scene
+from dyvte.tiny.sets.common import asked, generator_of
 
+Form = TypeVar("Form", bound=tuple[Any, ...])
 _NEAR = 3  # how far a wrong number may be from the right one
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with two to five options; ``right`` is the place of the right one, ``kind`` the open question's."""
+    """A question with two to five options; ``right`` is the place of the right one."""
 
     text: str
     options: tuple[str, ...]
     right: int
-    kind: str
 
     @property
     def letter(self) -> str:
@@ -47,30 +51,29 @@ class Choice:
         """The options moved right by so many places; what falls off comes back as A."""
         places = len(self.options)
         moved = tuple(self.options[(place - steps) % places] for place in range(places))
-        return Choice(self.text, moved, (self.right + steps) % places, self.kind)
+        return Choice(self.text, moved, (self.right + steps) % places)
 
 
-class Letters:
-    """Places for right options, each equally often among the choices of one size, in random order."""
+def choices(
+    name: str, forms: Iterable[Form], count: int
+) -> Iterator[tuple[Form, Choice, Scene, np.random.Generator]]:
+    """``count`` questions of a set; the right one is at each place equally often among those with as many options.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._left: dict[int, list[int]] = {}
-
-    def draw(self, size: int) -> int:
-        """A place below ``size``."""
-        if not self._left.get(size):
-            self._left[size] = self._rng.permutation(size).tolist()
-        return self._left[size].pop()
-
-
-def choose(question: Question, size: int, letters: Letters, rng: np.random.Generator) -> Choice:
-    """The question with ``size`` options, or with fewer where it names all that can be meant."""
-    others = wrong_answers(question)
-    picked = [others[index] for index in rng.permutation(len(others))[: size - 1]]
-    right = letters.draw(len(picked) + 1)
-    options = (*picked[:right], question.answer, *picked[right:])
-    return Choice(question.text, options, right, question.kind)
+    Args:
+        forms: what is asked in turn. Each begins with the kind and the number of options, of which there are fewer
+            where a question names all that can be meant.
+    """
+    letters, left = generator_of(name), defaultdict[int, list[int]](list)
+    drawn = asked(name, forms, lambda scene, form, rng: ask(scene, form[0], rng), count)
+    for form, question, scene, rng in drawn:
+        others = wrong_answers(question)
+        picked = [others[index] for index in rng.permutation(len(others))[: form[1] - 1]]
+        places = left[len(picked)]
+        if not places:
+            places += letters.permutation(len(picked) + 1).tolist()
+        right = places.pop()
+        options = (*picked[:right], question.answer, *picked[right:])
+        yield form, Choice(question.text, options, right), scene, rng
 
 
 def wrong_answers(question: Question) -> list[str]:

@@ -5,23 +5,21 @@ Called by :mod:`dyvte.tiny.sets.mmbench`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from dyvte.tiny.questions import ask, pick
+from dyvte.tiny.questions import pick
 from dyvte.tiny.scenes import Scene, save_images
-from dyvte.tiny.sets.common import asked, generator_of, write_json
-from dyvte.tiny.sets.options import Choice, Letters, choose
+from dyvte.tiny.sets.common import write_json
+from dyvte.tiny.sets.options import Choice, choices
 
 SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
 _MINI = 20
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """A sort of question.
 
     Attributes:
@@ -56,11 +54,8 @@ FORMS = (
 
 def write_sqa(folder: Path, questions: int) -> None:
     """``questions`` of the test split; the other splits are empty, except for minitest, its first twenty."""
-    letters = Letters(generator_of("sqa"))
     problems, rows, scenes = {}, [], {}
-    drawn = islice(asked("sqa", FORMS, lambda scene, form, rng: ask(scene, form.kind, rng)), questions)
-    for number, (form, question, scene, rng) in enumerate(drawn, start=1):
-        choice = choose(question, form.size, letters, rng)
+    for number, (form, choice, scene, rng) in enumerate(choices("sqa", FORMS, questions), start=1):
         pid, hint = str(number), _hint(form, scene, choice, rng)
         problems[pid] = _problem(form, choice, hint)
         rows.append(_row(pid, form, choice, hint))

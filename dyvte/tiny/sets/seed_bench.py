@@ -5,13 +5,11 @@ Registered in ``dyvte/tiny/sets/__init__.py``.
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
-from dyvte.tiny.questions import ask
 from dyvte.tiny.scenes import save_images
-from dyvte.tiny.sets.common import asked, generator_of, write_json, write_lines
-from dyvte.tiny.sets.options import Choice, Letters, choose
+from dyvte.tiny.sets.common import write_json, write_lines
+from dyvte.tiny.sets.options import Choice, choices
 
 TYPES = {
     "Scene Understanding": (1, "count_all"),
@@ -30,20 +28,15 @@ TYPES = {
 """Name of a type -> its id, and the kind of question asked."""
 
 _TURNS = (*TYPES, *4 * ["Instance Identity"])  # which is the form that the model was trained on
+_FORMS = [(kind, 4, type_id, name) for name in _TURNS for type_id, kind in [TYPES[name]]]
 _FIRST_VIDEO_TYPE, _FIRST_TYPE_WITH_SEGMENT = 10, 11
 
 
 def write_seed(folder: Path, questions: int) -> None:
     """``questions`` questions with four options, the images' before the videos'."""
-    letters = Letters(generator_of("seed"))
-    turns = asked("seed", _TURNS, lambda scene, name, rng: ask(scene, TYPES[name][1], rng))
-    drawn = [
-        (TYPES[name][0], name, choose(question, 4, letters, rng), scene)
-        for name, question, scene, rng in islice(turns, questions)
-    ]
-    drawn.sort(key=lambda one: one[0] >= _FIRST_VIDEO_TYPE)
+    drawn = sorted(choices("seed", _FORMS, questions), key=lambda one: one[0][2] >= _FIRST_VIDEO_TYPE)
     records, rows, images, frames = [], [], {}, {}
-    for number, (type_id, name, choice, scene) in enumerate(drawn):
+    for number, ((_, _, type_id, name), choice, scene, _) in enumerate(drawn):
         records.append(_record(choice, type_id, number))
         rows.append(_row(records[-1], name, choice))
         (frames if type_id >= _FIRST_VIDEO_TYPE else images)[folder / rows[-1]["image"]] = scene

@@ -5,7 +5,6 @@ Registered in ``dyvte/tiny/sets/__init__.py``.
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 from dyvte.tiny.questions import ask
@@ -16,7 +15,7 @@ from dyvte.tiny.sets.common import asked, row, write_json, write_lines
 def write_textvqa(folder: Path, questions: int) -> None:
     """A row or column to read in each of ``questions`` scenes, in TextVQA's layout, without OCR tokens."""
     rows, annotations, scenes = [], [], {}
-    drawn = islice(asked("textvqa", ["read_line"], ask), questions)
+    drawn = asked("textvqa", ["read_line"], ask, questions)
     for number, (_, question, scene, _) in enumerate(drawn):
         image = f"{number:016x}"
         scenes[folder / f"train_images/{image}.jpg"] = scene

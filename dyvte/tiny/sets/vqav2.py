@@ -68,9 +68,8 @@ def _write_split(folder: Path, name: str, split: str, questions: int) -> tuple[l
 def _annotation(question: Question, image: int, name: int, rng: np.random.Generator) -> dict:
     """Ten people's answers: all mean the same, but up to four of them may write a number as a word."""
     answer = question.answer
-    wordy: list[int] = []
-    if answer.isdecimal():
-        wordy = rng.permutation(_ANNOTATORS)[: int(rng.integers(5))].tolist()
+    number = answer.isdecimal()
+    wordy = rng.permutation(_ANNOTATORS)[: int(rng.integers(5))].tolist() if number else []
     return {
         "question_type": next(kind for kind in _QUESTION_TYPES if question.text.lower().startswith(kind)),
         "multiple_choice_answer": answer,
@@ -83,12 +82,6 @@ def _annotation(question: Question, image: int, name: int, rng: np.random.Genera
             for person in range(_ANNOTATORS)
         ],
         "image_id": image,
-        "answer_type": _answer_type(answer),
+        "answer_type": "yes/no" if answer in ("yes", "no") else "number" if number else "other",
         "question_id": name,
     }
-
-
-def _answer_type(answer: str) -> str:
-    if answer in ("yes", "no"):
-        return "yes/no"
-    return "number" if answer.isdecimal() else "other"
