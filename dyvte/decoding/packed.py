@@ -169,11 +169,6 @@ class Layout:
         return self.to_device(self.kinds == VISUAL)
 
     @cached_property
-    def is_answer(self) -> Tensor:
-        """(T,) bool."""
-        return self.to_device(self.kinds == ANSWER)
-
-    @cached_property
     def place_ids(self) -> Tensor:
         """(T,) long, :attr:`places`."""
         return self.to_device(self.places)
