@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +18,8 @@ from transformers import (
 )
 from transformers import LlavaConfig as HFLlavaConfig
 
+# a shell's background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # small tensors gain nothing from threads, and one thread sums in the same order in every process
 torch.set_num_threads(1)
 

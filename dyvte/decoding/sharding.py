@@ -8,11 +8,12 @@ wherever samples exit and however many there are; but processes may need differe
 end early and shards of data are uneven. Therefore a process says that it starts a pass, and one without work takes
 part in the passes of the others (:func:`in_step`): it gathers, and computes nothing.
 
-Called by :mod:`dyvte.engine.openers`, :mod:`dyvte.gates.store_states` and :mod:`llava.train.prepare`.
+Called by :mod:`dyvte.engine.openers`, :mod:`dyvte.gates` and :mod:`llava.train.prepare`.
 """
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import cast
@@ -35,6 +36,20 @@ def check_processes() -> None:
         )
 
 
+def close_group_at_exit() -> None:
+    """Close gloo's process group, if there is one, before the interpreter ends: its threads would outlive it.
+
+    One of 17 processes was aborted by that ("terminate called without an active exception", torch 2.13).
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        atexit.register(_close_group)
+
+
+def _close_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def shard_layers(model: nn.Module, device: torch.device) -> None:
     """Keep this process's part of each decoder layer on ``device``, and all else of the model whole.
 
@@ -52,6 +67,7 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
             "quantized weights cannot be shared by processes: load the model in 16 bits, or in one process"
         )
     model.requires_grad_(False)
+    close_group_at_exit()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in layers:  # each goes to the device whole, and its part stays
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dyvte.cli import run
-from dyvte.decoding.sharding import in_step
+from dyvte.decoding.sharding import close_group_at_exit, in_step
 from dyvte.engine.instructions import check_records, data_digest, read_records
 from dyvte.engine.model import ChatModel, DefaultTemplate, ModelOptions, TrainingSet
 from dyvte.engine.openers import open_model
@@ -106,6 +106,7 @@ def store(args: argparse.Namespace) -> None:
     """Write what the store lacks, and no other process is writing."""
     check_records(read_records(args.data_path), args.data_path, args.image_folder)  # before a model is loaded
     process = PartialState(cpu=args.device == "cpu")
+    close_group_at_exit()
     options = replace(flags_of(ModelOptions, args), template=args.version)
     if process.num_processes > 1 and not args.shard_model:
         options = replace(options, device=str(process.device))  # a GPU of its own

@@ -22,6 +22,7 @@ from typing import Any
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from dyvte.decoding.sharding import close_group_at_exit
 from dyvte.gates.identity import RunIdentity
 from dyvte.gates.options import TrainingArguments
 from dyvte.gates.sampler import ModalityLengthSampler
@@ -174,6 +175,7 @@ def only_run(args: TrainingArguments) -> Generator[None]:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # by hand, it may outlive its shell
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    close_group_at_exit()
     if args.process_index != 0:
         yield
         return
