@@ -32,10 +32,7 @@ def told(action: Callable[[], Any], largest: int | None = None) -> str:
         code = 2
         try:
             sys.stdout = sys.stderr = open(writer, "w", closefd=False)  # noqa: SIM115 - of the process
-            tqdm.set_lock(threading.RLock())  # the default one is shared with processes that may hold it
-            torch.set_num_threads = lambda count: (
-                None
-            )  # torch may find its pool of threads broken after a fork
+            begin_after_fork()
             _as_anybody()
             if largest is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -56,6 +53,13 @@ def told(action: Callable[[], Any], largest: int | None = None) -> str:
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     assert code in (0, 1), last
     return last if code else ""
+
+
+def begin_after_fork() -> None:
+    """What a forked process has to do before it uses tqdm and torch."""
+    tqdm.set_lock(threading.RLock())  # the default one is shared with processes that may hold it
+    # torch makes its pool of threads anew when it is first asked for; of two threads that ask at once, one gets none
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def read_only(folder: Path) -> Path:

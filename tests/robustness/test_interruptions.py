@@ -10,17 +10,15 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tqdm import tqdm
 
 from dyvte.engine import shards
 from llava.eval.model_vqa_loader import build_parser, eval_model
-from tests.robustness.bad_disk import read_only, told
+from tests.robustness.bad_disk import begin_after_fork, read_only, told
 
 QUESTIONS = 12
 ROOT = Path(__file__).parents[2]
@@ -52,9 +50,7 @@ def start(argv):
     if process:
         return process
     try:
-        tqdm.set_lock(
-            threading.RLock()
-        )  # the default one is shared, also with processes that were killed holding it
+        begin_after_fork()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         eval_model(build_parser().parse_args(argv))
         os._exit(0)
