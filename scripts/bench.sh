@@ -66,8 +66,7 @@ main_rows() {
         if [ "$DEVICE" != cpu ]; then
             bench "prefill-$model-compiled" prefill --model "$model" --batch 1 --exit-layers $more $extra \
                 --variants baseline $one compiled
-        fi
-        if [ "$DEVICE" != cpu ]; then # torch's variable-length kernel or SDPA: which is the better default?
+            # beside the rows above: is torch's variable-length kernel the better default, or SDPA?
             bench "prefill-$model-sdpa" prefill --model "$model" --batch 1 $large --exit-layers $middle mixed $extra \
                 --attn sdpa --variants baseline packed $replayed
         fi

@@ -150,8 +150,8 @@ class Handle:
         self,
         model: nn.Module,
         policy: Policy,
-        graphs: Graphs | Literal["auto"] | None = "auto",
-        kernel: str | None = AUTO,
+        graphs: Graphs | Literal["auto"] | None,
+        kernel: str | None,
     ) -> None:
         adapter = adapter_for(model)
         self._model = model
