@@ -139,10 +139,8 @@ class Graphs:
             held = cache.kv_lengths
             try:
                 step.replay = self._recorded(step.prepare(stack, row, cache, run), row.hidden)
-            except RuntimeError as error:
+            except NotRecorded:
                 cache.forget_step(held)
-                if not isinstance(error, NotRecorded):
-                    raise
                 return run(stack, row, cache=cache)
         else:
             step.hidden.copy_(row.hidden)
